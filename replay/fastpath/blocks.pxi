@@ -1,0 +1,1 @@
+# blocks: not written yet

@@ -1,0 +1,1 @@
+# pacing: not written yet

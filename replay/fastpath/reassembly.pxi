@@ -1,0 +1,1 @@
+# reassembly: not written yet

@@ -1,0 +1,1 @@
+# sink: not written yet

@@ -1,0 +1,51 @@
+"""The one extension. Two switches of the environment: REPLAY_DEBUG=1 (bounds checks, asserts, no optimisation) and
+REPLAY_TRACE=1 (line coverage of the Cython); REPLAY_SANITIZE=1 adds ASan and UBSan."""
+
+import os
+import pathlib
+
+from Cython.Build import cythonize
+from setuptools import Extension, setup
+
+DEBUG = os.environ.get("REPLAY_DEBUG") == "1"
+TRACE = os.environ.get("REPLAY_TRACE") == "1"
+SANITIZE = os.environ.get("REPLAY_SANITIZE") == "1"
+
+compile_args = ["-std=c11", "-D_GNU_SOURCE", "-Wall", "-Wno-unused-function", "-Wno-unused-variable", "-fno-strict-aliasing"]
+link_args: list[str] = []
+macros: list[tuple[str, str | None]] = []
+compile_args += ["-O1", "-g"] if DEBUG else ["-O3", "-g1"]
+if TRACE:
+    macros.append(("CYTHON_TRACE_NOGIL", "1"))
+if SANITIZE:
+    compile_args += ["-fsanitize=address,undefined", "-fno-omit-frame-pointer", "-fno-sanitize-recover=undefined"]
+    link_args += ["-fsanitize=address,undefined"]
+
+fastpath = Extension(
+    "replay._fastpath",
+    ["replay/_fastpath.pyx"],
+    include_dirs=["replay"],
+    extra_compile_args=compile_args,
+    extra_link_args=link_args,
+    define_macros=macros,
+    depends=[str(p) for d in ("replay/fastpath", "replay") for p in sorted(pathlib.Path(d).glob("*.p[xy][idx]"))]
+    + [str(p) for p in sorted(pathlib.Path("replay/fastpath").glob("*.h"))],
+)
+
+setup(
+    ext_modules=cythonize(
+        [fastpath],
+        force=DEBUG or TRACE or SANITIZE,
+        compiler_directives={
+            "language_level": 3,
+            "boundscheck": DEBUG,
+            "wraparound": DEBUG,
+            "initializedcheck": DEBUG,
+            "cdivision": True,
+            "embedsignature": True,
+            "autotestdict": False,
+            "linetrace": TRACE,
+            "legacy_implicit_noexcept": False,
+        },
+    )
+)
