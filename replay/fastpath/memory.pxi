@@ -44,11 +44,11 @@ cdef class Guard:
         self.addresses = <uint8_t*>calloc(self.count + 1, 18)
         if self.addresses == NULL:
             raise MemoryError
-        for i, (address, port) in enumerate(targets):
+        for at, (address, port) in enumerate(targets):
             packed = bytes(address) + int(port).to_bytes(2, "big")
             if len(packed) != 18:
                 raise ValueError("an address has 16 bytes; IPv4 is v4-mapped")
-            memcpy(self.addresses + 18 * i, <const uint8_t*>packed, 18)
+            memcpy(&self.addresses[18 * <Py_ssize_t>at], <const uint8_t*>packed, 18)
 
     def __dealloc__(self):
         free(self.addresses)
