@@ -605,6 +605,22 @@ cdef int decode_slow(Decoder* d, const Packet* packet, Segment* s, uint32_t cut)
                         count_add(&d.protocols[17], 1)
                         return 0
                     at = AT_IP
+                elif port == 1701:
+                    # L2TP version 2 (RFC 2661 3.1): data, with PPP inside
+                    if n < 6 or p[0] & 0x80 or (p[1] & 15) != 2:
+                        count_add(&d.protocols[17], 1)
+                        return 0
+                    flags = p[0]
+                    header = 6 + (2 if flags & 0x40 else 0) + (4 if flags & 8 else 0)
+                    if flags & 2:
+                        if n < header + 2:
+                            return decode_skip(d, SKIP_TRUNCATED)
+                        header += 2 + be16(p + header)
+                    if n < header:
+                        return decode_skip(d, SKIP_TRUNCATED)
+                    p += header
+                    n -= header
+                    at = AT_PPP
                 else:
                     # Teredo (RFC 4380 5.1.1): authentication, origin, then IPv6
                     if n >= 4 and p[0] == 0 and p[1] == 1:
@@ -630,7 +646,7 @@ cdef inline bint decode_is_type(uint32_t kind) noexcept nogil:
 
 
 cdef inline bint decode_is_tunnel(uint32_t port) noexcept nogil:
-    return port == 4789 or port == 8472 or port == 4790 or port == 6081 or port == 3544 or port == 2152
+    return port == 4789 or port == 8472 or port == 4790 or port == 6081 or port == 3544 or port == 2152 or port == 1701
 
 
 cdef class DecoderForTests:
