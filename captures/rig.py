@@ -172,14 +172,15 @@ def connect(server, client=None):
     return one
 
 
-def read_until(one, ending, so_far=b""):
-    """Reads until the bytes end with `ending`; b"" when the other side closed first."""
-    while not so_far.endswith(ending):
-        piece = one.recv(65536)
-        if not piece:
+def read_until(one, ending):
+    """Reads up to and including `ending`, nothing after it; b"" when the other side closed first."""
+    got = b""
+    while not got.endswith(ending):
+        byte = one.recv(1)
+        if not byte:
             return b""
-        so_far += piece
-    return so_far
+        got += byte
+    return got
 
 
 def read_exactly(one, count):
@@ -194,12 +195,9 @@ def read_exactly(one, count):
 
 def read_reply(one, *, head_only=False):
     """One reply of a server of ours or nginx, which frame by Content-Length or chunks: (status, head, body)."""
-    head = b""
-    while not head.endswith(b"\r\n\r\n"):
-        byte = one.recv(1)
-        if not byte:
-            return 0, head, b""
-        head += byte
+    head = read_until(one, b"\r\n\r\n")
+    if not head:
+        return 0, head, b""
     status = int(head.split(b" ", 2)[1])
     fields = {k.lower(): v.strip() for k, _, v in (line.partition(b":") for line in head.split(b"\r\n")[1:])}
     if head_only or status in (204, 304) or status < 200:
