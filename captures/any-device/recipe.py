@@ -27,7 +27,7 @@ for command in (
     subprocess.run(command.split(), check=True)
 time.sleep(1)
 path = rig.CASE / "capture.pcap"
-capture = rig.Recorder(command=["tcpdump", "-i", "any", "-y", "LINUX_SLL2", "--time-stamp-precision=nano", "-w", str(path), "-U", "--immediate-mode", "-Z", "root", "tcp"])
+capture = rig.Recorder(command=["tcpdump", "-i", "any", "-y", "LINUX_SLL2", "--time-stamp-precision=nano", "-w", str(path), *rig.RING, "-Z", "root", "tcp"])
 with rig.Nginx(SERVER) as nginx, capture:
     for i in range(6):
         rig.run(*inside, "curl", "-s", "-H", "Host: far.example", f"http://10.2.0.1:8080/far/{i}", f"http://10.2.0.1:8080/far/{i}/again")

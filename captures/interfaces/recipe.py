@@ -26,7 +26,7 @@ for command in (
     [*inside, "ip", "link", "set", "v1", "up"],
 ):
     subprocess.run(command, check=True)
-capture = rig.Recorder(command=["dumpcap", "-q", "-i", "br0", "-i", "v0", "-i", "lo", "-f", "tcp", "-w", str(rig.CASE / "capture.pcapng")])
+capture = rig.Recorder(command=["dumpcap", "-q", "-B", "64", "-i", "br0", "-i", "v0", "-i", "lo", "-f", "tcp", "-w", str(rig.CASE / "capture.pcapng")])
 body = b"b" * 5000
 with rig.Nginx(SERVER % "10.2.0.1:8080" + SERVER % "10.1.0.10:8080") as nginx, capture:
     (rig.CASE / "body.bin").write_bytes(body)

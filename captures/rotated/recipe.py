@@ -11,7 +11,7 @@ SERVER = "server { listen 10.1.0.10:8080; location / { return 200 'turn'; } }"
 for old in rig.CASE.glob("*.pcapng"):
     old.unlink()
 body = b"".join(b"part %03d " % i + b"." * 60 for i in range(60))
-capture = rig.Recorder(command=["dumpcap", "-q", "-i", "lo", "-f", "tcp", "-b", "packets:40", "-w", str(rig.CASE / "turn.pcapng")])
+capture = rig.Recorder(command=["dumpcap", "-q", "-B", "64", "-i", "lo", "-f", "tcp", "-b", "packets:40", "-w", str(rig.CASE / "turn.pcapng")])
 with rig.Nginx(SERVER) as nginx, capture:
     three = [rig.connect(("10.1.0.10", 8080), ("10.1.0.1", 48000 + k)) for k in range(3)]
     for i in range(20):
