@@ -18,8 +18,9 @@ build: $(VENV)/.built
 demo: $(VENV)/.built
 	$(BIN)/replay demo
 
+# Safe path: processes that the tests start see the installed package, never the checkout.
 test: lint stubtest sanitize
-	$(BIN)/pytest $(SLOW) $(PYTEST_ARGS)
+	PYTHONSAFEPATH=1 $(BIN)/pytest $(SLOW) $(PYTEST_ARGS)
 
 $(VENV)/.made:
 	$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "Python 3.11 or newer is needed, this is %d.%d; name another with make PYTHON=..." % sys.version_info[:2])'
