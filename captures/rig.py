@@ -225,7 +225,7 @@ def read_reply(one, *, head_only=False):
 def run(*command, **more):
     """A client program; its output is thrown away, its failure is ours unless check=False."""
     more.setdefault("check", True)
-    return subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, timeout=60, **more)
+    return subprocess.run(command, capture_output=True, timeout=60, **more)
 
 
 def read_pcap(path):

@@ -26,7 +26,7 @@ rig.serve(("10.1.0.10", 8080), answer)
 with rig.Recorder(snap=200):
     one = rig.connect(("10.1.0.10", 8080), ("10.1.0.1", 46001))
     name, peer = one.getsockname(), one.getpeername()
-    for i, (method, target, head_more, body) in enumerate([
+    for method, target, head_more, body in [
         ("GET", "/fits", "", b""),
         ("POST", "/body-fits", "", b"short"),
         ("POST", "/body-cut", "", b"b" * 400),
@@ -35,7 +35,7 @@ with rig.Recorder(snap=200):
         ("GET", "/after-cut-head", "", b""),
         ("GET", "/long-reply", "", b""),
         ("GET", "/after-long-reply", "", b""),
-    ]):
+    ]:
         length = f"Content-Length: {len(body)}\r\n" if body else ""
         wire = f"{method} {target} HTTP/1.1\r\nHost: snap.example\r\n{length}{head_more}\r\n".encode() + body
         one.sendall(wire)
