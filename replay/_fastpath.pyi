@@ -1,5 +1,6 @@
 # The extension as Python sees it; checked against the build by stubtest.
 from collections.abc import Iterable
+from re import Pattern
 from typing import Any
 
 from typing_extensions import disjoint_base
@@ -49,3 +50,56 @@ class Requests:
     def __len__(self) -> int: ...
     def __getitem__(self, i: int, /) -> dict[str, Any]: ...
     def data(self, i: int) -> bytes: ...
+
+FILTERED: tuple[str | None, ...]
+FIXED_FIELDS: frozenset[bytes]
+OTHER: tuple[str | None, ...]
+SAMPLE_BY: tuple[str, ...]
+TRACE: tuple[str, ...]
+
+@disjoint_base
+class Ingest:
+    def __init__(
+        self,
+        source: PacketSource,
+        queues: Iterable[Queue],
+        pool: Pool,
+        stop: Stop,
+        *,
+        show: bool = ...,
+        incomplete: bool = ...,
+        share: int = ...,
+        sample_by: str = ...,
+        seed: int = ...,
+        methods: Iterable[str | bytes] | None = ...,
+        path: Pattern[bytes] | bytes | None = ...,
+        host: Pattern[bytes] | bytes | None = ...,
+        client: Iterable[tuple[bytes, int]] = ...,
+        server: Iterable[tuple[bytes, int]] = ...,
+        ports: Iterable[int] = ...,
+        since_ns: int | None = ...,
+        until_ns: int | None = ...,
+        limit: int = ...,
+        suffix: bytes | None = ...,
+        set_host: bytes | None = ...,
+        set_headers: Iterable[tuple[bytes, bytes]] = ...,
+        add_headers: Iterable[tuple[bytes, bytes]] = ...,
+        remove_headers: Iterable[bytes] = ...,
+        trace: str = ...,
+        loose: bool = ...,
+        split_by_network: bool = ...,
+        max_head: int = ...,
+        max_body: int = ...,
+        max_connections: int = ...,
+        max_memory: int = ...,
+        max_gap_ns: int = ...,
+        guard: Guard | None = ...,
+        offset_ns: int = ...,
+        loop: int = ...,
+        last: bool = ...,
+    ) -> None: ...
+    def run(self) -> None: ...
+    def counters(self) -> dict[str, Any]: ...
+
+def shadow_host(host: bytes, suffix: bytes = ...) -> bytes: ...
+def xxh64_for_tests(data: bytes, seed: int = ...) -> int: ...
