@@ -23,20 +23,22 @@ test: lint stubtest sanitize
 	PYTHONSAFEPATH=1 $(BIN)/pytest $(SLOW) $(PYTEST_ARGS)
 
 $(VENV)/.made:
-	$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "Python 3.11 or newer is needed, this is %d.%d; name another with make PYTHON=..." % sys.version_info[:2])'
-	$(PYTHON) -m venv $(VENV)
-	$(PIP) install "setuptools>=77" "Cython>=3.1" wheel
-	touch $@
+	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "Python 3.11 or newer is needed, this is %d.%d; name another with make PYTHON=..." % sys.version_info[:2])'
+	@echo 'making .venv …'
+	@$(PYTHON) -m venv $(VENV)
+	@$(PIP) install "setuptools>=77" "Cython>=3.1" wheel
+	@touch $@
 
 # Not isolated: the build dependencies are in the venv, so a rebuild compiles only what changed. The log is kept for the house rules.
 $(VENV)/.built: $(VENV)/.made $(SOURCES)
-	mkdir -p build
-	$(BIN)/python -m pip --disable-pip-version-check install -v --no-build-isolation . >build/build.log 2>&1 || { tail -n 40 build/build.log; exit 1; }
-	touch $@
+	@mkdir -p build
+	@echo 'building the extension (about a minute the first time) …'
+	@$(BIN)/python -m pip --disable-pip-version-check install -v --no-build-isolation . >build/build.log 2>&1 || { tail -n 40 build/build.log; exit 1; }
+	@touch $@
 
 $(VENV)/.tests: $(VENV)/.built pyproject.toml
-	$(PIP) install --no-build-isolation ".[test,lint]"
-	touch $@
+	@$(PIP) install --no-build-isolation ".[test,lint]"
+	@touch $@
 
 lint: $(VENV)/.tests
 	$(BIN)/ruff check
@@ -44,12 +46,12 @@ lint: $(VENV)/.tests
 
 # From another folder, so that the installed package is looked at.
 stubtest: $(VENV)/.tests
-	mkdir -p build/empty
+	@mkdir -p build/empty
 	cd build/empty && ../../$(BIN)/python -m mypy.stubtest --allowlist ../../tests/stubtest-allow.txt replay._fastpath
 
 # The tests of everything that reads foreign bytes, under ASan and UBSan. Left out, with a word, where the compiler has no sanitizers.
 sanitize: $(VENV)/.tests
-	PYTHON=$(BIN)/python sh tests/sanitize.sh
+	@PYTHON=$(BIN)/python sh tests/sanitize.sh
 
 debug: $(VENV)/.tests
 	REPLAY_DEBUG=1 $(BIN)/python setup.py -q build --build-base build/debug --build-lib build/debug/lib

@@ -22,9 +22,6 @@ fi
 
 REPLAY_SANITIZE=1 "$PYTHON" setup.py -q build --build-base "$out/base" --build-lib "$out/lib" >"$out/build.log" 2>&1 || { tail -n 40 "$out/build.log"; exit 1; }
 
-# The whole package stands in build/sanitize/lib; the data too.
-mkdir -p "$out/lib/replay/data"
-cp -f replay/data/*.pcap "$out/lib/replay/data/"
 case $("$CC" --version) in
 *clang*) runtime=$("$CC" -print-file-name="libclang_rt.asan-$(uname -m).so") ;;
 *) runtime="$("$CC" -print-file-name=libasan.so) $("$CC" -print-file-name=libubsan.so)" ;;

@@ -243,6 +243,25 @@ def test_changelog_tells_of_this_version():
     assert f"## {version}" in (ROOT / "CHANGELOG.md").read_text()
 
 
+def test_where_nothing_may_skip_a_skip_fails(tmp_path):
+    """The switch of .ci/run, seen from outside: a skipped test and a skipped module fail, an expected failure and a permitted skip do not."""
+    (tmp_path / "conftest.py").write_bytes((ROOT / "tests" / "conftest.py").read_bytes())
+    (tmp_path / "test_a.py").write_text(
+        "import pytest\ndef test_skips(): pytest.skip('needs something')\n@pytest.mark.skip(reason='by mark')\ndef test_marked(): pass\n"
+        "@pytest.mark.xfail\ndef test_expected(): assert 0\ndef test_permitted(): pytest.skip('needs aarch64')\n"
+    )
+    (tmp_path / "test_b.py").write_text("import pytest\npytest.importorskip('no_such_module')\n")
+    for switch, counts in (("0", {"skipped": 4, "xfailed": 1}), ("1", {"failed": 1, "error": 2, "skipped": 1, "xfailed": 1})):
+        done = subprocess.run(
+            [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "--rootdir", tmp_path, "--continue-on-collection-errors", tmp_path],
+            capture_output=True, text=True, cwd=tmp_path, env=os.environ | {"REPLAY_NO_SKIP": switch},
+        )  # fmt: skip
+        last = done.stdout.splitlines()[-1]
+        found = {word: int(n) for n, word in re.findall(r"(\d+) (failed|skipped|xfailed|error)", last)}
+        assert found == counts, done.stdout
+        assert done.returncode == (0 if switch == "0" else 1)
+
+
 # ---- what is shipped --------------------------------------------------------------------------------------------------
 
 
