@@ -236,10 +236,10 @@ cdef class Ingest:
         self.queues = list(queues)
         g.show, g.show_incomplete, g.split_by_network = show, show and incomplete, split_by_network
         g.collect = len(self.queues) > 0
-        g.max_head = min(max(max_head, 256), 16 << 20)
+        g.max_head = min(max(max_head, <uint64_t>256), <uint64_t>16 << 20)
         g.max_body = min(max_body, <uint64_t>1 << 40)
-        g.max_connections, g.max_memory, g.max_gap_ns, g.limit = max(max_connections, 16), max_memory, max_gap_ns, limit
-        g.max_waiting = max(max_memory // 2, 1 << 20)
+        g.max_connections, g.max_memory, g.max_gap_ns, g.limit = max(max_connections, <uint64_t>16), max_memory, max_gap_ns, limit
+        g.max_waiting = max(max_memory // 2, <uint64_t>1 << 20)
         g.offset_base = offset_ns
         g.offset = offset_ns
         g.loop = loop
@@ -270,7 +270,7 @@ cdef class Ingest:
         r.port_count = len(ports)
         for i in range(r.port_count):
             r.ports[i] = ports[i]
-        r.since_ns = -0x8000000000000000 if since_ns is None else since_ns
+        r.since_ns = -0x7FFFFFFFFFFFFFFF if since_ns is None else since_ns
         r.until_ns = 0x7FFFFFFFFFFFFFFF if until_ns is None else until_ns
         self.path_pattern = None if path is None else _re.compile(path)
         self.host_pattern = None if host is None else _re.compile(host)
