@@ -28,6 +28,8 @@ cdef int decode(Decoder* d, const Packet* p, Segment* s) noexcept nogil:
     off = (q[12] >> 4) * 4
     s.flags = q[13]
     s.data = q + off
+    if tl > p.caplen - 14 or ihl + off > tl or ihl < 20 or off < 20:
+        return 0
     s.len = tl - ihl - off
     s.ts_ns = p.ts_ns
     s.number = p.number

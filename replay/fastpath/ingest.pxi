@@ -236,10 +236,11 @@ cdef class Ingest:
         self.queues = list(queues)
         g.show, g.show_incomplete, g.split_by_network = show, show and incomplete, split_by_network
         g.collect = len(self.queues) > 0
-        g.max_head = min(max(max_head, <uint64_t>256), <uint64_t>16 << 20)
-        g.max_body = min(max_body, <uint64_t>1 << 40)
-        g.max_connections, g.max_memory, g.max_gap_ns, g.limit = max(max_connections, <uint64_t>16), max_memory, max_gap_ns, limit
-        g.max_waiting = max(max_memory // 2, <uint64_t>1 << 20)
+        g.max_head = 256 if max_head < 256 else max_head if max_head < 16 << 20 else 16 << 20
+        g.max_body = max_body if max_body < <uint64_t>1 << 40 else <uint64_t>1 << 40
+        g.max_connections = max_connections if max_connections > 16 else 16
+        g.max_memory, g.max_gap_ns, g.limit = max_memory, max_gap_ns, limit
+        g.max_waiting = max_memory // 2 if max_memory > 2 << 20 else 1 << 20
         g.offset_base = offset_ns
         g.offset = offset_ns
         g.loop = loop
@@ -270,8 +271,8 @@ cdef class Ingest:
         r.port_count = len(ports)
         for i in range(r.port_count):
             r.ports[i] = ports[i]
-        r.since_ns = -0x7FFFFFFFFFFFFFFF if since_ns is None else since_ns
-        r.until_ns = 0x7FFFFFFFFFFFFFFF if until_ns is None else until_ns
+        r.since_ns = -INT64_MOST if since_ns is None else since_ns
+        r.until_ns = INT64_MOST if until_ns is None else until_ns
         self.path_pattern = None if path is None else _re.compile(path)
         self.host_pattern = None if host is None else _re.compile(host)
         r.has_path, r.has_host = path is not None, host is not None
@@ -317,7 +318,7 @@ cdef class Ingest:
         self.kept.append(block)
         return <void*><char*>block
 
-    cdef Text text(self, object value) except *:
+    cdef Text text(self, object value):
         cdef Text t
         cdef bytes held = value.encode("latin-1") if isinstance(value, str) else bytes(value)
         self.kept.append(held)

@@ -227,10 +227,10 @@ cdef Conn* conn_find(Engine* g, const Segment* s, bint make, int* side) noexcept
     cdef Conn* c
     if order < 0 or (order == 0 and s.sport <= s.dport):
         side[0] = 0
-        a, b, ap, bp = <const uint8_t*>s.src, <const uint8_t*>s.dst, s.sport, s.dport
+        a, b, ap, bp = <const uint8_t*>&s.src[0], <const uint8_t*>&s.dst[0], s.sport, s.dport
     else:
         side[0] = 1
-        a, b, ap, bp = <const uint8_t*>s.dst, <const uint8_t*>s.src, s.dport, s.sport
+        a, b, ap, bp = <const uint8_t*>&s.dst[0], <const uint8_t*>&s.src[0], s.dport, s.sport
     h = conn_hash(a, ap, b, bp, network, g.secret)
     c = g.table[h & g.table_mask]
     while c != NULL:
