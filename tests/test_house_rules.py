@@ -205,6 +205,20 @@ def test_version_needs_neither_numpy_nor_yaml_nor_rich():
     assert loaded == "[]"
 
 
+def test_documented_options_exist():
+    """Each option in docs/usage.md and docs/troubleshooting.md is in some verb's --help; each verb's options but the common ones are in docs/usage.md."""
+    helps = ""
+    for verb in ("run", "show", "sink", "demo"):
+        done = subprocess.run([sys.executable, "-m", "replay", verb, "--help"], capture_output=True, text=True, env=os.environ | {"COLUMNS": "200"})
+        assert done.returncode == 0, done.stderr
+        helps += done.stdout
+    known = set(re.findall(r"--[a-z][a-z-]+", helps))
+    usage = (ROOT / "docs" / "usage.md").read_text()
+    documented = set(re.findall(r"--[a-z][a-z-]+", usage + (ROOT / "docs" / "troubleshooting.md").read_text()))
+    assert documented <= known, f"in the documents, but not in the program: {sorted(documented - known)}"
+    assert known - {"--help"} <= set(re.findall(r"--[a-z][a-z-]+", usage)), f"not in docs/usage.md: {sorted(known - {'--help'} - documented)}"
+
+
 # ---- what is committed ------------------------------------------------------------------------------------------------
 
 
