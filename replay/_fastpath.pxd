@@ -21,6 +21,10 @@ cdef extern from "fastpath/atomics.h" nogil:
     uint64_t ring_count(const PointerRing* r)
 
 
+cdef extern from "fastpath/xxh64.h" nogil:
+    uint64_t xxh64(const uint8_t* p, size_t n, uint64_t seed)
+
+
 cdef enum Status:                 # -1 is left to Cython's own exceptions
     OK = 0
     NEED_MORE = -2                # not an error: feed the next bytes

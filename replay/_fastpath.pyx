@@ -10,6 +10,7 @@ from replay._linux cimport *
 include "fastpath/memory.pxi"
 include "fastpath/requests.pxi"
 include "fastpath/blocks.pxi"
+include "fastpath/fragments.pxi"
 include "fastpath/decode.pxi"
 include "fastpath/http1.pxi"
 include "fastpath/select.pxi"

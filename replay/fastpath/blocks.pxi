@@ -9,12 +9,13 @@ cdef class BytesSource(PacketSource):
         with gil:
             if self.at >= len(self.packets):
                 return 0
-            ts, data = self.packets[self.at]
+            ts, data, link, wirelen = (tuple(self.packets[self.at]) + (1, 0))[:4]
             self.at += 1
             memset(out, 0, sizeof(Packet))
             out.ts_ns = ts
             out.data = <const uint8_t*><bytes>data
-            out.caplen = out.wirelen = len(data)
-            out.link = 1
+            out.caplen = len(data)
+            out.wirelen = wirelen or len(data)
+            out.link = link
             out.number = self.at
             return 1

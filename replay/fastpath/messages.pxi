@@ -505,7 +505,7 @@ cdef void request_head(Engine* g, Conn* c, int side, const uint8_t* p, size_t n)
         key[38] = (m.seq >> 8) & 255
         key[39] = m.seq & 255
         m.sampled = sample_taken(&g.rules, key, p, &h)
-        m.wanted = m.sampled == 1 and g.collect
+        m.wanted = g.collect and (m.sampled == 1 or g.show)   # what is withheld is shown whether sampled or not
     m.authority_at = <uint32_t>(host.p - p) if host.p != NULL else 0
     m.authority_len = <uint32_t>host.n
     m.head_len = <uint32_t>n

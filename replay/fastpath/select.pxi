@@ -1,10 +1,6 @@
 # Which requests are taken: filters, the sample, the host that decides (docs/design.md S1, S2, S4).
 # Must not know: connections, sockets. Nothing here allocates; patterns of the user run as Python's `re`, with the GIL.
 
-cdef extern from "fastpath/xxh64.h" nogil:
-    uint64_t xxh64(const uint8_t* p, size_t n, uint64_t seed)
-
-
 cdef enum SampleBy:
     SAMPLE_REQUEST = 0
     SAMPLE_CONNECTION = 1

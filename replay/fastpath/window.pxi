@@ -200,7 +200,10 @@ cdef void batch_row(Engine* g, Message* m, uint8_t withheld, int64_t offset, int
         g.batch = batch
     r = &batch.rows[batch.count]
     memset(r, 0, sizeof(Request))
-    memcpy(batch.arena + batch.used, m.buf, m.len)
+    if m.len:
+        memcpy(batch.arena + batch.used, m.buf, m.len)
+    else:                         # its bytes are gone (a limit on memory): nothing may point into them
+        m.head_len = m.method_len = m.target_at = m.target_len = m.host_at = m.host_len = m.authority_at = m.authority_len = 0
     r.data = batch.arena + batch.used
     r.length = m.len
     batch.used += m.len
