@@ -1,5 +1,6 @@
-"""The one extension. Two switches of the environment: REPLAY_DEBUG=1 (bounds checks, asserts, no optimisation) and
-REPLAY_TRACE=1 (line coverage of the Cython); REPLAY_SANITIZE=1 adds ASan and UBSan."""
+"""The one extension. Switches of the environment: REPLAY_DEBUG=1 (bounds checks, asserts, hardly optimised) and REPLAY_TRACE=1 (line coverage of the
+Cython); REPLAY_SANITIZE=1 adds ASan and UBSan. Each flavour has its own folder of generated C, so that none is mistaken for another; give it its own
+--build-base and --build-lib too (`make debug`, `make trace`, `make sanitize` do)."""
 
 import os
 import pathlib
@@ -10,13 +11,17 @@ from setuptools import Extension, setup
 DEBUG = os.environ.get("REPLAY_DEBUG") == "1"
 TRACE = os.environ.get("REPLAY_TRACE") == "1"
 SANITIZE = os.environ.get("REPLAY_SANITIZE") == "1"
+FLAVOUR = "".join(name for name, on in (("-debug", DEBUG), ("-trace", TRACE), ("-sanitize", SANITIZE)) if on)
 
 compile_args = ["-std=c11", "-D_GNU_SOURCE", "-Wall", "-Wno-unused-function", "-Wno-unused-variable", "-fno-strict-aliasing"]
 link_args: list[str] = []
 macros: list[tuple[str, str | None]] = []
 compile_args += ["-O1", "-g"] if DEBUG else ["-O3", "-g1"]
+if DEBUG:
+    # Python is built with NDEBUG, which would switch Cython's and our own asserts off.
+    compile_args += ["-UNDEBUG"]
 if TRACE:
-    macros.append(("CYTHON_TRACE_NOGIL", "1"))
+    macros += [("CYTHON_TRACE_NOGIL", "1"), ("CYTHON_USE_SYS_MONITORING", "0")]
 if SANITIZE:
     compile_args += ["-fsanitize=address,undefined", "-fno-omit-frame-pointer", "-fno-sanitize-recover=undefined"]
     link_args += ["-fsanitize=address,undefined"]
@@ -35,7 +40,8 @@ fastpath = Extension(
 setup(
     ext_modules=cythonize(
         [fastpath],
-        force=DEBUG or TRACE or SANITIZE,
+        build_dir=f"build/cython{FLAVOUR}",
+        force=bool(FLAVOUR),
         compiler_directives={
             "language_level": 3,
             "boundscheck": DEBUG,

@@ -318,7 +318,7 @@ cdef class Ingest:
         self.kept.append(block)
         return <void*><char*>block
 
-    cdef Text text(self, object value):
+    cdef Text text(self, object value) except *:
         cdef Text t
         cdef bytes held = value.encode("latin-1") if isinstance(value, str) else bytes(value)
         self.kept.append(held)

@@ -1,0 +1,36 @@
+"""Shared by all tests: where nothing may skip, a skip is a failure (REPLAY_NO_SKIP=1, set by .ci/run)."""
+
+import os
+
+import pytest
+
+NO_SKIP = os.environ.get("REPLAY_NO_SKIP") == "1"
+
+# What may skip even there, by a word of its reason.
+MAY_SKIP = (
+    "needs aarch64",  # continuous integration runs on one machine
+)
+
+
+def forbid_skip(report):
+    """Turns a skipped report into a failed one that says why it was skipped. An expected failure stays one."""
+    if not (NO_SKIP and report.skipped) or hasattr(report, "wasxfail"):
+        return
+    reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else str(report.longrepr)
+    if not any(word in reason for word in MAY_SKIP):
+        report.outcome = "failed"
+        report.longrepr = f"nothing may skip here, but {report.nodeid} did: {reason}"
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item, call):
+    report = yield
+    forbid_skip(report)
+    return report
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_make_collect_report(collector):
+    report = yield
+    forbid_skip(report)
+    return report
