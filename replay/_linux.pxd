@@ -31,7 +31,30 @@ cdef extern from "<sys/eventfd.h>" nogil:
         EFD_CLOEXEC
 
 
+cdef extern from "<fcntl.h>" nogil:
+    int open_file "open"(const char* path, int flags)
+    enum:
+        O_RDONLY
+        O_CLOEXEC
+        O_NONBLOCK
+        O_NOCTTY
+
+
+cdef extern from "<sys/stat.h>" nogil:
+    struct file_stat "stat":
+        unsigned int st_mode
+        int64_t st_size
+        uint64_t st_dev
+        uint64_t st_ino
+    int fstat(int fd, file_stat* into)
+    int S_ISREG(unsigned int mode)
+    int S_ISDIR(unsigned int mode)
+    int S_ISFIFO(unsigned int mode)
+
+
 cdef extern from "<unistd.h>" nogil:
+    ssize_t pread(int fd, void* into, size_t count, int64_t at)
+    int isatty(int fd)
     ssize_t read(int fd, void* into, size_t count)
     ssize_t write(int fd, const void* data, size_t count)
     int close(int fd)
