@@ -20,8 +20,8 @@ cdef inline int64_t pacing_add(int64_t start_ns, double delta_ns) noexcept nogil
     """start + delta, saturated: a broken clock in a capture makes a request wait for ever or go at once, never wrap."""
     if delta_ns >= 9.0e18 - <double>start_ns:
         return PACE_NEVER
-    if delta_ns <= -9.0e18:
-        return start_ns if start_ns < 0 else 0
+    if delta_ns <= -<double>start_ns:
+        return 0
     return start_ns + <int64_t>delta_ns
 
 

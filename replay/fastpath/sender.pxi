@@ -1095,3 +1095,8 @@ def push_for_tests(Queue queue not None, rows, *, Stop stop=None, int rows_per_b
         if batch == NULL:
             return n - <uint64_t>len(some)
     return n
+
+
+def guard_trip_for_tests(Guard guard not None):
+    """What ingest does when a captured server is a target."""
+    atomic_set(&guard.hit, 1)
