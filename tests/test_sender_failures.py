@@ -527,5 +527,7 @@ def test_nginx_killed_and_started_again(nginx, pipeline):
     c = run.join()
     log = nginx.log()
     assert len(log) == len(set(log)), "nothing twice"
-    assert c["answered"] <= len(log) <= c["sent"] and c["sent"] == 8000
-    assert sum(c["unanswered"].values()) <= 8 * pipeline
+    # nginx logs a request after its answer: the one of that moment may be missing in its log
+    assert c["answered"] - 1 <= len(log) <= c["sent"] and c["sent"] == 8000
+    # those under way; and those of new connections that the dying process' socket still took in
+    assert sum(c["unanswered"].values()) <= 3 * 8 * pipeline
