@@ -1,7 +1,7 @@
 # The vocabulary of the engine: structs, statuses, reasons. Read this first.
 #
 # A pointer field *owns*, or *borrows until …*; each says which. Times are nanoseconds. Stage functions are `noexcept nogil`.
-from libc.stdint cimport int16_t, int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
+from libc.stdint cimport int8_t, int16_t, int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 
 from replay._linux cimport pthread_mutex_t
 
@@ -19,6 +19,10 @@ cdef extern from "fastpath/atomics.h" nogil:
     int ring_push(PointerRing* r, void* p)
     void* ring_pop(PointerRing* r)
     uint64_t ring_count(const PointerRing* r)
+
+
+cdef extern from "fastpath/xxh64.h" nogil:
+    uint64_t xxh64(const uint8_t* p, size_t n, uint64_t seed)
 
 
 cdef enum Status:                 # -1 is left to Cython's own exceptions
@@ -182,7 +186,7 @@ cdef struct Request:
     uint8_t client[16]
     uint8_t server[16]
 
-cdef enum Withheld:               # S1: the first that applies
+cdef enum:                        # Withheld,          # S1: the first that applies
     WITHHELD_NONE = 0
     WITHHELD_CONNECT = 1
     WITHHELD_UPGRADE = 2
@@ -193,7 +197,7 @@ cdef enum Withheld:               # S1: the first that applies
     WITHHELD_LOOP = 7
     WITHHELD_COUNT = 8
 
-cdef enum Incomplete:             # H12
+cdef enum:                        # Incomplete,          # H12
     INCOMPLETE_NONE = 0
     INCOMPLETE_GAP = 1
     INCOMPLETE_CUT_BY_SNAPLEN = 2

@@ -1,7 +1,7 @@
 # The door to the engine: imports, the stages in flow order, nothing else. The vocabulary is in _fastpath.pxd.
 cimport cython
 from libc cimport errno
-from libc.stdint cimport int16_t, int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
+from libc.stdint cimport int8_t, int16_t, int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free, malloc, realloc
 from libc.string cimport memchr, memcmp, memcpy, memmove, memset
 
@@ -11,11 +11,14 @@ include "fastpath/memory.pxi"
 include "fastpath/requests.pxi"
 include "fastpath/histogram.pxi"
 include "fastpath/blocks.pxi"
+include "fastpath/fragments.pxi"
 include "fastpath/decode.pxi"
 include "fastpath/http1.pxi"
-include "fastpath/reassembly.pxi"
 include "fastpath/select.pxi"
 include "fastpath/rewrite.pxi"
+include "fastpath/reassembly.pxi"
+include "fastpath/messages.pxi"
+include "fastpath/window.pxi"
 include "fastpath/ingest.pxi"
 include "fastpath/pacing.pxi"
 include "fastpath/reply.pxi"

@@ -1,7 +1,7 @@
 /* Atomics and the ring between two threads: what Cython cannot say.
  *
  * Ring: single producer, single consumer, bounded. The producer writes only `tail`, the consumer only `head`;
- * each on its own cache line. A full or empty ring is the caller's business (it waits, or drops and counts). */
+ * each on a cache line of its own. A full or empty ring is the caller's business (it waits, or drops and counts). */
 #ifndef REPLAY_ATOMICS_H
 #define REPLAY_ATOMICS_H
 #include <stdint.h>
@@ -15,9 +15,11 @@ static inline void count_add(int64_t *p, int64_t v) { __atomic_store_n(p, __atom
 static inline int64_t count_get(const int64_t *p) { return __atomic_load_n(p, __ATOMIC_RELAXED); }
 
 typedef struct {
-    _Alignas(64) uint64_t tail;
-    _Alignas(64) uint64_t head;
-    _Alignas(64) uint64_t mask;
+    uint64_t tail;
+    char apart_1[120]; /* not aligned: it lives inside a Python object, which is aligned to 16 */
+    uint64_t head;
+    char apart_2[120];
+    uint64_t mask;
     void **slot;
 } PointerRing;
 

@@ -1,1 +1,464 @@
-# ingest: not written yet
+# The ingest half: packets in, batches of requests out; one nogil thread body. What Python configures and reads of it.
+from cpython.ref cimport Py_DECREF, Py_INCREF, PyObject
+import hashlib as _hashlib
+import os as _os
+import re as _re
+
+cdef enum:
+    TAKE_PACKETS = 256
+
+cdef struct Engine:               # owned by one Ingest; one thread writes, others read the counters
+    # bounds and choices
+    uint64_t max_head
+    uint64_t max_body
+    uint64_t max_memory           # of bodies and heads being read
+    uint64_t max_waiting          # of bytes in reassembly
+    uint64_t max_connections
+    int64_t max_gap_ns
+    int64_t limit
+    bint split_by_network
+    bint show
+    bint show_incomplete
+    bint collect                  # rows are wanted at all
+    Rules rules
+    # connections
+    Conn** table
+    uint64_t table_mask
+    uint64_t conn_count
+    uint64_t conn_ids
+    uint64_t secret
+    Conn* conn_spare
+    uint64_t conn_spares
+    ConnList lists[4]
+    Conn* wait_first
+    Conn* wait_last
+    uint64_t waiting
+    # messages
+    Message* message_spare
+    uint64_t live
+    uint64_t message_bytes
+    Message* window_first
+    Message* window_last
+    uint64_t window_count
+    uint64_t window_bytes
+    uint64_t orders
+    bint finished                 # --limit was reached
+    # out
+    BatchPool* pool
+    PyObject** queues             # borrows: Ingest holds them
+    int queue_count
+    Batch* batch
+    int64_t published
+    const int64_t* stop
+    int64_t loop
+    bint guard_on
+    int64_t* guard_hit
+    PyObject* guard
+    PyObject* path_pattern
+    PyObject* host_pattern
+    # time
+    bint has_first
+    int64_t newest_ns
+    int64_t offset
+    int64_t offset_base
+    # counters
+    int64_t n_found
+    int64_t n_selected
+    int64_t n_writes
+    int64_t n_sampled_out
+    int64_t n_no_key
+    int64_t n_digest
+    int64_t n_first_ns
+    int64_t n_last_ns
+    int64_t n_gaps_cut
+    int64_t n_gaps_cut_ns
+    int64_t n_unqueued
+    int64_t n_packets
+    int64_t n_segments
+    int64_t n_first_packet_ns
+    int64_t n_last_packet_ns
+    int64_t n_connections
+    int64_t n_gaps
+    int64_t n_gap_bytes
+    int64_t n_conflicts
+    int64_t n_repeated
+    int64_t n_evicted
+    int64_t n_no_memory
+    int64_t n_over_memory
+    int64_t n_orphans
+    int64_t n_filtered[FILTERED_COUNT]
+    int64_t n_withheld[WITHHELD_COUNT]
+    int64_t n_incomplete[INCOMPLETE_COUNT]
+    int64_t n_other[OTHER_COUNT]
+
+
+cdef int queue_push(void* queue, Batch* batch) noexcept nogil:
+    # `queue` is a Queue that the Ingest keeps alive; calling its method needs no reference
+    return (<Queue>queue).push(batch)
+
+
+cdef bint guard_meets(Engine* g, Message* m) noexcept nogil:
+    return (<Guard>g.guard).is_target(m.server, m.server_port)
+
+
+# ---- what needs the GIL: digests of `show`, patterns of the user -----------------------------------------------------------
+
+cdef void digest_update(Message* m, const uint8_t* p, size_t n) noexcept nogil:
+    with gil:
+        try:
+            if m.sha == NULL:
+                sha = _hashlib.sha256()
+                Py_INCREF(sha)
+                m.sha = <void*>sha
+            (<object>m.sha).update(<bytes>p[:n])
+        except MemoryError:
+            pass
+
+
+cdef void digest_free(Message* m) noexcept nogil:
+    with gil:
+        Py_DECREF(<object>m.sha)
+        m.sha = NULL
+
+cdef bytes DIGEST_EMPTY = _hashlib.sha256().digest()
+cdef const uint8_t* DIGEST_EMPTY_BYTES = DIGEST_EMPTY
+
+
+cdef void digest_take(Message* m) noexcept with gil:
+    cdef bytes digest = (<object>m.sha).digest()
+    memcpy(m.digest, <const uint8_t*>digest, 32)
+    Py_DECREF(<object>m.sha)
+    m.sha = NULL
+
+
+cdef void digest_end(Message* m) noexcept nogil:
+    if m.sha == NULL:
+        memcpy(m.digest, DIGEST_EMPTY_BYTES, 32)
+        return
+    digest_take(m)
+
+
+cdef bint pattern_finds(void* pattern, const uint8_t* p, size_t n) noexcept nogil:
+    with gil:
+        try:
+            return (<object>pattern).search(<bytes>p[:n]) is not None
+        except (MemoryError, RecursionError):
+            return False
+
+
+cdef uint8_t message_filter(Engine* g, Message* m, const uint8_t* p, const Head* h, const Text* host) noexcept nogil:
+    """The first filter that does not let it through."""
+    cdef Rules* r = &g.rules
+    cdef int i
+    cdef bint found
+    cdef const uint8_t* query
+    cdef size_t n
+    if m.ts_ns < r.since_ns or m.ts_ns >= r.until_ns:
+        return FILTERED_TIME
+    if r.server_count and not network_has(r.servers, r.server_count, m.server):
+        return FILTERED_SERVER
+    if r.client_count and not network_has(r.clients, r.client_count, m.client):
+        return FILTERED_CLIENT
+    if r.port_count:
+        found = False
+        for i in range(r.port_count):
+            if r.ports[i] == m.server_port:
+                found = True
+        if not found:
+            return FILTERED_PORT
+    if r.method_count:
+        found = False
+        for i in range(r.method_count):
+            if r.methods[i].n == h.method_len and memcmp(r.methods[i].p, p, h.method_len) == 0:
+                found = True
+        if not found:
+            return FILTERED_METHOD
+    if r.has_host and (host.p == NULL or not pattern_finds(<void*>g.host_pattern, host.p, host.n)):
+        return FILTERED_HOST
+    if r.has_path:
+        n = h.target_len
+        query = <const uint8_t*>memchr(p + h.target_at, 63, n)
+        if query != NULL:
+            n = query - (p + h.target_at)
+        if not pattern_finds(<void*>g.path_pattern, p + h.target_at, n):
+            return FILTERED_PATH
+    return FILTERED_NONE
+
+
+# ---- the class ------------------------------------------------------------------------------------------------------------------
+
+SAMPLE_BY = ("request", "connection", "client-ip", "path", "header", "cookie", "query")
+TRACE = ("keep", "unsample", "drop")
+#: fields that decide framing or the connection: the rewriter owns them
+FIXED_FIELDS = frozenset((b"host", b"content-length", b"transfer-encoding", b"connection", b"keep-alive", b"proxy-connection",
+                          b"expect", b"upgrade", b"te", b"trailer", b"x-shadow-replay"))
+
+
+cdef class Ingest:
+    """Packets of a source into batches of requests.
+
+    source: a PacketSource.  queues: Queues that all get the same batches (none: only count).  The options are those of the command
+    line, as plain values.  Raises ValueError for a value that cannot be."""
+    cdef Engine g
+    cdef Decoder decoder
+    cdef bint has_decoder
+    cdef PacketSource source
+    cdef Stop stop
+    cdef Pool pool
+    cdef Guard guard
+    cdef list queues
+    cdef list kept                # bytes objects that Rules borrows from
+    cdef object path_pattern
+    cdef object host_pattern
+    cdef bint last
+    cdef bint started
+    cdef int64_t ended            # atomic
+
+    def __cinit__(self):
+        memset(&self.g, 0, sizeof(Engine))
+        self.kept = []
+        self.has_decoder = False
+
+    def __init__(self, PacketSource source not None, queues, Pool pool not None, Stop stop not None, *, bint show=False, bint incomplete=False,
+                 int64_t share=1_000_000, str sample_by="request", uint64_t seed=0, methods=None, path=None, host=None, client=(), server=(),
+                 ports=(), since_ns=None, until_ns=None, int64_t limit=0, suffix=b"-shadow", set_host=None, set_headers=(), add_headers=(),
+                 remove_headers=(), str trace="keep", bint loose=False, bint split_by_network=False, uint64_t max_head=65536,
+                 uint64_t max_body=64 << 20, uint64_t max_connections=262144, uint64_t max_memory=64 << 20,
+                 int64_t max_gap_ns=10_000_000_000, Guard guard=None, int64_t offset_ns=0, int64_t loop=0, bint last=True):
+        cdef Engine* g = &self.g
+        cdef Rules* r = &g.rules
+        cdef int i
+        if g.table != NULL:
+            raise RuntimeError("an Ingest is made once")
+        if not 0 <= share <= 1_000_000:
+            raise ValueError("share is in parts per million, 0 to 1,000,000")
+        self.source, self.stop, self.pool, self.guard, self.last = source, stop, pool, guard, last
+        self.queues = list(queues)
+        g.show, g.show_incomplete, g.split_by_network = show, show and incomplete, split_by_network
+        g.collect = len(self.queues) > 0
+        g.max_head = 256 if max_head < 256 else max_head if max_head < 16 << 20 else 16 << 20
+        g.max_body = max_body if max_body < <uint64_t>1 << 40 else <uint64_t>1 << 40
+        g.max_connections = max_connections if max_connections > 16 else 16
+        g.max_memory, g.max_gap_ns, g.limit = max_memory, max_gap_ns, limit
+        g.max_waiting = max_memory // 2 if max_memory > 2 << 20 else 1 << 20
+        g.offset_base = offset_ns
+        g.offset = offset_ns
+        g.loop = loop
+        g.pool = &pool.pool
+        g.stop = &stop.flag
+        if guard is not None:
+            g.guard = <PyObject*>guard
+            g.guard_hit = &guard.hit
+            g.guard_on = guard.count > 0
+        # rules
+        r.all = share == 1_000_000
+        r.threshold = min((int(share) << 64) // 1_000_000, (1 << 64) - 1)
+        kind, _, name = sample_by.partition(":")
+        if kind not in SAMPLE_BY or (kind in SAMPLE_BY[4:]) != bool(name):
+            raise ValueError(f"sample_by: {sample_by!r} is none of {', '.join(SAMPLE_BY)} (header, cookie and query with :NAME)")
+        r.sample_by = SAMPLE_BY.index(kind)
+        r.sample_name = self.text(name.lower() if kind == "header" else name)
+        r.seed = seed
+        methods = list(methods or ())
+        r.methods = <Text*>self.room(len(methods), sizeof(Text))
+        r.method_count = len(methods)
+        for i in range(r.method_count):
+            r.methods[i] = self.text(methods[i])
+        r.client_count, r.server_count = len(client), len(server)
+        r.clients, r.servers = self.networks(client), self.networks(server)
+        ports = list(ports)
+        r.ports = <uint16_t*>self.room(len(ports), sizeof(uint16_t))
+        r.port_count = len(ports)
+        for i in range(r.port_count):
+            r.ports[i] = ports[i]
+        r.since_ns = -INT64_MOST if since_ns is None else since_ns
+        r.until_ns = INT64_MOST if until_ns is None else until_ns
+        self.path_pattern = None if path is None else _re.compile(path)
+        self.host_pattern = None if host is None else _re.compile(host)
+        r.has_path, r.has_host = path is not None, host is not None
+        g.path_pattern, g.host_pattern = <PyObject*>self.path_pattern, <PyObject*>self.host_pattern
+        r.has_suffix = suffix is not None
+        r.suffix = self.text(suffix or b"")
+        r.has_literal = set_host is not None
+        r.literal = self.text(set_host or b"")
+        r.sets = self.fields(set_headers, &r.set_count)
+        r.adds = self.fields(add_headers, &r.add_count)
+        if r.set_count > 64:
+            raise ValueError("at most 64 headers can be set")
+        removes = [n.lower() for n in remove_headers]
+        r.removes = <Text*>self.room(len(removes), sizeof(Text))
+        r.remove_count = len(removes)
+        for i in range(r.remove_count):
+            if removes[i] in FIXED_FIELDS:
+                raise ValueError(f"the header {removes[i].decode('latin-1')} cannot be removed: it decides the framing or the connection")
+            r.removes[i] = self.text(removes[i])
+        if trace not in TRACE:
+            raise ValueError(f"trace: {trace!r} is none of {', '.join(TRACE)}")
+        r.trace = TRACE.index(trace)
+        r.marker = suffix is None and set_host is None
+        r.loose = loose
+        r.edits = r.marker or r.set_count > 0 or r.add_count > 0 or r.remove_count > 0 or r.trace != TRACE_KEEP
+        # tables
+        g.queue_count = len(self.queues)
+        g.queues = <PyObject**>self.room(g.queue_count, sizeof(PyObject*))
+        for i in range(g.queue_count):
+            if not isinstance(self.queues[i], Queue):
+                raise TypeError("queues are of class Queue")
+            g.queues[i] = <PyObject*>self.queues[i]
+        g.secret = int.from_bytes(_os.urandom(8), "little")
+        g.table = <Conn**>calloc(4096, sizeof(Conn*))
+        g.table_mask = 4095
+        if g.table == NULL or decoder_init(&self.decoder) < 0:
+            raise MemoryError
+        self.has_decoder = True
+        self.decoder.split_by_network = split_by_network
+
+    cdef void* room(self, size_t count, size_t size) except NULL:
+        cdef bytes block = bytes((count + 1) * size)
+        self.kept.append(block)
+        return <void*><char*>block
+
+    cdef Text text(self, object value):
+        cdef Text t
+        cdef bytes held = value.encode("latin-1") if isinstance(value, str) else bytes(value)
+        self.kept.append(held)
+        t.p = <const uint8_t*>held
+        t.n = len(held)
+        return t
+
+    cdef Field* fields(self, pairs, int* count) except NULL:
+        pairs = list(pairs)
+        cdef Field* out = <Field*>self.room(len(pairs), sizeof(Field))
+        cdef int i
+        count[0] = len(pairs)
+        for i in range(count[0]):
+            name, value = pairs[i]
+            if not name or not all(HTTP1_TOKEN[c] for c in name):
+                raise ValueError(f"{name!r} is no header name (RFC 9110 5.1)")
+            if any(c < 32 and c != 9 or c == 127 for c in value):
+                raise ValueError(f"the value of header {name.decode('latin-1')} holds a control byte")
+            if name.lower() in FIXED_FIELDS:
+                raise ValueError(f"the header {name.decode('latin-1')} cannot be set here: it decides the framing or the connection"
+                                 + (" (use --set-host)" if name.lower() == b"host" else ""))
+            out[i].name = self.text(name.lower())
+            out[i].shown = self.text(name)
+            out[i].value = self.text(value)
+        return out
+
+    cdef Network* networks(self, nets) except NULL:
+        nets = list(nets)
+        cdef Network* out = <Network*>self.room(len(nets), sizeof(Network))
+        cdef bytes address
+        cdef int i
+        for i in range(len(nets)):
+            address, bits = nets[i]
+            if len(address) != 16 or not 0 <= bits <= 128:
+                raise ValueError("a network has 16 bytes and 0 to 128 bits")
+            memcpy(out[i].address, <const uint8_t*>address, 16)
+            out[i].bits = bits
+        return out
+
+    def __dealloc__(self):
+        cdef Engine* g = &self.g
+        cdef Message* m
+        cdef Conn* c
+        if g.table != NULL:
+            self.forget()
+            free(g.table)
+        while g.conn_spare != NULL:
+            c = g.conn_spare
+            g.conn_spare = c.hash_next
+            free(c)
+        while g.message_spare != NULL:
+            m = g.message_spare
+            g.message_spare = m.after
+            free(m)
+        if g.batch != NULL:
+            batch_release(g.batch)
+        if self.has_decoder:
+            decoder_free(&self.decoder)
+
+    cdef void forget(self) noexcept nogil:
+        """Drops all connections; their requests end."""
+        cdef Engine* g = &self.g
+        cdef int i
+        for i in range(1, 4):
+            while g.lists[i].first != NULL:
+                conn_drop(g, g.lists[i].first, INCOMPLETE_CUT_AT_END)
+
+    def run(self):
+        """The thread's body: reads the source to its end, or until stopped. Without the GIL but for digests and patterns."""
+        if self.started:
+            raise RuntimeError("an Ingest runs once")
+        self.started = True
+        try:
+            with nogil:
+                self.body()
+        finally:
+            atomic_set(&self.ended, 1)
+            if self.last:
+                for queue in self.queues:
+                    (<Queue>queue).finish()
+
+    cdef void body(self) noexcept nogil:
+        cdef Engine* g = &self.g
+        cdef Packet packets[TAKE_PACKETS]
+        cdef Segment segment
+        cdef int n, i
+        while not atomic_get(g.stop) and not g.finished:
+            n = self.source.take(packets, TAKE_PACKETS)
+            if n == 0:
+                break
+            if n < 0:
+                window_release(g, False)
+                batch_publish(g)  # a quiet pipe: what is there is not kept waiting
+                continue
+            if g.n_first_packet_ns == 0:
+                g.n_first_packet_ns = packets[0].ts_ns
+            for i in range(n):
+                if decode(&self.decoder, &packets[i], &segment):
+                    count_add(&g.n_segments, 1)
+                    segment_in(g, &segment)
+                    if g.window_first != NULL:
+                        window_release(g, False)
+                        if g.finished:
+                            break
+            count_add(&g.n_packets, i + 1 if i < n else n)
+            if packets[n - 1].ts_ns > g.n_last_packet_ns:
+                atomic_set(&g.n_last_packet_ns, packets[n - 1].ts_ns)
+        if not g.finished:
+            self.forget()
+            window_release(g, True)
+        batch_publish(g)
+
+    def counters(self):
+        """What was found, so far; plain values, callable from any thread."""
+        cdef Engine* g = &self.g
+        cdef int i
+        skipped = decoder_skipped(&self.decoder)
+        return {
+            "found": count_get(&g.n_found),
+            "filtered": {FILTERED[i]: g.n_filtered[i] for i in range(1, FILTERED_COUNT) if g.n_filtered[i]},
+            "sampled_out": {k: v for k, v in (("share", g.n_sampled_out), ("no_key", g.n_no_key)) if v},
+            "withheld": {WITHHELD[i]: g.n_withheld[i] for i in range(1, WITHHELD_COUNT) if g.n_withheld[i]},
+            "selected": count_get(&g.n_selected),
+            "writes": count_get(&g.n_writes),
+            "unqueued": count_get(&g.n_unqueued),
+            "incomplete": {INCOMPLETE[i]: g.n_incomplete[i] for i in range(1, INCOMPLETE_COUNT) if g.n_incomplete[i]},
+            "packets": {"read": count_get(&g.n_packets), "skipped": skipped, "cut_frames": count_get(&self.decoder.cut_frames)},
+            "segments": count_get(&g.n_segments),
+            "connections": count_get(&g.n_connections),
+            "other": {OTHER[i]: g.n_other[i] for i in range(1, OTHER_COUNT) if g.n_other[i]},
+            "gaps": count_get(&g.n_gaps), "gap_bytes": count_get(&g.n_gap_bytes),
+            "overlap_conflict": count_get(&g.n_conflicts), "repeated": count_get(&g.n_repeated),
+            "evicted": count_get(&g.n_evicted), "no_memory": count_get(&g.n_no_memory) + count_get(&g.n_over_memory),
+            "lost_estimated": count_get(&g.n_orphans),
+            "first_ns": count_get(&g.n_first_ns) if g.has_first else None,
+            "last_ns": count_get(&g.n_last_ns) if g.has_first else None,
+            "first_packet_ns": count_get(&g.n_first_packet_ns) or None, "last_packet_ns": count_get(&g.n_last_packet_ns) or None,
+            "end_offset_ns": g.offset,
+            "gaps_cut": count_get(&g.n_gaps_cut), "gaps_cut_ns": count_get(&g.n_gaps_cut_ns),
+            "digest": <uint64_t>count_get(&g.n_digest),
+            "finished": bool(g.finished), "ended": atomic_get(&self.ended) != 0,
+            "memory": g.message_bytes + g.waiting,
+        }

@@ -1,1 +1,812 @@
-# reassembly: not written yet
+# Connections and streams: segments in, ordered bytes and gaps out (docs/design.md R1 to R7).
+# Must not know: HTTP (what it calls is stream_bytes, stream_gap, stream_end in messages.pxi), files, sockets. Knows capture time only.
+
+cdef enum:
+    R_AHEAD = 1 << 30                       # R1
+    R_FITS_AHEAD = 64 * 1024 * 1024         # R7: further ahead than this is another connection's number
+    R_FITS_BEHIND = 1024 * 1024             # R7: so far before the start of the flow it may still be a late copy
+    R_FLOW_WAITS = 4 * 1024 * 1024          # R4: bytes that wait in one flow
+    R_ASIDE = 64 * 1024                     # R7
+    R_CLOSED_KEPT = 32768                   # ended connections kept for late copies
+    R_HALF_OPEN_KEPT = 16384                # connections without a byte
+    R_HOLD_PACKETS = 64                     # R4
+
+cdef enum:
+    R_HOLD_NS = 50000000                    # R4: 50 ms
+cdef int64_t R_QUIET_NS = 120000000000      # R7: 120 s
+cdef int64_t R_WAIT_NS = 30000000000        # R4: 30 s
+
+cdef struct Engine                          # ingest.pxi
+cdef struct Message                         # messages.pxi
+cdef struct Conn
+
+cdef struct Pending:                        # bytes that wait, with their segment's boundaries (R4)
+    Pending* next
+    uint64_t pos
+    int64_t ts_ns
+    uint32_t len
+    uint32_t missing                        # D3, follows the bytes
+    uint32_t ack
+    uint8_t has_ack
+    uint8_t starts                          # begins its segment
+    uint8_t forced                          # no longer waits for the other side (causality)
+    uint8_t* data                           # owns (behind the struct)
+
+cdef enum:                                  # ListName
+    LIST_NONE = 0
+    LIST_HALF_OPEN = 1
+    LIST_OPEN = 2
+    LIST_CLOSED = 3
+
+cdef struct Flow:                           # one direction of a connection
+    uint64_t next                           # position expected next; positions begin at 2^32 so that earlier ones exist
+    uint64_t start                          # position of the first byte
+    uint64_t fin                            # position behind the last byte, when fin_seen
+    uint64_t acked                          # highest position acknowledged by the other side
+    uint64_t beyond                         # what `acked` was when it first passed `next` (R4)
+    int64_t beyond_ts                       # when; -1: it has not
+    uint32_t beyond_packets
+    uint32_t seq                            # sequence number of `next`
+    uint32_t waiting                        # bytes pending
+    uint32_t pending_seq                    # R6: initial number of a SYN that is not proven yet
+    uint8_t started                         # a position is known
+    uint8_t from_syn
+    uint8_t has_bytes                       # bytes or a gap were handed on
+    uint8_t fin_seen
+    uint8_t ended
+    uint8_t pending_syn
+    Pending* first                          # owns; ordered by pos, without overlap
+    Pending* last_hint                      # borrows: the last one added, where the next is likely to go
+    # what kept-aside bytes (R7) begin at
+    Pending* aside                          # owns; in order of arrival
+    uint32_t aside_bytes
+    # http, see messages.pxi
+    uint8_t role                            # Role
+    uint8_t state                           # FlowState
+    uint8_t trust                           # Trust
+    uint8_t spoke                           # a whole message of its role was seen
+    uint8_t certain                         # replies: they belong to the oldest open request
+    uint8_t swallow                         # reply: its body runs until the end
+    uint8_t reply_body                      # Framing of the reply being read
+    uint8_t line_known                      # the first line in buf was judged
+    uint8_t resynced                        # what is being read began at the start of a segment, by resync
+    uint8_t peek_state                      # ST_PEEK: the state to go back to
+    uint32_t epoch                          # counts losses of certainty
+    uint32_t doubt_ack                      # acknowledgement of the ambiguous request (H8)
+    uint8_t* buf                            # owns: a head, or held bytes, that is not whole yet
+    uint32_t buf_len
+    uint32_t buf_cap
+    uint32_t scanned                        # of buf, for line ends
+    int64_t msg_ts                          # of the first byte of what is being read
+    uint64_t msg_pos
+    uint32_t msg_seq
+    uint32_t msg_ack
+    uint8_t msg_has_ack
+    uint8_t msg_starts                      # it begins its segment
+    uint64_t left                           # of a body of known length
+    Chunked chunked
+    Message* current                        # request being read; borrows (see Message.holders)
+
+cdef struct Conn:
+    Conn* hash_next
+    Conn* prev                              # of its list (ListName), oldest first
+    Conn* next
+    Conn* wait_prev                         # of the list of those with bytes that wait
+    Conn* wait_next
+    int64_t wait_since
+    int64_t last_ts
+    uint64_t id
+    uint64_t hash
+    uint64_t network
+    uint8_t a[16]                           # lower endpoint
+    uint8_t b[16]
+    uint16_t a_port
+    uint16_t b_port
+    uint8_t list                            # ListName
+    uint8_t waits                           # in the waiting list
+    uint8_t counted                         # a byte was seen: counts as a connection
+    uint8_t reset
+    uint8_t other                           # Other, its kind was counted
+    uint32_t index                          # requests begun
+    uint32_t open                           # messages in the queue
+    Message* queue                          # oldest request without its final reply
+    Message* queue_last
+    Flow flow[2]                            # 0: from a
+
+cdef struct ConnList:
+    Conn* first
+    Conn* last
+    uint64_t count
+
+
+cdef inline uint64_t conn_hash(const uint8_t* a, uint16_t ap, const uint8_t* b, uint16_t bp, uint64_t network, uint64_t secret) noexcept nogil:
+    cdef uint8_t key[44]
+    memcpy(key, a, 16)
+    memcpy(key + 16, b, 16)
+    memcpy(key + 32, &ap, 2)
+    memcpy(key + 34, &bp, 2)
+    memcpy(key + 36, &network, 8)
+    return xxh64(key, 44, secret)
+
+
+cdef inline void list_add(ConnList* l, Conn* c) noexcept nogil:
+    c.prev = l.last
+    c.next = NULL
+    if l.last != NULL:
+        l.last.next = c
+    else:
+        l.first = c
+    l.last = c
+    l.count += 1
+
+
+cdef inline void list_remove(ConnList* l, Conn* c) noexcept nogil:
+    if c.prev != NULL:
+        c.prev.next = c.next
+    else:
+        l.first = c.next
+    if c.next != NULL:
+        c.next.prev = c.prev
+    else:
+        l.last = c.prev
+    c.prev = c.next = NULL
+    l.count -= 1
+
+
+cdef inline void conn_move(Engine* g, Conn* c, uint8_t to) noexcept nogil:
+    """To the young end of a list."""
+    if c.list == to and g.lists[to].last == c:
+        return
+    if c.list != LIST_NONE:
+        list_remove(&g.lists[c.list], c)
+    c.list = to
+    if to != LIST_NONE:
+        list_add(&g.lists[to], c)
+
+
+cdef void conn_waits(Engine* g, Conn* c, int64_t ts) noexcept nogil:
+    if c.waits:
+        return
+    c.waits = 1
+    c.wait_since = ts
+    c.wait_prev = g.wait_last
+    c.wait_next = NULL
+    if g.wait_last != NULL:
+        g.wait_last.wait_next = c
+        if ts < g.wait_last.wait_since:
+            c.wait_since = g.wait_last.wait_since
+    else:
+        g.wait_first = c
+    g.wait_last = c
+
+
+cdef void conn_waits_no_more(Engine* g, Conn* c) noexcept nogil:
+    if not c.waits:
+        return
+    c.waits = 0
+    if c.wait_prev != NULL:
+        c.wait_prev.wait_next = c.wait_next
+    else:
+        g.wait_first = c.wait_next
+    if c.wait_next != NULL:
+        c.wait_next.wait_prev = c.wait_prev
+    else:
+        g.wait_last = c.wait_prev
+    c.wait_prev = c.wait_next = NULL
+
+
+cdef int table_grow(Engine* g) noexcept nogil:
+    cdef uint64_t size = g.table_mask + 1
+    cdef uint64_t i
+    cdef Conn* c
+    cdef Conn* after
+    cdef Conn** fresh = <Conn**>calloc(size * 2, sizeof(Conn*))
+    if fresh == NULL:
+        return -1                           # longer chains then
+    for i in range(size):
+        c = g.table[i]
+        while c != NULL:
+            after = c.hash_next
+            c.hash_next = fresh[c.hash & (size * 2 - 1)]
+            fresh[c.hash & (size * 2 - 1)] = c
+            c = after
+    free(g.table)
+    g.table = fresh
+    g.table_mask = size * 2 - 1
+    return 0
+
+
+cdef Conn* conn_find(Engine* g, const Segment* s, bint make, int* side) noexcept nogil:
+    """The connection of a segment; side: 0 when it comes from the lower endpoint."""
+    cdef int order = memcmp(s.src, s.dst, 16)
+    cdef const uint8_t* a
+    cdef const uint8_t* b
+    cdef uint16_t ap, bp
+    cdef uint64_t network = s.network if g.split_by_network else 0
+    cdef uint64_t h
+    cdef Conn* c
+    if order < 0 or (order == 0 and s.sport <= s.dport):
+        side[0] = 0
+        a, b, ap, bp = <const uint8_t*>&s.src[0], <const uint8_t*>&s.dst[0], s.sport, s.dport
+    else:
+        side[0] = 1
+        a, b, ap, bp = <const uint8_t*>&s.dst[0], <const uint8_t*>&s.src[0], s.dport, s.sport
+    h = conn_hash(a, ap, b, bp, network, g.secret)
+    c = g.table[h & g.table_mask]
+    while c != NULL:
+        if c.hash == h and c.a_port == ap and c.b_port == bp and c.network == network and memcmp(c.a, a, 16) == 0 and memcmp(c.b, b, 16) == 0:
+            return c
+        c = c.hash_next
+    if not make:
+        return NULL
+    if g.conn_count >= g.max_connections:
+        conn_evict(g)
+    c = g.conn_spare
+    if c != NULL:
+        g.conn_spare = c.hash_next
+    else:
+        c = <Conn*>malloc(sizeof(Conn))
+        if c == NULL:
+            return NULL
+    memset(c, 0, sizeof(Conn))
+    memcpy(c.a, a, 16)
+    memcpy(c.b, b, 16)
+    c.a_port = ap
+    c.b_port = bp
+    c.network = network
+    c.hash = h
+    c.last_ts = s.ts_ns
+    conn_fresh(g, c)
+    if g.conn_count > g.table_mask:
+        table_grow(g)
+    c.hash_next = g.table[h & g.table_mask]
+    g.table[h & g.table_mask] = c
+    g.conn_count += 1
+    conn_move(g, c, LIST_HALF_OPEN)
+    if g.lists[LIST_HALF_OPEN].count > R_HALF_OPEN_KEPT:
+        conn_drop(g, g.lists[LIST_HALF_OPEN].first, INCOMPLETE_EVICTED)
+    return c
+
+
+cdef void conn_fresh(Engine* g, Conn* c) noexcept nogil:
+    """A new connection begins, in a table entry that is new or whose former connection has ended."""
+    cdef int i
+    g.conn_ids += 1
+    c.id = g.conn_ids
+    c.index = 0
+    c.counted = 0
+    c.reset = 0
+    c.other = 0
+    for i in range(2):
+        free(c.flow[i].buf)
+        memset(&c.flow[i], 0, sizeof(Flow))
+        c.flow[i].beyond_ts = -1
+        c.flow[i].certain = 1
+
+
+cdef void pending_free(Engine* g, Flow* f) noexcept nogil:
+    cdef Pending* p = f.first
+    cdef Pending* after
+    while p != NULL:
+        after = p.next
+        g.waiting -= p.len
+        free(p)
+        p = after
+    f.first = NULL
+    f.last_hint = NULL
+    f.waiting = 0
+    p = f.aside
+    while p != NULL:
+        after = p.next
+        g.waiting -= p.len
+        free(p)
+        p = after
+    f.aside = NULL
+    f.aside_bytes = 0
+
+
+cdef void conn_drop(Engine* g, Conn* c, uint8_t reason) noexcept nogil:
+    """Ends a connection and forgets it."""
+    cdef Conn** at
+    conn_end(g, c, reason)
+    at = &g.table[c.hash & g.table_mask]
+    while at[0] != c:
+        at = &(at[0].hash_next)
+    at[0] = c.hash_next
+    conn_move(g, c, LIST_NONE)
+    g.conn_count -= 1
+    free(c.flow[0].buf)
+    free(c.flow[1].buf)
+    if g.conn_spares < 4096:
+        c.hash_next = g.conn_spare
+        g.conn_spare = c
+        g.conn_spares += 1
+    else:
+        free(c)
+
+
+cdef void conn_evict(Engine* g) noexcept nogil:
+    """Room for one more: an ended connection, else one without a byte, else the one quiet for longest."""
+    if g.lists[LIST_CLOSED].first != NULL:
+        conn_drop(g, g.lists[LIST_CLOSED].first, INCOMPLETE_CLOSED)
+    elif g.lists[LIST_HALF_OPEN].first != NULL:
+        count_add(&g.n_evicted, 1)
+        conn_drop(g, g.lists[LIST_HALF_OPEN].first, INCOMPLETE_EVICTED)
+    elif g.lists[LIST_OPEN].first != NULL:
+        count_add(&g.n_evicted, 1)
+        conn_drop(g, g.lists[LIST_OPEN].first, INCOMPLETE_EVICTED)
+
+
+cdef void conn_end(Engine* g, Conn* c, uint8_t reason) noexcept nogil:
+    """The connection is over: what waits is read, gaps close, messages end (R6)."""
+    cdef int i
+    cdef Flow* f
+    cdef Pending* p
+    cdef Pending* q
+    while True:
+        flow_settle(g, c)
+        p = c.flow[0].first
+        q = c.flow[1].first
+        if p == NULL and q == NULL:
+            break
+        flow_force(g, c, 1 if p == NULL or (q != NULL and q.ts_ns < p.ts_ns) else 0)
+    for i in range(2):
+        f = &c.flow[i]
+        if not f.ended:
+            f.ended = 1
+            stream_end(g, c, i, reason)
+        pending_free(g, f)
+    conn_waits_no_more(g, c)
+    stream_over(g, c)
+
+
+cdef inline uint64_t flow_pos(const Flow* f, uint32_t seq) noexcept nogil:
+    """R1. A number that is ahead by more than 2^30 counts as behind."""
+    cdef int64_t delta = <int32_t>(seq - f.seq)
+    if delta > R_AHEAD:
+        delta -= <int64_t>1 << 32
+    return f.next + delta
+
+
+cdef inline void flow_begin(Flow* f, uint32_t seq, bint from_syn) noexcept nogil:
+    f.started = 1
+    f.from_syn = from_syn
+    f.next = <uint64_t>1 << 33
+    f.start = f.next
+    f.seq = seq
+    f.beyond_ts = -1
+    f.acked = 0
+
+
+cdef inline void flow_forward(Flow* f, uint64_t n) noexcept nogil:
+    f.next += n
+    f.seq += <uint32_t>n
+    f.has_bytes = 1
+    if f.beyond_ts >= 0 and f.acked <= f.next:
+        f.beyond_ts = -1
+
+
+cdef inline bint flow_must_wait(const Flow* other, uint32_t ack) noexcept nogil:
+    """Causality: these bytes were sent after the other side's up to `ack` had arrived, so those are read first."""
+    cdef int32_t ahead
+    if not other.started or other.ended or other.role == ROLE_OTHER:
+        return False
+    ahead = <int32_t>(ack - other.seq)
+    return 0 < ahead <= R_FITS_AHEAD and not (other.fin_seen and other.next + <uint64_t>ahead > other.fin and other.next >= other.fin)
+
+
+cdef int pending_add(Engine* g, Conn* c, Flow* f, uint64_t pos, const Segment* s, const uint8_t* data, uint32_t n, uint32_t missing) noexcept nogil:
+    """Keeps bytes for later; what waits already wins over later copies (R2)."""
+    cdef Pending** at = &f.first
+    cdef Pending* p
+    cdef Pending* q
+    cdef uint64_t end = pos + n
+    cdef uint64_t stop
+    cdef uint64_t from_, size
+    cdef bint starts = True
+    cdef bint conflict = False
+    if f.last_hint != NULL and f.last_hint.pos + f.last_hint.len <= pos:
+        at = &f.last_hint.next
+    while True:
+        q = at[0]
+        if q != NULL and q.pos + q.len <= pos and not (q.len == 0 and q.pos == pos and n == 0):
+            at = &q.next
+            continue
+        if q == NULL or q.pos >= end:
+            stop = end
+        elif q.pos > pos:
+            stop = q.pos
+        else:
+            # [pos, min(end, q's end)) is there already
+            from_ = q.pos + q.len
+            if from_ > end:
+                from_ = end
+            if memcmp(q.data + (pos - q.pos), data, from_ - pos) != 0:
+                conflict = True
+            data += from_ - pos
+            pos = from_
+            starts = False
+            if pos >= end:
+                break
+            at = &q.next
+            continue
+        size = stop - pos
+        if size == 0 and missing == 0:
+            break
+        p = <Pending*>malloc(sizeof(Pending) + size)
+        if p == NULL:
+            count_add(&g.n_no_memory, 1)
+            break
+        p.pos = pos
+        p.ts_ns = s.ts_ns
+        p.len = <uint32_t>size
+        p.missing = missing if stop == end else 0
+        p.ack = s.ack
+        p.has_ack = (s.flags & TCP_ACK) != 0
+        p.starts = starts
+        p.forced = 0
+        p.data = <uint8_t*>p + sizeof(Pending)
+        memcpy(p.data, data, size)
+        p.next = q
+        at[0] = p
+        f.last_hint = p
+        f.waiting += <uint32_t>size
+        g.waiting += size
+        data += size
+        pos = stop
+        starts = False
+        if pos >= end:
+            break
+        at = &p.next
+    if conflict:
+        count_add(&g.n_conflicts, 1)
+    conn_waits(g, c, s.ts_ns)
+    return 0
+
+
+cdef void flow_gap(Engine* g, Conn* c, int side, uint64_t n, uint8_t reason) noexcept nogil:
+    cdef Flow* f = &c.flow[side]
+    count_add(&g.n_gaps, 1)
+    count_add(&g.n_gap_bytes, <int64_t>n)
+    flow_forward(f, n)
+    stream_gap(g, c, side, n, reason)
+
+
+cdef void flow_cut(Engine* g, Conn* c, int side, uint64_t end, uint32_t missing) noexcept nogil:
+    """R5: bytes behind `end` are missing by the snap length; a gap at once, up to what is there already."""
+    cdef Flow* f = &c.flow[side]
+    cdef uint64_t n
+    if end + missing <= f.next or end > f.next:
+        return
+    n = end + missing - f.next
+    if f.first != NULL and f.first.pos < f.next + n:
+        if f.first.pos <= f.next:
+            return
+        n = f.first.pos - f.next
+    flow_gap(g, c, side, n, INCOMPLETE_CUT_BY_SNAPLEN)
+
+
+cdef bint flow_deliver(Engine* g, Conn* c, int side) noexcept nogil:
+    """Hands on what can be handed on. True when anything was."""
+    cdef Flow* f = &c.flow[side]
+    cdef Flow* other = &c.flow[1 - side]
+    cdef Pending* p
+    cdef uint64_t skip
+    cdef bint any = False
+    while f.first != NULL:
+        p = f.first
+        if p.pos > f.next:
+            break
+        if p.has_ack and not p.forced and p.pos + p.len > f.next and flow_must_wait(other, p.ack):
+            break
+        f.first = p.next
+        if f.last_hint == p:
+            f.last_hint = NULL
+        f.waiting -= p.len
+        g.waiting -= p.len
+        skip = f.next - p.pos
+        if skip < p.len:
+            any = True
+            flow_take(g, c, side, p.data + skip, p.len - <uint32_t>skip, p.ts_ns, p.ack, p.has_ack, p.starts and skip == 0)
+        if p.missing:
+            any = True
+            flow_cut(g, c, side, p.pos + p.len, p.missing)
+        free(p)
+    if f.fin_seen and not f.ended and f.next >= f.fin and f.first == NULL:
+        if f.next > f.fin:
+            f.fin_seen = 0                  # a FIN with a wild number
+        else:
+            f.ended = 1
+            any = True
+            stream_end(g, c, side, INCOMPLETE_CLOSED)
+    if f.first == NULL and other.first == NULL:
+        conn_waits_no_more(g, c)
+    return any
+
+
+cdef inline void flow_take(Engine* g, Conn* c, int side, const uint8_t* data, uint32_t n, int64_t ts, uint32_t ack, bint has_ack, bint starts) noexcept nogil:
+    cdef Flow* f = &c.flow[side]
+    cdef uint32_t seq = f.seq
+    cdef uint64_t pos = f.next
+    if not f.has_bytes and not c.counted:
+        c.counted = 1
+        count_add(&g.n_connections, 1)
+    flow_forward(f, n)
+    stream_bytes(g, c, side, data, n, ts, seq, pos, ack, has_ack, starts)
+
+
+cdef void flow_settle(Engine* g, Conn* c) noexcept nogil:
+    """Both flows, until neither can go on."""
+    while flow_deliver(g, c, 0) or flow_deliver(g, c, 1):
+        pass
+
+
+cdef void flow_force(Engine* g, Conn* c, int side) noexcept nogil:
+    """The wait is over: the hole before what waits becomes a gap, or the bytes go on without the other side's."""
+    cdef Flow* f = &c.flow[side]
+    cdef Pending* p = f.first
+    if p == NULL:
+        return
+    if p.pos > f.next:
+        flow_gap(g, c, side, p.pos - f.next, INCOMPLETE_GAP)
+    p = f.first
+    if p != NULL:
+        p.forced = 1
+    flow_deliver(g, c, side)
+
+
+cdef void flow_overdue(Engine* g, Conn* c, int side, int64_t ts) noexcept nogil:
+    """R4: the other side has these bytes, and they did not come."""
+    cdef Flow* f = &c.flow[side]
+    cdef uint64_t n
+    if f.beyond_ts < 0 or f.ended:
+        return
+    if ts - f.beyond_ts < R_HOLD_NS and f.beyond_packets < R_HOLD_PACKETS:
+        return
+    if f.first != NULL and f.first.pos <= f.next:
+        # no hole: they wait for the other side, which cannot be
+        f.first.forced = 1
+        return
+    if f.first != NULL and f.first.pos > f.acked:
+        return                              # the end of the hole is not acknowledged yet
+    n = f.acked - f.next
+    if f.first != NULL:
+        n = f.first.pos - f.next
+    elif f.first == NULL and n == 1:
+        # the FIN, which takes a number, was not captured
+        flow_forward(f, 1)
+        f.beyond_ts = -1
+        return
+    flow_gap(g, c, side, n, INCOMPLETE_GAP)
+    if f.acked > f.next:
+        f.beyond = f.acked
+        f.beyond_ts = ts
+        f.beyond_packets = 0
+
+
+cdef void flow_acked(Flow* f, uint32_t ack, int64_t ts) noexcept nogil:
+    """The other side acknowledges up to `ack`."""
+    cdef uint64_t pos
+    if not f.started or f.ended:
+        return
+    pos = flow_pos(f, ack)
+    if pos > f.next + R_FITS_AHEAD or pos <= f.acked:
+        return
+    f.acked = pos
+    if pos <= f.next or (f.fin_seen and f.next >= f.fin):
+        return
+    if f.beyond_ts < 0 or (f.first != NULL and f.first.pos > f.next and f.beyond < f.first.pos <= pos):
+        f.beyond_ts = ts
+        f.beyond = pos
+        f.beyond_packets = 0
+
+
+cdef void conn_renew(Engine* g, Conn* c, int64_t ts) noexcept nogil:
+    """The ports are used again: the old connection ends, a new one takes its entry."""
+    conn_end(g, c, INCOMPLETE_CLOSED)
+    conn_fresh(g, c)
+    c.last_ts = ts
+    conn_move(g, c, LIST_HALF_OPEN)
+
+
+cdef bint conn_aside(Engine* g, Conn* c, int side, const Segment* s) noexcept nogil:
+    """R7: data that fits neither stream. True when it began a new connection (and s is to be read as its first data)."""
+    cdef Flow* f = &c.flow[side]
+    cdef Pending* p
+    cdef Pending* last
+    if (c.flow[0].ended and c.flow[1].ended) or c.reset or s.ts_ns - c.last_ts > R_QUIET_NS:
+        conn_renew(g, c, s.ts_ns)
+        return True
+    p = f.aside
+    last = NULL
+    while p != NULL:
+        if <uint32_t>p.pos + p.len + p.missing == s.seq and (p.len or p.missing):
+            # a second segment follows it directly: a new connection, with the first one's bytes before these
+            if last != NULL:
+                last.next = p.next
+            else:
+                f.aside = p.next
+            p.next = NULL
+            conn_renew(g, c, p.ts_ns)
+            conn_replay(g, c, side, p, s)
+            return True
+        if <uint32_t>p.pos == s.seq:
+            return False                    # the same again
+        last = p
+        p = p.next
+    if f.aside_bytes + s.len > R_ASIDE:
+        return False
+    p = <Pending*>malloc(sizeof(Pending) + s.len)
+    if p == NULL:
+        return False
+    p.pos = s.seq
+    p.len = s.len
+    p.missing = s.missing
+    p.ts_ns = s.ts_ns
+    p.ack = s.ack
+    p.has_ack = (s.flags & TCP_ACK) != 0
+    p.starts = 1
+    p.forced = 0
+    p.next = NULL
+    p.data = <uint8_t*>p + sizeof(Pending)
+    memcpy(p.data, s.data, s.len)
+    if last != NULL:
+        last.next = p
+    else:
+        f.aside = p
+    f.aside_bytes += s.len
+    g.waiting += s.len
+    return False
+
+
+cdef void conn_replay(Engine* g, Conn* c, int side, Pending* p, const Segment* like) noexcept nogil:
+    """Reads a kept-aside segment as the first of a connection that has just begun; frees it."""
+    cdef Segment s = like[0]
+    s.data = p.data
+    s.len = p.len
+    s.missing = p.missing
+    s.seq = <uint32_t>p.pos
+    s.ack = p.ack
+    s.ts_ns = p.ts_ns
+    s.flags = TCP_ACK if p.has_ack else 0
+    g.waiting -= p.len
+    conn_segment(g, c, side, &s)
+    free(p)
+
+
+cdef bint conn_aside_acked(Engine* g, Conn* c, int side, const Segment* s) noexcept nogil:
+    """R7: the other side acknowledges exactly the end of bytes kept aside. `side`: whose bytes they are."""
+    cdef Flow* f = &c.flow[side]
+    cdef Pending* p = f.aside
+    cdef Pending* before = NULL
+    while p != NULL:
+        if <uint32_t>p.pos + p.len + p.missing == s.ack:
+            if before != NULL:
+                before.next = p.next
+            else:
+                f.aside = p.next
+            p.next = NULL
+            conn_renew(g, c, p.ts_ns)
+            conn_replay(g, c, side, p, s)
+            return True
+        before = p
+        p = p.next
+    return False
+
+
+cdef void conn_segment(Engine* g, Conn* c, int side, const Segment* s) noexcept nogil:
+    """One segment into its connection."""
+    cdef Flow* f = &c.flow[side]
+    cdef Flow* other = &c.flow[1 - side]
+    cdef uint32_t seq = s.seq
+    cdef uint64_t pos = 0
+    cdef uint64_t skip
+    cdef bint plain
+    if s.flags & TCP_SYN:
+        seq += 1                            # data on a SYN has the next number (R3)
+        if not f.started or (not f.has_bytes and not other.has_bytes and not f.first and f.from_syn and s.len == 0 and f.seq != seq):
+            flow_begin(f, seq, True)
+        elif flow_pos(f, seq) != f.start or not f.from_syn:
+            if s.flags & TCP_ACK and other.pending_syn and s.ack == other.pending_seq + 1:
+                # R6: the SYN/ACK proves the SYN
+                skip = other.pending_seq
+                conn_renew(g, c, s.ts_ns)
+                flow_begin(&c.flow[1 - side], <uint32_t>skip + 1, True)
+                flow_begin(f, seq, True)
+            elif not (f.has_bytes or other.has_bytes or f.first or other.first):
+                flow_begin(f, seq, True)
+            else:
+                f.pending_syn = 1
+                f.pending_seq = s.seq
+                if s.len == 0 or f.started:
+                    return
+        if s.flags & TCP_ACK and not other.started:
+            flow_begin(other, s.ack, True)  # the SYN itself was not captured, but its number is acknowledged
+    elif s.flags & TCP_RST:
+        if f.started and seq == f.seq and not c.reset:
+            c.reset = 1
+            conn_end(g, c, INCOMPLETE_CLOSED)
+            conn_move(g, c, LIST_CLOSED)
+        return
+    if s.flags & TCP_ACK and not (s.flags & TCP_SYN):
+        if other.aside != NULL and conn_aside_acked(g, c, 1 - side, s):
+            pass
+        flow_acked(other, s.ack, s.ts_ns)
+    if s.len or s.missing:
+        if f.pending_syn and seq == f.pending_seq + 1 and not (s.flags & TCP_SYN) and f.started and flow_pos(f, seq) != f.next:
+            # R6: data follows the SYN directly
+            skip = f.pending_seq
+            conn_renew(g, c, s.ts_ns)
+            flow_begin(f, <uint32_t>skip + 1, True)
+        if not f.started:
+            flow_begin(f, seq, False)
+        pos = flow_pos(f, seq)
+        if pos > f.next + R_FITS_AHEAD or pos + R_FITS_BEHIND < f.start:
+            if not conn_aside(g, c, side, s):
+                return
+            if not f.started:
+                flow_begin(f, seq, False)
+            pos = flow_pos(f, seq)
+        if pos + s.len + s.missing > f.next:
+            if f.ended and pos <= f.next:
+                f.ended = 0                 # bytes after a FIN or RST: that one was not the end
+                c.reset = 0
+                f.fin_seen = 0
+            plain = f.first == NULL and pos <= f.next and s.missing == 0
+            if plain and (not s.flags & TCP_ACK or not flow_must_wait(other, s.ack)):
+                skip = f.next - pos
+                flow_take(g, c, side, s.data + skip, s.len - <uint32_t>skip, s.ts_ns, s.ack, (s.flags & TCP_ACK) != 0, skip == 0)
+            else:
+                skip = f.next - pos if pos < f.next else 0
+                if skip > s.len:
+                    skip = s.len
+                pending_add(g, c, f, pos + skip, s, s.data + skip, s.len - <uint32_t>skip, s.missing)
+                if skip and f.first != NULL and f.first.pos == pos + skip:
+                    f.first.starts = 0
+        elif s.len > 1 or pos + s.len < f.next:
+            count_add(&g.n_repeated, 1)
+    if s.flags & TCP_FIN and f.started:
+        pos = flow_pos(f, seq) + s.len + s.missing
+        if (not f.fin_seen or pos == f.next) and f.next <= pos <= f.next + R_FITS_AHEAD:
+            f.fin_seen = 1
+            f.fin = pos
+    if f.first != NULL or other.first != NULL or f.fin_seen or other.fin_seen:
+        flow_settle(g, c)
+    if f.beyond_ts >= 0 or other.beyond_ts >= 0:
+        f.beyond_packets += 1
+        other.beyond_packets += 1
+        flow_overdue(g, c, side, s.ts_ns)
+        flow_overdue(g, c, 1 - side, s.ts_ns)
+        flow_settle(g, c)
+    while f.waiting > R_FLOW_WAITS:
+        flow_force(g, c, side)
+        flow_settle(g, c)
+
+
+cdef void segment_in(Engine* g, const Segment* s) noexcept nogil:
+    """One segment into the table."""
+    cdef int side = 0
+    cdef Conn* c
+    cdef Conn* w
+    c = conn_find(g, s, (s.len or s.missing or s.flags & TCP_SYN) != 0, &side)
+    if c != NULL:
+        conn_segment(g, c, side, s)
+        if s.ts_ns > c.last_ts:
+            c.last_ts = s.ts_ns
+        if c.reset or (c.flow[0].ended and c.flow[1].ended):
+            if c.list != LIST_CLOSED:
+                stream_over(g, c)
+                conn_move(g, c, LIST_CLOSED)
+                if g.lists[LIST_CLOSED].count > R_CLOSED_KEPT:
+                    conn_drop(g, g.lists[LIST_CLOSED].first, INCOMPLETE_CLOSED)
+        elif c.flow[0].has_bytes or c.flow[1].has_bytes or c.flow[0].first != NULL or c.flow[1].first != NULL:
+            conn_move(g, c, LIST_OPEN)
+    # R4: nothing waits longer than 30 s of capture time, nor beyond the table's budget
+    while g.wait_first != NULL and (s.ts_ns - g.wait_first.wait_since > R_WAIT_NS or g.waiting > g.max_waiting):
+        w = g.wait_first
+        flow_force(g, w, 0)
+        flow_force(g, w, 1)
+        flow_settle(g, w)
+        if w.waits:
+            conn_waits_no_more(g, w)        # to the young end: it made progress
+            conn_waits(g, w, s.ts_ns)

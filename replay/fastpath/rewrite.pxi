@@ -1,1 +1,254 @@
-# rewrite: not written yet
+# From captured head to the head that is sent (docs/design.md S3, S4). Must not know: where heads come from, where they go.
+
+cdef size_t rewrite_bound(const Rules* r, const Head* h) noexcept nogil:
+    """No rewritten head is longer."""
+    cdef size_t n = <size_t>h.length + 64 + r.suffix.n + r.literal.n + h.target_len
+    cdef int i
+    for i in range(r.set_count):
+        n += r.sets[i].shown.n + r.sets[i].value.n + 4
+    for i in range(r.add_count):
+        n += r.adds[i].shown.n + r.adds[i].value.n + 4
+    return n
+
+
+cdef inline uint8_t* put(uint8_t* out, const uint8_t* p, size_t n) noexcept nogil:
+    memcpy(out, p, n)
+    return out + n
+
+
+cdef uint8_t* put_field(uint8_t* out, Text name, Text value) noexcept nogil:
+    out = put(out, name.p, name.n)
+    out = put(out, <const uint8_t*>b": ", 2)
+    out = put(out, value.p, value.n)
+    return put(out, <const uint8_t*>b"\r\n", 2)
+
+
+cdef uint8_t* put_host(const Rules* r, uint8_t* out, Text host) noexcept nogil:
+    cdef size_t at
+    if r.has_literal:
+        return put(out, r.literal.p, r.literal.n)
+    if not r.has_suffix:
+        return put(out, host.p, host.n)
+    at = host_split(host.p, host.n)
+    out = put(out, host.p, at)
+    out = put(out, r.suffix.p, r.suffix.n)
+    return put(out, host.p + at, host.n - at)
+
+
+cdef bint rewrite_named(const uint8_t* p, const Head* h, const uint8_t* name, size_t n) noexcept nogil:
+    """The field is named by a Connection field: it ends at the next hop (RFC 9110 7.6.1)."""
+    cdef size_t at = h.line_len
+    cdef size_t end, i, begin, last, k
+    cdef const uint8_t* lf
+    cdef bint same
+    while at < h.length:
+        lf = <const uint8_t*>memchr(p + at, 10, h.length - at)
+        if lf == NULL:
+            return False
+        end = lf - p
+        if end - at > 10 and p[at + 10] == 58 and http1_same(p + at, b"connection", 10):
+            i = at + 11
+            while i < end:
+                begin = i
+                while i < end and p[i] != 44:
+                    i += 1
+                last = i
+                while begin < last and p[begin] <= 32:
+                    begin += 1
+                while last > begin and p[last - 1] <= 32:
+                    last -= 1
+                if last - begin == n:
+                    same = True
+                    for k in range(n):
+                        if (p[begin + k] | 32) != (name[k] | 32):
+                            same = False
+                            break
+                    if same:
+                        return True
+                i += 1
+        at = end + 1
+    return False
+
+
+cdef enum TraceField:
+    TRACE_NONE = 0
+    TRACE_PARENT = 1              # W3C traceparent: 00-id-span-FLAGS
+    TRACE_B3 = 2                  # b3: id-span-SAMPLED-parent, or SAMPLED alone
+    TRACE_B3_SAMPLED = 3
+    TRACE_B3_FLAGS = 4
+    TRACE_UBER = 5                # Jaeger: id:span:parent:FLAGS
+    TRACE_SW8 = 6                 # SkyWalking: SAMPLE-…
+    TRACE_OTHER = 7               # part of a trace context, carries no decision
+
+
+cdef TraceField trace_field(const uint8_t* p, size_t n) noexcept nogil:
+    if n == 11 and http1_same(p, b"traceparent", 11):
+        return TRACE_PARENT
+    if n == 10 and http1_same(p, b"tracestate", 10):
+        return TRACE_OTHER
+    if n == 2 and http1_same(p, b"b3", 2):
+        return TRACE_B3
+    if n > 5 and http1_same(p, b"x-b3-", 5):
+        if n == 12 and http1_same(p, b"x-b3-sampled", 12):
+            return TRACE_B3_SAMPLED
+        if n == 10 and http1_same(p, b"x-b3-flags", 10):
+            return TRACE_B3_FLAGS
+        return TRACE_OTHER
+    if n == 13 and http1_same(p, b"uber-trace-id", 13):
+        return TRACE_UBER
+    if n == 3 and http1_same(p, b"sw8", 3):
+        return TRACE_SW8
+    return TRACE_NONE
+
+
+cdef void trace_unsample(TraceField which, uint8_t* p, size_t n) noexcept nogil:
+    """Turns the decision "sampled" off where it stands in the value p[:n]; lengths do not change."""
+    cdef size_t i
+    cdef int dashes = 0
+    if n == 0:
+        return
+    if which == TRACE_PARENT or which == TRACE_UBER:
+        if HTTP1_HEX[p[n - 1]] >= 0:
+            i = HTTP1_HEX[p[n - 1]] & 0xE
+            p[n - 1] = <uint8_t>(48 + i if i < 10 else 87 + i)
+    elif which == TRACE_B3:
+        if n == 1:
+            p[0] = 48
+            return
+        for i in range(n):
+            if p[i] == 45:
+                dashes += 1
+                if dashes == 2 and i + 1 < n:
+                    p[i + 1] = 48
+                    return
+    elif which == TRACE_B3_SAMPLED or which == TRACE_B3_FLAGS or which == TRACE_SW8:
+        if which == TRACE_B3_SAMPLED and n != 1:
+            if n == 4 and http1_same(p, b"true", 4):
+                p[0] = 48
+                p[1] = p[2] = p[3] = 32
+            return
+        p[0] = 48
+
+
+cdef size_t rewrite_head(const Rules* r, const uint8_t* p, const Head* h, Text host, uint32_t origin_at, uint8_t* out, uint32_t* host_at,
+                         uint32_t* target_at, uint32_t* target_len) noexcept nogil:
+    """Writes the head that is sent to out (rewrite_bound bytes); returns its length.
+
+    host, origin_at: of host_of. host_at: offset of the new Host value in out; target_at, target_len: of the target as sent."""
+    cdef uint8_t* o = out
+    cdef size_t at = h.line_len
+    cdef size_t end, next_at, stop, colon, i
+    cdef const uint8_t* lf
+    cdef bint host_done = False
+    cdef bint drop, found
+    cdef int k
+    cdef TraceField which
+    cdef uint64_t set_done = 0
+    cdef uint8_t* value
+    target_at[0] = h.target_at
+    target_len[0] = h.target_len
+    if origin_at == h.target_at and h.hosts == 1 and not (h.flags & HEAD_HOP) and not r.edits:
+        # the fast case: one splice
+        o = put(o, p, h.host_at)
+        host_at[0] = h.host_at
+        o = put_host(r, o, host)
+        o = put(o, p + h.host_at + h.host_len, h.length - h.host_at - h.host_len)
+        return o - out
+    o = put(o, p, h.target_at)
+    if origin_at != h.target_at:
+        stop = h.target_at + h.target_len
+        value = o
+        if origin_at == stop and h.method_len == 7 and memcmp(p, b"OPTIONS", 7) == 0:
+            o[0] = 42             # RFC 9112 3.2.4: the whole server
+            o += 1
+        elif origin_at == stop or p[origin_at] != 47:
+            o[0] = 47
+            o += 1
+        o = put(o, p + origin_at, stop - origin_at)
+        target_len[0] = <uint32_t>(o - value)
+    else:
+        o = put(o, p + h.target_at, h.target_len)
+    o = put(o, p + h.target_at + h.target_len, h.line_len - h.target_at - h.target_len)
+    if h.hosts == 0:
+        o = put(o, <const uint8_t*>b"Host: ", 6)
+        host_at[0] = <uint32_t>(o - out)
+        o = put_host(r, o, host)
+        o = put(o, <const uint8_t*>b"\r\n", 2)
+        host_done = True
+    while at < h.length:
+        lf = <const uint8_t*>memchr(p + at, 10, h.length - at)
+        if lf == NULL:
+            break
+        end = lf - p
+        stop = end
+        if stop > at and p[stop - 1] == 13:
+            stop -= 1
+        if stop == at:
+            break                 # the empty line
+        next_at = end + 1
+        while next_at < h.length and (p[next_at] == 32 or p[next_at] == 9):
+            lf = <const uint8_t*>memchr(p + next_at, 10, h.length - next_at)
+            next_at = (lf - p) + 1 if lf != NULL else h.length
+        colon = at
+        while colon < stop and p[colon] != 58:
+            colon += 1
+        i = colon - at
+        drop = False
+        if i == 4 and http1_same(p + at, b"host", 4):
+            if not host_done:
+                host_done = True
+                o = put(o, p + at, h.host_at - at)
+                host_at[0] = <uint32_t>(o - out)
+                o = put_host(r, o, host)
+                o = put(o, p + h.host_at + h.host_len, next_at - h.host_at - h.host_len)
+            at = next_at
+            continue
+        if h.flags & HEAD_HOP:
+            if ((i == 10 and (http1_same(p + at, b"connection", 10) or http1_same(p + at, b"keep-alive", 10)))
+                    or (i == 16 and http1_same(p + at, b"proxy-connection", 16)) or (i == 6 and http1_same(p + at, b"expect", 6))):
+                drop = True
+            elif not ((i == 14 and http1_same(p + at, b"content-length", 14)) or (i == 17 and http1_same(p + at, b"transfer-encoding", 17))):
+                drop = rewrite_named(p, h, p + at, i)
+        if not drop and r.edits:
+            for k in range(r.remove_count):
+                if r.removes[k].n == i and http1_same(p + at, <const char*>r.removes[k].p, i):
+                    drop = True
+            if r.marker and i == 15 and http1_same(p + at, b"x-shadow-replay", 15):
+                drop = True
+            found = False
+            for k in range(r.set_count):
+                if not drop and not found and r.sets[k].name.n == i and http1_same(p + at, <const char*>r.sets[k].name.p, i):
+                    found = True
+                    if not (set_done >> k) & 1:
+                        o = put_field(o, r.sets[k].shown, r.sets[k].value)
+                        set_done |= <uint64_t>1 << k
+            if found:
+                at = next_at
+                continue
+            if r.trace != TRACE_KEEP and not drop:
+                which = trace_field(p + at, i)
+                if which != TRACE_NONE and r.trace == TRACE_DROP:
+                    drop = True
+                elif which != TRACE_NONE and which != TRACE_OTHER:
+                    value = o
+                    o = put(o, p + at, next_at - at)
+                    colon += 1
+                    while colon < stop and (p[colon] == 32 or p[colon] == 9):
+                        colon += 1
+                    while stop > colon and (p[stop - 1] == 32 or p[stop - 1] == 9):
+                        stop -= 1
+                    trace_unsample(which, value + (colon - at), stop - colon)
+                    at = next_at
+                    continue
+        if not drop:
+            o = put(o, p + at, next_at - at)
+        at = next_at
+    for k in range(r.set_count):
+        if not (set_done >> k) & 1:
+            o = put_field(o, r.sets[k].shown, r.sets[k].value)
+    for k in range(r.add_count):
+        o = put_field(o, r.adds[k].shown, r.adds[k].value)
+    if r.marker:
+        o = put(o, <const uint8_t*>b"x-shadow-replay: 1\r\n", 20)
+    o = put(o, <const uint8_t*>b"\r\n", 2)
+    return o - out

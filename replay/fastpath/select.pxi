@@ -1,1 +1,273 @@
-# select: not written yet
+# Which requests are taken: filters, the sample, the host that decides (docs/design.md S1, S2, S4).
+# Must not know: connections, sockets. Nothing here allocates; patterns of the user run as Python's `re`, with the GIL.
+
+cdef enum SampleBy:
+    SAMPLE_REQUEST = 0
+    SAMPLE_CONNECTION = 1
+    SAMPLE_CLIENT = 2
+    SAMPLE_PATH = 3
+    SAMPLE_HEADER = 4
+    SAMPLE_COOKIE = 5
+    SAMPLE_QUERY = 6
+
+cdef enum Trace:
+    TRACE_KEEP = 0
+    TRACE_UNSAMPLE = 1
+    TRACE_DROP = 2
+
+cdef enum:                        # Filtered
+    FILTERED_NONE = 0
+    FILTERED_TIME = 1
+    FILTERED_SERVER = 2
+    FILTERED_CLIENT = 3
+    FILTERED_PORT = 4
+    FILTERED_METHOD = 5
+    FILTERED_HOST = 6
+    FILTERED_PATH = 7
+    FILTERED_COUNT = 8
+
+FILTERED = (None, "time", "server", "client", "port", "method", "host", "path")
+
+cdef struct Text:
+    const uint8_t* p              # borrows from a bytes object that the owner of the Rules keeps alive
+    size_t n
+
+cdef struct Field:
+    Text name                     # lower case for comparing
+    Text shown                    # as the user wrote it
+    Text value
+
+cdef struct Network:
+    uint8_t address[16]
+    int bits                      # of 128
+
+cdef struct Rules:                # what the user asked, compiled; owned by one Ingest, read only
+    uint64_t threshold            # S2: taken when the hash is below
+    bint all                      # 100 %: does not fit the threshold
+    int sample_by                 # SampleBy
+    Text sample_name              # lower case
+    uint64_t seed
+    Text* methods
+    int method_count              # 0: every method
+    Network* clients
+    int client_count
+    Network* servers
+    int server_count
+    uint16_t* ports
+    int port_count
+    int64_t since_ns
+    int64_t until_ns
+    bint has_path
+    bint has_host
+    bint has_suffix
+    Text suffix
+    bint has_literal
+    Text literal
+    Field* sets
+    int set_count
+    Field* adds
+    int add_count
+    Text* removes                 # lower case
+    int remove_count
+    int trace                     # Trace
+    bint marker                   # add x-shadow-replay
+    bint loose                    # --resync loose
+    bint edits                    # anything but the Host changes
+
+
+cdef bint network_has(const Network* nets, int count, const uint8_t* address) noexcept nogil:
+    cdef int i, whole, rest
+    for i in range(count):
+        whole = nets[i].bits >> 3
+        rest = nets[i].bits & 7
+        if memcmp(nets[i].address, address, whole) != 0:
+            continue
+        if rest == 0 or ((nets[i].address[whole] ^ address[whole]) >> (8 - rest)) == 0:
+            return True
+    return False
+
+
+cdef bint header_find(const uint8_t* p, const Head* h, Text name, Text* value) noexcept nogil:
+    """The first field with this name (lower case); its value without outer blanks."""
+    cdef size_t at = h.line_len
+    cdef size_t end, vend, start
+    cdef const uint8_t* lf
+    while at < h.length:
+        lf = <const uint8_t*>memchr(p + at, 10, h.length - at)
+        if lf == NULL:
+            return False
+        end = lf - p
+        if end - at > name.n and p[at + name.n] == 58 and http1_same(p + at, <const char*>name.p, name.n):
+            start = at + name.n + 1
+            vend = end
+            if vend > start and p[vend - 1] == 13:
+                vend -= 1
+            while start < vend and (p[start] == 32 or p[start] == 9):
+                start += 1
+            while vend > start and (p[vend - 1] == 32 or p[vend - 1] == 9):
+                vend -= 1
+            value.p = p + start
+            value.n = vend - start
+            return True
+        at = end + 1
+    return False
+
+
+cdef bint select_pair(const uint8_t* p, size_t n, Text name, uint8_t between, Text* value) noexcept nogil:
+    """The value of `name` in name=value pairs (a cookie, a query); names are compared as they are."""
+    cdef size_t at = 0
+    cdef size_t end
+    while at < n:
+        while at < n and (p[at] == 32 or p[at] == 9):
+            at += 1
+        end = at
+        while end < n and p[end] != between:
+            end += 1
+        if end - at > name.n and p[at + name.n] == 61 and memcmp(p + at, name.p, name.n) == 0:
+            value.p = p + at + name.n + 1
+            value.n = end - at - name.n - 1
+            while between == 59 and value.n and (value.p[value.n - 1] == 32 or value.p[value.n - 1] == 9):
+                value.n -= 1
+            return True
+        at = end + 1
+    return False
+
+
+cdef int sample_taken(const Rules* r, const uint8_t* key, const uint8_t* p, const Head* h) noexcept nogil:
+    """1 taken, 0 not, -1 the request lacks the key (S2). key: the 40 bytes of a request, big-endian."""
+    cdef Text value
+    cdef Text name
+    cdef size_t n
+    cdef const uint8_t* q
+    if r.all and r.sample_by < SAMPLE_HEADER:
+        return 1
+    value.p = key
+    if r.sample_by == SAMPLE_REQUEST:
+        value.n = 40
+    elif r.sample_by == SAMPLE_CONNECTION:
+        value.n = 36
+    elif r.sample_by == SAMPLE_CLIENT:
+        value.n = 16
+    elif r.sample_by == SAMPLE_PATH:
+        value.p = p + h.target_at
+        value.n = h.target_len
+        q = <const uint8_t*>memchr(value.p, 63, value.n)
+        if q != NULL:
+            value.n = q - value.p
+    elif r.sample_by == SAMPLE_HEADER:
+        if not header_find(p, h, r.sample_name, &value):
+            return -1
+    elif r.sample_by == SAMPLE_COOKIE:
+        name.p = <const uint8_t*>b"cookie"
+        name.n = 6
+        if not header_find(p, h, name, &value) or not select_pair(value.p, value.n, r.sample_name, 59, &value):
+            return -1
+    else:
+        q = <const uint8_t*>memchr(p + h.target_at, 63, h.target_len)
+        if q == NULL:
+            return -1
+        q += 1
+        n = h.target_at + h.target_len - (q - p)
+        if not select_pair(q, n, r.sample_name, 38, &value):
+            return -1
+    if r.all:
+        return 1
+    return 1 if xxh64(value.p, value.n, r.seed) < r.threshold else 0
+
+
+cdef enum HostState:
+    HOST_OK = 0
+    HOST_NONE = 1
+    HOST_BAD = 2
+
+
+cdef HostState host_of(const uint8_t* p, const Head* h, Text* host, uint32_t* origin_at) noexcept nogil:
+    """The host as Envoy has it: the target's authority without user info, else Host (mirroring rules, section 1).
+
+    origin_at: where the origin form begins in an absolute-form target (== its end: no path), else target_at."""
+    cdef const uint8_t* t = p + h.target_at
+    cdef size_t n = h.target_len
+    cdef size_t i = 0
+    cdef size_t at
+    origin_at[0] = h.target_at
+    if n and t[0] != 47 and not (h.flags & HEAD_CONNECT):
+        if h.flags & HEAD_ABSOLUTE:
+            i = 8 if t[4] != 58 else 7
+            at = i
+            while i < n and t[i] != 47 and t[i] != 63 and t[i] != 35:
+                if t[i] == 64:
+                    at = i + 1    # user info is never sent on
+                i += 1
+            host.p = t + at
+            host.n = i - at
+            origin_at[0] = <uint32_t>(h.target_at + i)
+            if host.n == 0:
+                return HOST_BAD
+            return host_check(host)
+        while i < n and HTTP1_TOKEN[t[i]]:
+            i += 1
+        if i + 2 < n and i > 0 and t[i] == 58 and t[i + 1] == 47 and t[i + 2] == 47:
+            return HOST_BAD       # another scheme: Envoy answers 400
+    if h.hosts == 0:
+        return HOST_NONE
+    host.p = p + h.host_at
+    host.n = h.host_len
+    if h.flags & HEAD_BAD_HOST_LINE:
+        return HOST_BAD
+    return host_check(host)
+
+
+cdef HostState host_check(const Text* host) noexcept nogil:
+    """What Envoy refuses in a host: bytes from 0x80, blanks, control bytes, / ? # \\ < > " | { } ^ and the backtick."""
+    cdef size_t i
+    cdef uint8_t c
+    for i in range(host.n):
+        c = host.p[i]
+        if c <= 32 or c >= 127 or c == 47 or c == 63 or c == 35 or c == 92 or c == 60 or c == 62 or c == 34 or c == 124 or c == 123 or c == 125 or c == 94 or c == 96:
+            return HOST_BAD
+    return HOST_OK
+
+
+cdef inline size_t host_split(const uint8_t* p, size_t n) noexcept nogil:
+    """Where the suffix goes: at the last colon if no `]` stands behind it, else at the end."""
+    cdef size_t i = n
+    while i > 0:
+        i -= 1
+        if p[i] == 93:
+            return n
+        if p[i] == 58:
+            return i
+    return n
+
+
+cdef bint host_loops(const Rules* r, const Text* host) noexcept nogil:
+    """S4: it carries the suffix already."""
+    cdef size_t at, i
+    cdef uint8_t a, b
+    if not r.has_suffix or r.has_literal or r.suffix.n == 0:
+        return False
+    at = host_split(host.p, host.n)
+    if at < r.suffix.n:
+        return False
+    for i in range(r.suffix.n):
+        a = host.p[at - r.suffix.n + i]
+        b = r.suffix.p[i]
+        if 65 <= a <= 90:
+            a |= 32
+        if 65 <= b <= 90:
+            b |= 32
+        if a != b:
+            return False
+    return True
+
+
+def shadow_host(bytes host not None, bytes suffix=b"-shadow"):
+    """`host` with the suffix put where Envoy puts it: before the last colon unless a `]` stands behind that, else at the end.
+
+    Source: Envoy 1.40 by experiment; envoyproxy/envoy:source/common/router/shadow_writer_impl.cc."""
+    cdef size_t at = host_split(<const uint8_t*>host, len(host))
+    return host[:at] + suffix + host[at:]
+
+
+def xxh64_for_tests(bytes data not None, uint64_t seed=0):
+    return xxh64(<const uint8_t*>data, len(data), seed)

@@ -1,0 +1,980 @@
+# Ordered bytes and gaps of a connection in, requests out: roles, framing, trust, replies (docs/design.md R8, H1 to H12).
+# Must not know: packets, files, sockets, pacing.
+
+cdef enum Role:
+    ROLE_UNKNOWN = 0
+    ROLE_REQUESTS = 1
+    ROLE_REPLIES = 2
+    ROLE_OTHER = 3
+
+cdef enum FlowState:
+    ST_NEW = 0                    # no byte yet
+    ST_START = 1                  # at the boundary between two messages
+    ST_HEAD = 2
+    ST_LENGTH = 3                 # in a body of known length
+    ST_CHUNKED = 4
+    ST_PEEK = 5                   # Expect: 100-continue was refused, so a body or the next head comes (H9)
+    ST_HOLD = 6                   # bytes behind CONNECT or Upgrade wait for the answer (H10)
+    ST_RESYNC = 7                 # looking for a message at the start of a segment (H7)
+    ST_UNTIL_END = 8              # a reply that its connection's end delimits
+    ST_SKIP = 9                   # a tunnel, or no HTTP: nothing is read any more
+
+cdef enum Trust:
+    TRUST_CERTAIN = 0
+    TRUST_UNCONFIRMED = 1
+    TRUST_AMBIGUOUS = 2
+
+cdef enum:                        # Other
+    OTHER_NONE = 0
+    OTHER_TLS = 1
+    OTHER_HTTP2 = 2
+    OTHER_SSH = 3
+    OTHER_UPGRADED = 4
+    OTHER_CONNECT = 5
+    OTHER_ELSE = 6
+    OTHER_COUNT = 7
+
+OTHER = (None, "tls", "http2", "ssh", "upgraded", "connect", "other")
+
+cdef enum:
+    M_HOLD = 64 * 1024            # H10
+    M_QUEUE = 1024                # requests of one connection that wait for their replies
+    M_LIVE = 65536                # all of them, beyond which a connection keeps only few
+
+cdef struct Message:              # a request from the end of its head until it leaves the window
+    Message* prev                 # of the window, oldest first
+    Message* after
+    Message* queue_next           # of its connection's queue
+    int64_t ts_ns
+    int64_t response_ns           # time stamp of the reply's first byte; -1
+    uint64_t order                # of its head's end: ties of ts_ns
+    uint64_t flow
+    uint64_t body_len             # decoded
+    uint8_t* buf                  # owns: the rewritten head and the body (send), the captured head (show); NULL when nothing of it is needed
+    uint64_t len
+    uint64_t cap
+    void* sha                     # owns a reference: hashlib's object (show)
+    uint32_t index
+    uint32_t seq
+    uint32_t ack
+    uint32_t doubt_ack
+    uint32_t epoch
+    uint32_t head_len
+    uint32_t method_len
+    uint32_t target_at
+    uint32_t target_len
+    uint32_t host_at
+    uint32_t host_len
+    uint32_t authority_at
+    uint32_t authority_len
+    uint32_t flags                # RequestFlag
+    uint32_t head_flags           # HeadFlag
+    uint16_t status
+    uint16_t client_port
+    uint16_t server_port
+    uint8_t client[16]
+    uint8_t server[16]
+    uint8_t digest[32]
+    uint8_t version
+    uint8_t framing
+    uint8_t trust
+    uint8_t ambiguous
+    uint8_t has_ack
+    uint8_t starts                # begins its segment
+    uint8_t host_state            # HostState
+    uint8_t loops
+    uint8_t filtered              # Filtered
+    int8_t sampled                # 1 taken, 0 not, -1 no key
+    uint8_t upgraded              # answered 101
+    uint8_t incomplete            # Incomplete
+    uint8_t whole
+    uint8_t replied               # its final reply was seen, or none will be
+    uint8_t in_window
+    uint8_t in_queue
+    uint8_t is_current
+    uint8_t late                  # the window did not wait for it
+    uint8_t wanted                # its bytes are kept
+
+
+cdef enum ReplyLine:
+    REPLY_YES = 1
+    REPLY_MORE = 2
+    REPLY_NO = 3
+
+
+cdef ReplyLine reply_line(const uint8_t* p, size_t n) noexcept nogil:
+    """`HTTP/1.DIGIT SP`: a status line begins (RFC 9112 4)."""
+    cdef size_t k = n if n < 7 else 7
+    if memcmp(p, b"HTTP/1.", k) != 0:
+        return REPLY_NO
+    if n < 9:
+        return REPLY_MORE
+    return REPLY_YES if 48 <= p[7] <= 57 and p[8] == 32 else REPLY_NO
+
+
+# ---- message objects ----------------------------------------------------------------------------------------------------
+
+cdef void message_unbuffer(Engine* g, Message* m) noexcept nogil:
+    if m.buf != NULL:
+        if m.in_window:
+            g.window_bytes -= m.len
+        g.message_bytes -= m.cap
+        free(m.buf)
+        m.buf = NULL
+    m.len = m.cap = 0
+    m.wanted = 0
+    if m.sha != NULL:
+        digest_free(m)
+
+
+cdef void message_let_go(Engine* g, Message* m) noexcept nogil:
+    if m.in_window or m.in_queue or m.is_current or m.late:
+        return
+    message_unbuffer(g, m)
+    g.live -= 1
+    m.after = g.message_spare
+    g.message_spare = m
+
+
+cdef Message* message_new(Engine* g) noexcept nogil:
+    cdef Message* m = g.message_spare
+    if m != NULL:
+        g.message_spare = m.after
+    else:
+        m = <Message*>malloc(sizeof(Message))
+        if m == NULL:
+            return NULL
+    memset(m, 0, sizeof(Message))
+    m.response_ns = -1
+    g.live += 1
+    return m
+
+
+cdef int message_room(Engine* g, Message* m, uint64_t more) noexcept nogil:
+    """Room for `more` bytes; -1 when the budget or the memory is spent."""
+    cdef uint64_t cap = m.len + more
+    cdef uint8_t* buf
+    if cap <= m.cap:
+        return 0
+    if m.cap:
+        cap = cap + cap // 2
+    if g.message_bytes - m.cap + cap > g.max_memory:
+        cap = m.len + more
+        if g.message_bytes - m.cap + cap > g.max_memory:
+            return -1
+    buf = <uint8_t*>realloc(m.buf, cap)
+    if buf == NULL:
+        return -1
+    g.message_bytes += cap - m.cap
+    m.buf = buf
+    m.cap = cap
+    return 0
+
+
+cdef void message_body(Engine* g, Message* m, const uint8_t* raw, size_t raw_len, const uint8_t* body, size_t body_len) noexcept nogil:
+    """Bytes of its body as captured, and the part of them that is content."""
+    m.body_len += body_len
+    if m.incomplete:
+        return
+    if g.show:
+        if body_len and m.wanted:
+            digest_update(m, body, body_len)
+        return
+    if m.body_len > g.max_body or m.len + raw_len > g.max_body + g.max_head + m.head_len + m.body_len:
+        message_fails(g, m, INCOMPLETE_TOO_LARGE)
+        return
+    if not m.wanted:
+        return
+    if message_room(g, m, raw_len) < 0:
+        count_add(&g.n_over_memory, 1)
+        message_fails(g, m, INCOMPLETE_EVICTED)
+        return
+    memcpy(m.buf + m.len, raw, raw_len)
+    m.len += raw_len
+    if m.in_window:
+        g.window_bytes += raw_len
+
+
+cdef void message_fails(Engine* g, Message* m, uint8_t reason) noexcept nogil:
+    """It will not be whole (H12); the first reason counts."""
+    if m.incomplete:
+        return
+    m.incomplete = reason
+    count_add(&g.n_incomplete[reason], 1)
+    if g.show_incomplete:
+        if m.sha != NULL:
+            digest_free(m)
+        return
+    message_unbuffer(g, m)
+    if m.in_window:
+        window_remove(g, m)
+    m.late = 0
+    message_let_go(g, m)
+
+
+cdef void message_ends(Engine* g, Conn* c, int side) noexcept nogil:
+    """The current request has been read to its end, whole or not."""
+    cdef Flow* f = &c.flow[side]
+    cdef Message* m = f.current
+    f.current = NULL
+    f.state = ST_START
+    f.buf_len = 0
+    if m == NULL:
+        return
+    m.is_current = 0
+    if not m.incomplete:
+        m.whole = 1
+        if g.show:
+            digest_end(m)
+        if m.ambiguous:
+            f.trust = TRUST_AMBIGUOUS
+            f.epoch += 1
+            f.doubt_ack = m.ack
+            c.flow[1 - side].certain = 0
+        if m.flags & REQUEST_CONNECT or (m.head_flags & HEAD_UPGRADE and not m.replied):
+            f.state = ST_HOLD
+        if m.replied:
+            tunnel_decide(g, c, side, m)
+    if m.late:
+        if m.whole or m.incomplete:
+            window_emit_late(g, m)
+            return
+    message_let_go(g, m)
+
+
+cdef void message_cut(Engine* g, Conn* c, int side, uint8_t reason) noexcept nogil:
+    """What is being read in this flow of requests does not go on."""
+    cdef Flow* f = &c.flow[side]
+    cdef Message* m = f.current
+    if m != NULL:
+        f.current = NULL
+        m.is_current = 0
+        if m.incomplete == 0:
+            message_fails(g, m, reason)     # lets it go too, unless it is shown
+            if g.show_incomplete:
+                if m.late:
+                    window_emit_late(g, m)
+        elif m.late:
+            window_emit_late(g, m)
+        else:
+            message_let_go(g, m)
+    elif f.state == ST_HEAD and f.role == ROLE_REQUESTS and f.line_known:
+        message_partial(g, c, side, reason)
+    f.buf_len = 0
+
+
+cdef void message_partial(Engine* g, Conn* c, int side, uint8_t reason) noexcept nogil:
+    """A request whose head never ends: only its request line is known."""
+    cdef Flow* f = &c.flow[side]
+    cdef Message* m
+    cdef size_t n = 0
+    cdef const uint8_t* lf
+    cdef size_t end
+    count_add(&g.n_incomplete[reason], 1)
+    c.index += 1
+    if not g.show_incomplete:
+        return
+    lf = <const uint8_t*>memchr(f.buf, 10, f.buf_len)
+    if lf == NULL:
+        return
+    m = message_new(g)
+    if m == NULL:
+        return
+    message_from(g, c, side, m)
+    end = lf - f.buf
+    if end and f.buf[end - 1] == 13:
+        end -= 1
+    while n < end and f.buf[n] != 32:
+        n += 1
+    m.method_len = <uint32_t>n
+    m.target_at = <uint32_t>(n + 1)
+    m.target_len = <uint32_t>(end - 9 - m.target_at)
+    m.version = 10 if f.buf[end - 1] == 48 else 11
+    if message_room(g, m, f.buf_len) == 0:
+        memcpy(m.buf, f.buf, f.buf_len)
+        m.len = f.buf_len
+        m.head_len = <uint32_t>(lf - f.buf) + 1
+    else:
+        m.method_len = m.target_at = m.target_len = 0
+    m.incomplete = reason
+    m.replied = 1
+    window_add(g, m)
+
+
+cdef void message_from(Engine* g, Conn* c, int side, Message* m) noexcept nogil:
+    """Where and when: from the flow's notes on the first byte."""
+    cdef Flow* f = &c.flow[side]
+    m.ts_ns = f.msg_ts
+    m.seq = f.msg_seq
+    m.ack = f.msg_ack
+    m.has_ack = f.msg_has_ack
+    m.starts = f.msg_starts
+    m.flow = c.id
+    m.index = c.index - 1
+    m.trust = f.trust
+    m.epoch = f.epoch
+    m.doubt_ack = f.doubt_ack
+    if side == 0:
+        memcpy(m.client, c.a, 16)
+        memcpy(m.server, c.b, 16)
+        m.client_port = c.a_port
+        m.server_port = c.b_port
+    else:
+        memcpy(m.client, c.b, 16)
+        memcpy(m.server, c.a, 16)
+        m.client_port = c.b_port
+        m.server_port = c.a_port
+
+
+# ---- the queue of requests that wait for replies -------------------------------------------------------------------------
+
+cdef void queue_pop(Engine* g, Conn* c) noexcept nogil:
+    cdef Message* m = c.queue
+    c.queue = m.queue_next
+    if c.queue == NULL:
+        c.queue_last = NULL
+    m.queue_next = NULL
+    m.in_queue = 0
+    m.replied = 1
+    c.open -= 1
+    if m.late and (m.whole or m.incomplete) and not m.is_current:
+        window_emit_late(g, m)
+    else:
+        message_let_go(g, m)
+
+
+cdef void queue_add(Engine* g, Conn* c, int side, Message* m) noexcept nogil:
+    if c.open >= M_QUEUE or (g.live > M_LIVE and c.open > 4):
+        queue_pop(g, c)
+        c.flow[1 - side].certain = 0
+    m.in_queue = 1
+    m.queue_next = NULL
+    if c.queue_last != NULL:
+        c.queue_last.queue_next = m
+    else:
+        c.queue = m
+    c.queue_last = m
+    c.open += 1
+
+
+cdef void queue_confirm(Engine* g, Conn* c, int request_side, Message* m) noexcept nogil:
+    """H8: the server answered at exactly this request, so it is one; what follows it without a new doubt is certain too."""
+    cdef Flow* f = &c.flow[request_side]
+    cdef uint32_t epoch = m.epoch
+    if m.trust == TRUST_CERTAIN:
+        return
+    if m.trust == TRUST_AMBIGUOUS and (not m.starts or <int32_t>(m.ack - m.doubt_ack) <= 0):
+        return
+    if f.epoch == epoch:
+        f.trust = TRUST_CERTAIN
+    while m != NULL:
+        if m.epoch == epoch:
+            m.trust = TRUST_CERTAIN
+        m = m.queue_next
+
+
+cdef Message* queue_match(Engine* g, Conn* c, int side, uint32_t seq) noexcept nogil:
+    """The request that a status line at `seq` answers (H11); NULL: none. Earlier ones without an answer leave the queue."""
+    cdef Flow* f = &c.flow[side]
+    cdef Message* m = c.queue
+    if f.certain:
+        if m != NULL and m.has_ack and m.ack == seq:
+            queue_confirm(g, c, 1 - side, m)
+        return m
+    while m != NULL and not (m.has_ack and m.ack == seq):
+        m = m.queue_next
+    if m == NULL:
+        return NULL
+    while c.queue != m:
+        queue_pop(g, c)
+    f.certain = 1
+    queue_confirm(g, c, 1 - side, m)
+    return m
+
+
+# ---- heads -----------------------------------------------------------------------------------------------------------------
+
+cdef void tunnel_decide(Engine* g, Conn* c, int side, Message* m) noexcept nogil:
+    """The final answer to the newest request is known: does HTTP go on behind it (H10)?"""
+    cdef Flow* f = &c.flow[side]
+    if m.flags & REQUEST_CONNECT and 200 <= m.status <= 299:
+        flow_is_other(g, c, OTHER_CONNECT)
+    elif m.status == 101:
+        flow_is_other(g, c, OTHER_UPGRADED)
+    elif f.state == ST_HOLD:
+        hold_release(g, c, side)
+
+
+cdef void flow_is_other(Engine* g, Conn* c, uint8_t kind) noexcept nogil:
+    """Nothing that follows on this connection is HTTP/1."""
+    cdef int i
+    for i in range(2):
+        if c.flow[i].current == NULL:
+            c.flow[i].state = ST_SKIP
+            c.flow[i].buf_len = 0
+    if c.other == OTHER_NONE:
+        c.other = kind
+        count_add(&g.n_other[kind], 1)
+
+
+cdef void hold_release(Engine* g, Conn* c, int side) noexcept nogil:
+    """Held bytes are HTTP after all: they are read now."""
+    cdef Flow* f = &c.flow[side]
+    cdef uint8_t* held = f.buf
+    cdef uint32_t n = f.buf_len
+    f.state = ST_START
+    if n == 0:
+        return
+    f.buf = NULL
+    f.buf_len = f.buf_cap = 0
+    f.scanned = 0
+    stream_read(g, c, side, held, n, f.msg_ts, f.msg_seq, f.msg_pos, f.msg_ack, f.msg_has_ack, f.msg_starts)
+    free(held)
+
+
+cdef int buf_add(Engine* g, Flow* f, const uint8_t* p, size_t n) noexcept nogil:
+    cdef uint64_t cap
+    cdef uint8_t* buf
+    if f.buf_len + n > f.buf_cap:
+        cap = f.buf_len + n + 512
+        if f.buf_cap:
+            cap += cap // 2
+        buf = <uint8_t*>realloc(f.buf, cap)
+        if buf == NULL:
+            return -1
+        f.buf = buf
+        f.buf_cap = <uint32_t>cap
+    memcpy(f.buf + f.buf_len, p, n)
+    f.buf_len += <uint32_t>n
+    return 0
+
+
+cdef void request_head(Engine* g, Conn* c, int side, const uint8_t* p, size_t n) noexcept nogil:
+    """A whole head of a request: select, rewrite, and how its body ends."""
+    cdef Flow* f = &c.flow[side]
+    cdef Head h
+    cdef Message* m
+    cdef Text host
+    cdef uint32_t origin_at = 0
+    cdef int parsed = head_parse(p, n, False, &h)
+    cdef uint8_t key[40]
+    c.index += 1
+    f.spoke = 1
+    f.buf_len = 0
+    m = message_new(g)
+    if m == NULL:
+        count_add(&g.n_no_memory, 1)
+        f.state = ST_RESYNC
+        return
+    message_from(g, c, side, m)
+    m.method_len = h.method_len
+    m.target_at = h.target_at
+    m.target_len = h.target_len
+    m.version = h.version
+    m.framing = h.framing
+    m.head_flags = h.flags
+    m.ambiguous = (h.flags & (HEAD_AMBIGUOUS | HEAD_HOSTS_DIFFER)) != 0
+    if h.flags & HEAD_CONNECT:
+        m.flags |= REQUEST_CONNECT
+    if h.version == 10:
+        m.flags |= REQUEST_HTTP10
+    if h.method_len == 4 and memcmp(p, b"HEAD", 4) == 0:
+        m.flags |= REQUEST_HEAD
+    elif not ((h.method_len == 3 and memcmp(p, b"GET", 3) == 0) or (h.method_len == 7 and memcmp(p, b"OPTIONS", 7) == 0)
+              or (h.method_len == 5 and memcmp(p, b"TRACE", 5) == 0)):
+        m.flags |= REQUEST_WRITE
+    host.p = NULL
+    host.n = 0
+    m.host_state = host_of(p, &h, &host, &origin_at)
+    if m.host_state != HOST_NONE:
+        m.loops = (h.flags & HEAD_MARKER) != 0 or host_loops(&g.rules, &host)
+    else:
+        m.loops = (h.flags & HEAD_MARKER) != 0
+    if g.guard_on and guard_meets(g, m):
+        atomic_set(g.guard_hit, 1)
+    m.filtered = message_filter(g, m, p, &h, &host)
+    if not m.filtered:
+        memcpy(key, m.client, 16)
+        key[16] = m.client_port >> 8
+        key[17] = m.client_port & 255
+        memcpy(key + 18, m.server, 16)
+        key[34] = m.server_port >> 8
+        key[35] = m.server_port & 255
+        key[36] = m.seq >> 24
+        key[37] = (m.seq >> 16) & 255
+        key[38] = (m.seq >> 8) & 255
+        key[39] = m.seq & 255
+        m.sampled = sample_taken(&g.rules, key, p, &h)
+        m.wanted = g.collect and (m.sampled == 1 or g.show)   # what is withheld is shown whether sampled or not
+    m.authority_at = <uint32_t>(host.p - p) if host.p != NULL else 0
+    m.authority_len = <uint32_t>host.n
+    m.head_len = <uint32_t>n
+    if h.hosts:
+        m.flags |= REQUEST_HAS_HOST
+        m.host_at = h.host_at
+        m.host_len = h.host_len
+    if origin_at != h.target_at:
+        m.flags |= REQUEST_AUTHORITY
+    m.is_current = 1
+    f.current = m
+    queue_add(g, c, side, m)
+    window_add(g, m)
+    if parsed != OK:
+        message_cut(g, c, side, INCOMPLETE_HEAD_TOO_LARGE)
+        flow_lost(g, c, side)
+        return
+    if h.flags & HEAD_MALFORMED and not h.flags & HEAD_CONNECT:
+        message_cut(g, c, side, INCOMPLETE_MALFORMED)
+        flow_lost(g, c, side)
+        return
+    if m.wanted:
+        if g.show:
+            if message_room(g, m, n) < 0:
+                message_fails(g, m, INCOMPLETE_EVICTED)
+            else:
+                memcpy(m.buf, p, n)
+                m.len = n
+                g.window_bytes += n
+        elif m.host_state == HOST_OK and not m.ambiguous and not m.loops and not (h.flags & HEAD_CONNECT):
+            if message_room(g, m, rewrite_bound(&g.rules, &h) + (h.content_length if 0 < h.content_length <= 4096 else 0)) < 0:
+                message_fails(g, m, INCOMPLETE_EVICTED)
+            else:
+                m.len = rewrite_head(&g.rules, p, &h, host, origin_at, m.buf, &m.host_at, &m.target_at, &m.target_len)
+                m.head_len = <uint32_t>m.len
+                m.flags |= REQUEST_HAS_HOST
+                g.window_bytes += m.len
+        else:
+            m.wanted = 0
+    if h.flags & HEAD_CONNECT:
+        m.framing = FRAMING_NONE
+        message_ends(g, c, side)
+    elif h.framing == FRAMING_LENGTH and h.content_length > 0:
+        if not g.show and <uint64_t>h.content_length > g.max_body:
+            message_fails(g, m, INCOMPLETE_TOO_LARGE)
+        f.left = <uint64_t>h.content_length
+        f.state = ST_LENGTH
+    elif h.framing == FRAMING_CHUNKED:
+        memset(&f.chunked, 0, sizeof(Chunked))
+        f.state = ST_CHUNKED
+    else:
+        message_ends(g, c, side)
+
+
+cdef void reply_head(Engine* g, Conn* c, int side, const uint8_t* p, size_t n) noexcept nogil:
+    """A whole head of a reply: whose it is, and how its body ends (RFC 9112 6.3)."""
+    cdef Flow* f = &c.flow[side]
+    cdef Head h
+    cdef Message* m
+    cdef bint no_body
+    cdef bint connect = False
+    f.buf_len = 0
+    f.spoke = 1
+    if head_parse(p, n, True, &h) != OK:
+        flow_lost(g, c, side)
+        return
+    m = queue_match(g, c, side, f.msg_seq)
+    if 100 <= h.status <= 199 and h.status != 101:
+        f.state = ST_START
+        return
+    if m == NULL:
+        if h.status != 408:       # a server that gives up waiting answers nobody
+            count_add(&g.n_orphans, 1)
+        if f.certain:
+            f.certain = 0
+        f.state = ST_RESYNC
+        return
+    m.status = h.status
+    m.response_ns = f.msg_ts
+    no_body = (m.flags & REQUEST_HEAD) != 0 or h.status == 204 or h.status == 304 or h.status == 101
+    connect = (m.flags & REQUEST_CONNECT) != 0 and 200 <= h.status <= 299
+    if h.status == 101:
+        m.upgraded = 1
+    if no_body or connect:
+        f.state = ST_START
+    elif h.framing == FRAMING_CHUNKED and not h.flags & HEAD_MALFORMED:
+        memset(&f.chunked, 0, sizeof(Chunked))
+        f.state = ST_CHUNKED
+    elif h.framing == FRAMING_LENGTH and not h.flags & HEAD_MALFORMED:
+        f.left = <uint64_t>h.content_length
+        f.state = ST_LENGTH if f.left else ST_START
+    else:
+        f.state = ST_UNTIL_END
+    m.replied = 1
+    if m.whole and (connect or h.status == 101 or c.flow[1 - side].state == ST_HOLD):
+        if m == c.queue_last or connect or h.status == 101:
+            tunnel_decide(g, c, 1 - side, m)
+    if c.queue == m:
+        queue_pop(g, c)
+
+
+cdef void flow_lost(Engine* g, Conn* c, int side) noexcept nogil:
+    """The boundary between messages is lost; look for the next (H7)."""
+    cdef Flow* f = &c.flow[side]
+    f.state = ST_RESYNC
+    f.buf_len = 0
+    f.line_known = 0
+    if f.role == ROLE_REPLIES:
+        f.certain = 0
+    else:
+        c.flow[1 - side].certain = 0
+
+
+# ---- the reader ---------------------------------------------------------------------------------------------------------------
+
+cdef uint8_t other_kind(const uint8_t* p, size_t n) noexcept nogil:
+    if n >= 2 and 20 <= p[0] <= 24 and p[1] == 3:
+        return OTHER_TLS
+    if n >= 4 and memcmp(p, b"SSH-", 4) == 0:
+        return OTHER_SSH
+    if n >= 3 and memcmp(p, b"PRI", 3) == 0:
+        return OTHER_HTTP2
+    return OTHER_ELSE
+
+
+cdef int line_judge(Flow* f, const uint8_t* p, size_t n) noexcept nogil:
+    """1: a message of this flow's role (set when it was unknown) begins here; 2: perhaps; 0: no; 3: HTTP/2."""
+    cdef RequestLine line
+    cdef ReplyLine reply
+    if f.role != ROLE_REPLIES:
+        line = request_line(p, n)
+        if line == LINE_REQUEST:
+            f.role = ROLE_REQUESTS
+            return 1
+        if line == LINE_HTTP2:
+            return 3
+        if line == LINE_MORE and (f.role == ROLE_REQUESTS or reply_line(p, n) != REPLY_YES):
+            return 2
+        if f.role == ROLE_REQUESTS:
+            return 0
+    reply = reply_line(p, n)
+    if reply == REPLY_YES:
+        f.role = ROLE_REPLIES
+        return 1
+    return 2 if reply == REPLY_MORE else 0
+
+
+cdef size_t read_head(Engine* g, Conn* c, int side, const uint8_t* p, size_t n) noexcept nogil:
+    """Bytes of a head that has begun. Returns how many were taken."""
+    cdef Flow* f = &c.flow[side]
+    cdef const uint8_t* at = p
+    cdef size_t have = n
+    cdef size_t before = f.buf_len
+    cdef size_t end
+    cdef int judged
+    if before:
+        if n > g.max_head + 4 - before:
+            have = g.max_head + 4 - before if before < g.max_head + 4 else 0
+        if buf_add(g, f, p, have) < 0:
+            count_add(&g.n_no_memory, 1)
+            message_cut(g, c, side, INCOMPLETE_EVICTED)
+            flow_lost(g, c, side)
+            return n
+        at = f.buf
+        have = f.buf_len
+    if not f.line_known:
+        judged = line_judge(f, at, have)
+        if judged == 2 and have <= g.max_head:
+            if not before and buf_add(g, f, p, n) < 0:
+                flow_lost(g, c, side)
+            return n
+        if judged != 1:
+            return read_failed(g, c, side, at, have, before, n, judged == 3)
+        f.line_known = 1
+    end = head_end(at, have, f.scanned)
+    if end == 0:
+        f.scanned = <uint32_t>(have - 3 if have > 3 else 0)
+        if have > g.max_head:
+            if not before:
+                buf_add(g, f, p, n if n < 65536 else 65536)
+            if f.role == ROLE_REQUESTS:
+                message_cut(g, c, side, INCOMPLETE_HEAD_TOO_LARGE)
+            flow_lost(g, c, side)
+            return n
+        if not before and buf_add(g, f, p, n) < 0:
+            flow_lost(g, c, side)
+        return n
+    f.line_known = 0
+    f.scanned = 0
+    if end > g.max_head:
+        if not before:
+            buf_add(g, f, p, end if end < 65536 else 65536)
+        if f.role == ROLE_REQUESTS:
+            f.line_known = 1
+            f.state = ST_HEAD
+            message_cut(g, c, side, INCOMPLETE_HEAD_TOO_LARGE)
+        flow_lost(g, c, side)
+        return n
+    if f.role == ROLE_REQUESTS:
+        request_head(g, c, side, at, end)
+    else:
+        reply_head(g, c, side, at, end)
+    return end - before
+
+
+cdef size_t read_failed(Engine* g, Conn* c, int side, const uint8_t* at, size_t have, size_t before, size_t n, bint http2) noexcept nogil:
+    """What began is no message. Returns how many bytes of the new piece were taken: none of one that may begin a message itself."""
+    cdef Flow* f = &c.flow[side]
+    cdef uint8_t kind
+    f.buf_len = 0
+    f.scanned = 0
+    if f.resynced:
+        f.state = ST_RESYNC
+        return 0 if before else n
+    if http2 or (not f.spoke and f.role == ROLE_UNKNOWN):
+        kind = OTHER_HTTP2 if http2 else other_kind(at, have)
+        f.role = ROLE_OTHER
+        f.state = ST_SKIP
+        if c.other == OTHER_NONE:
+            c.other = kind
+            count_add(&g.n_other[kind], 1)
+        return n
+    if f.role == ROLE_REQUESTS:
+        count_add(&g.n_incomplete[INCOMPLETE_MALFORMED], 1)
+    flow_lost(g, c, side)
+    return 0 if before else n
+
+
+cdef void stream_read(Engine* g, Conn* c, int side, const uint8_t* p, size_t n, int64_t ts, uint32_t seq, uint64_t pos, uint32_t ack,
+                      bint has_ack, bint starts) noexcept nogil:
+    """Ordered bytes of one flow, all of one segment."""
+    cdef Flow* f = &c.flow[side]
+    cdef size_t at = 0
+    cdef size_t taken
+    cdef int judged
+    cdef const uint8_t* body = NULL
+    cdef size_t body_len
+    cdef Message* m
+    while at < n:
+        if f.state == ST_START or f.state == ST_RESYNC:
+            if f.state == ST_START:
+                while at < n and (p[at] == 13 or p[at] == 10):
+                    at += 1
+                if at == n:
+                    return
+                f.resynced = 0
+            else:
+                if at or not starts:
+                    return
+                judged = line_judge(f, p, n)
+                if judged == 0:
+                    return
+                f.resynced = 1
+                if judged == 3:
+                    return
+                if f.role != ROLE_REPLIES:
+                    f.epoch += 1
+                    if f.trust == TRUST_CERTAIN and not g.rules.loose:
+                        f.trust = TRUST_UNCONFIRMED
+            f.state = ST_HEAD
+            f.line_known = 0
+            f.scanned = 0
+            f.buf_len = 0
+            f.msg_ts = ts
+            f.msg_pos = pos + at
+            f.msg_seq = seq + <uint32_t>at
+            f.msg_ack = ack
+            f.msg_has_ack = has_ack
+            f.msg_starts = starts and at == 0
+        if f.state == ST_HEAD:
+            taken = read_head(g, c, side, p + at, n - at)
+            if taken == 0 and f.state == ST_RESYNC:
+                if at:
+                    return
+                continue
+            at += taken
+        elif f.state == ST_LENGTH:
+            taken = n - at
+            if taken > f.left:
+                taken = f.left
+            m = f.current
+            if m != NULL:
+                if m.head_flags & HEAD_EXPECT and m.replied and m.body_len == 0 and m.status != 101 and request_line(p + at, n - at) <= LINE_MORE:
+                    peek_begin(f, ts, seq + <uint32_t>at, pos + at, ack, has_ack, starts and at == 0)
+                    continue
+                message_body(g, m, p + at, taken, p + at, taken)
+            f.left -= taken
+            at += taken
+            if f.left == 0:
+                if f.role == ROLE_REQUESTS:
+                    message_ends(g, c, side)
+                else:
+                    f.state = ST_START
+        elif f.state == ST_CHUNKED:
+            m = f.current
+            if (m != NULL and m.head_flags & HEAD_EXPECT and m.replied and f.chunked.state == CHUNKED_START and m.body_len == 0
+                    and m.status != 101 and request_line(p + at, n - at) == LINE_REQUEST):
+                peek_begin(f, ts, seq + <uint32_t>at, pos + at, ack, has_ack, starts and at == 0)
+                continue
+            taken = chunked_step(&f.chunked, p + at, n - at, &body, &body_len)
+            if m != NULL:
+                message_body(g, m, p + at, taken, body, body_len)
+                if f.chunked.ambiguous:
+                    m.ambiguous = 1
+            at += taken
+            if f.chunked.state == CHUNKED_DONE:
+                if f.role == ROLE_REQUESTS:
+                    message_ends(g, c, side)
+                else:
+                    f.state = ST_START
+            elif f.chunked.state == CHUNKED_BAD:
+                if f.role == ROLE_REQUESTS:
+                    message_cut(g, c, side, INCOMPLETE_MALFORMED)
+                flow_lost(g, c, side)
+                return
+        elif f.state == ST_PEEK:
+            at += read_peek(g, c, side, p + at, n - at)
+        elif f.state == ST_HOLD:
+            if f.buf_len == 0:
+                f.msg_ts = ts
+                f.msg_pos = pos + at
+                f.msg_seq = seq + <uint32_t>at
+                f.msg_ack = ack
+                f.msg_has_ack = has_ack
+                f.msg_starts = starts and at == 0
+            taken = n - at
+            if f.buf_len + taken > M_HOLD or buf_add(g, f, p + at, taken) < 0:
+                hold_unanswered(g, c, side)
+                if f.state == ST_SKIP:
+                    return
+                continue
+            at += taken
+        else:
+            return                # until the end, or skipped
+
+
+cdef inline void peek_begin(Flow* f, int64_t ts, uint32_t seq, uint64_t pos, uint32_t ack, bint has_ack, bint starts) noexcept nogil:
+    f.peek_state = f.state
+    f.state = ST_PEEK
+    f.buf_len = 0
+    f.msg_ts = ts
+    f.msg_seq = seq
+    f.msg_pos = pos
+    f.msg_ack = ack
+    f.msg_has_ack = has_ack
+    f.msg_starts = starts
+
+
+cdef size_t read_peek(Engine* g, Conn* c, int side, const uint8_t* p, size_t n) noexcept nogil:
+    """H9: the body was refused; is this the next request, or the body all the same?"""
+    cdef Flow* f = &c.flow[side]
+    cdef uint8_t* held
+    cdef uint32_t have
+    cdef RequestLine line
+    if buf_add(g, f, p, n) < 0:
+        message_cut(g, c, side, INCOMPLETE_EVICTED)
+        flow_lost(g, c, side)
+        return n
+    line = request_line(f.buf, f.buf_len)
+    if line == LINE_MORE and f.buf_len < g.max_head and not (f.peek_state == ST_LENGTH and f.buf_len >= f.left):
+        return n
+    held = f.buf
+    have = f.buf_len
+    f.buf = NULL
+    f.buf_len = f.buf_cap = 0
+    if line == LINE_REQUEST:
+        message_cut(g, c, side, INCOMPLETE_BODY_REFUSED)
+        f.state = ST_START
+    else:
+        f.state = f.peek_state
+        if f.current != NULL:
+            f.current.head_flags &= ~<uint32_t>HEAD_EXPECT
+    stream_read(g, c, side, held, have, f.msg_ts, f.msg_seq, f.msg_pos, f.msg_ack, f.msg_has_ack, f.msg_starts)
+    free(held)
+    return n
+
+
+cdef void hold_unanswered(Engine* g, Conn* c, int side) noexcept nogil:
+    """H10: no answer in the capture. A request line means that the tunnel was refused."""
+    cdef Flow* f = &c.flow[side]
+    if f.buf_len and request_line(f.buf, f.buf_len) == LINE_REQUEST:
+        hold_release(g, c, side)
+    else:
+        f.state = ST_SKIP
+        f.buf_len = 0
+
+
+cdef void stream_bytes(Engine* g, Conn* c, int side, const uint8_t* p, size_t n, int64_t ts, uint32_t seq, uint64_t pos, uint32_t ack,
+                       bint has_ack, bint starts) noexcept nogil:
+    cdef Flow* f = &c.flow[side]
+    if f.state == ST_SKIP or f.state == ST_UNTIL_END:
+        return
+    if f.state == ST_NEW:
+        stream_begins(c, side)
+    stream_read(g, c, side, p, n, ts, seq, pos, ack, has_ack, starts)
+
+
+cdef inline void stream_begins(Conn* c, int side) noexcept nogil:
+    cdef Flow* f = &c.flow[side]
+    if f.from_syn:
+        f.state = ST_START
+    else:
+        f.state = ST_RESYNC
+        f.certain = 0
+        c.flow[1 - side].certain = 0
+
+
+cdef void stream_gap(Engine* g, Conn* c, int side, uint64_t n, uint8_t reason) noexcept nogil:
+    """n bytes are not in the capture (H6)."""
+    cdef Flow* f = &c.flow[side]
+    if f.state == ST_NEW:
+        stream_begins(c, side)
+    if f.state == ST_SKIP or f.state == ST_UNTIL_END:
+        return
+    if f.state == ST_LENGTH and n <= f.left:
+        f.left -= n
+        if f.role == ROLE_REQUESTS:
+            if f.current != NULL:
+                message_holed(g, c, side, reason)
+            if f.left == 0:
+                message_ends(g, c, side)
+        elif f.left == 0:
+            f.state = ST_START
+        return
+    if f.state == ST_CHUNKED and f.chunked.state == CHUNKED_DATA and n <= f.chunked.left:
+        f.chunked.left -= n
+        if f.chunked.left == 0:
+            f.chunked.state = CHUNKED_DATA_CR
+        if f.role == ROLE_REQUESTS and f.current != NULL:
+            message_holed(g, c, side, reason)
+        return
+    if f.role != ROLE_REPLIES:
+        message_cut(g, c, side, reason)
+    flow_lost(g, c, side)
+
+
+cdef void message_holed(Engine* g, Conn* c, int side, uint8_t reason) noexcept nogil:
+    """A gap inside a body whose end is known: incomplete, but read on to its end."""
+    cdef Message* m = c.flow[side].current
+    message_fails(g, m, reason)
+
+
+cdef void stream_end(Engine* g, Conn* c, int side, uint8_t reason) noexcept nogil:
+    """No more bytes of this flow."""
+    cdef Flow* f = &c.flow[side]
+    if f.role == ROLE_REQUESTS:
+        if f.state == ST_HOLD:
+            hold_unanswered(g, c, side)
+        if f.state == ST_PEEK or f.current != NULL or f.state == ST_HEAD:
+            message_cut(g, c, side, reason)
+        if f.state != ST_SKIP:
+            f.state = ST_START
+            f.line_known = 0
+            f.buf_len = 0
+            f.trust = TRUST_UNCONFIRMED if f.trust == TRUST_CERTAIN else f.trust
+            f.epoch += 1
+    elif f.role == ROLE_REPLIES:
+        while c.queue != NULL:
+            queue_pop(g, c)
+        if f.state != ST_SKIP:
+            f.state = ST_RESYNC
+            f.buf_len = 0
+    if f.buf != NULL and f.buf_len == 0:
+        free(f.buf)
+        f.buf = NULL
+        f.buf_cap = 0
+
+
+cdef void stream_over(Engine* g, Conn* c) noexcept nogil:
+    """Both flows have ended: no reply will come."""
+    while c.queue != NULL:
+        queue_pop(g, c)

@@ -1,0 +1,242 @@
+# Requests leave ingest here: ordered by time, judged, put into batches (docs/design.md S1, W1, W2).
+# Must not know: packets, framing, sockets.
+
+cdef int64_t INT64_MOST = 0x7FFFFFFFFFFFFFFF
+
+cdef enum:
+    WINDOW_REQUESTS = 4096
+    WINDOW_BYTES = 8 * 1024 * 1024
+
+
+cdef void window_add(Engine* g, Message* m) noexcept nogil:
+    """Into its place by time; those with equal times in the order in which their heads ended."""
+    cdef Message* before = g.window_last
+    g.orders += 1
+    m.order = g.orders
+    while before != NULL and before.ts_ns > m.ts_ns:
+        before = before.prev
+    m.prev = before
+    if before != NULL:
+        m.after = before.after
+        before.after = m
+    else:
+        m.after = g.window_first
+        g.window_first = m
+    if m.after != NULL:
+        m.after.prev = m
+    else:
+        g.window_last = m
+    m.in_window = 1
+    g.window_count += 1
+    g.window_bytes += m.len
+
+
+cdef void window_remove(Engine* g, Message* m) noexcept nogil:
+    if m.prev != NULL:
+        m.prev.after = m.after
+    else:
+        g.window_first = m.after
+    if m.after != NULL:
+        m.after.prev = m.prev
+    else:
+        g.window_last = m.prev
+    m.prev = m.after = NULL
+    m.in_window = 0
+    g.window_count -= 1
+    g.window_bytes -= m.len
+
+
+cdef void window_release(Engine* g, bint everything) noexcept nogil:
+    """Lets go what is settled, oldest first; and, when the window is full, what is not."""
+    cdef Message* m
+    cdef bint full
+    while g.window_first != NULL and not g.finished:
+        m = g.window_first
+        full = everything or g.window_count > WINDOW_REQUESTS or g.window_bytes > WINDOW_BYTES
+        if not full:
+            if not ((m.whole and m.replied) or (m.incomplete and not m.is_current)):
+                return
+            if g.wait_first != NULL and g.wait_first.wait_since <= m.ts_ns:
+                return            # an older one may still come out of bytes that wait
+        window_remove(g, m)
+        if m.whole or (m.incomplete and not m.is_current):
+            window_emit(g, m)
+            message_let_go(g, m)
+        else:
+            m.late = 1
+
+
+cdef void window_emit_late(Engine* g, Message* m) noexcept nogil:
+    """The window did not wait for it; now it is whole (or shown as it is)."""
+    m.late = 0
+    if not g.finished:
+        window_emit(g, m)
+    message_let_go(g, m)
+
+
+cdef uint8_t message_withheld(Engine* g, Message* m) noexcept nogil:
+    """S1: the first reason that applies."""
+    if m.flags & REQUEST_CONNECT:
+        return WITHHELD_CONNECT
+    if m.head_flags & HEAD_UPGRADE and (m.upgraded or (m.status == 0 and not m.head_flags & HEAD_UPGRADE_H2C)):
+        return WITHHELD_UPGRADE
+    if m.ambiguous or m.trust == TRUST_AMBIGUOUS:
+        return WITHHELD_AMBIGUOUS
+    if m.trust == TRUST_UNCONFIRMED and not g.rules.loose:
+        return WITHHELD_UNCONFIRMED
+    if m.host_state == HOST_NONE:
+        return WITHHELD_NO_HOST
+    if m.host_state == HOST_BAD:
+        return WITHHELD_BAD_HOST
+    if m.loops:
+        return WITHHELD_LOOP
+    return WITHHELD_NONE
+
+
+cdef int64_t offset_of(Engine* g, int64_t ts) noexcept nogil:
+    """Capture time since the first request found; a gap over --max-gap counts as --max-gap."""
+    cdef int64_t gap
+    if not g.has_first:
+        g.has_first = 1
+        count_add(&g.n_first_ns, ts)
+        g.newest_ns = ts
+        g.offset = g.offset_base
+        return g.offset
+    if ts <= g.newest_ns:
+        # an older one that comes late is due at once; inside the window this is a matter of microseconds
+        gap = g.newest_ns - ts
+        return g.offset - gap if gap < g.offset - g.offset_base else g.offset_base
+    gap = ts - g.newest_ns
+    if gap < 0:                   # beyond 292 years
+        gap = INT64_MOST
+    if g.max_gap_ns > 0 and gap > g.max_gap_ns:
+        count_add(&g.n_gaps_cut, 1)
+        count_add(&g.n_gaps_cut_ns, gap - g.max_gap_ns if count_get(&g.n_gaps_cut_ns) < INT64_MOST // 2 else 0)
+        gap = g.max_gap_ns
+    if gap > INT64_MOST // 2 - g.offset:
+        gap = 0               # three such jumps: time stands still rather than overflows
+    g.newest_ns = ts
+    g.offset += gap
+    return g.offset
+
+
+cdef void window_emit(Engine* g, Message* m) noexcept nogil:
+    cdef uint8_t withheld = WITHHELD_NONE
+    cdef int64_t offset
+    cdef uint8_t key[40]
+    cdef int64_t n
+    if m.incomplete:
+        if g.show_incomplete and not m.filtered:
+            batch_row(g, m, WITHHELD_NONE, 0, count_get(&g.n_found))
+        return
+    n = count_get(&g.n_found)
+    count_add(&g.n_found, 1)
+    offset = offset_of(g, m.ts_ns)
+    count_add(&g.n_last_ns, m.ts_ns - count_get(&g.n_last_ns) if m.ts_ns > count_get(&g.n_last_ns) else 0)
+    if m.filtered:
+        count_add(&g.n_filtered[m.filtered], 1)
+        return
+    withheld = message_withheld(g, m)
+    if withheld != WITHHELD_NONE:
+        count_add(&g.n_withheld[withheld], 1)
+        if g.show:
+            batch_row(g, m, withheld, offset, n)
+        return
+    if m.sampled != 1:
+        count_add(&g.n_sampled_out if m.sampled == 0 else &g.n_no_key, 1)
+        return
+    count_add(&g.n_selected, 1)
+    if m.flags & REQUEST_WRITE:
+        count_add(&g.n_writes, 1)
+    memcpy(key, m.client, 16)
+    memcpy(key + 16, &m.client_port, 2)
+    memcpy(key + 18, m.server, 16)
+    memcpy(key + 34, &m.server_port, 2)
+    memcpy(key + 36, &m.seq, 4)
+    count_add(&g.n_digest, <int64_t>(xxh64(key, 40, <uint64_t>m.ts_ns) >> 1))
+    batch_row(g, m, WITHHELD_NONE, offset, n)
+    if g.limit and count_get(&g.n_selected) >= g.limit:
+        g.finished = 1
+
+
+cdef void batch_publish(Engine* g) noexcept nogil:
+    """Hands the open batch to every queue; waits while one is full, for offline nothing is ever dropped here."""
+    cdef Batch* batch = g.batch
+    cdef int i
+    g.batch = NULL
+    if batch == NULL:
+        return
+    if batch.count == 0 or g.queue_count == 0:
+        batch_release(batch)
+        return
+    batch_keep(batch, g.queue_count)
+    for i in range(g.queue_count):
+        while not queue_push(<void*>g.queues[i], batch):
+            if atomic_get(g.stop):
+                # the senders are stopping too: what they never see is counted here
+                count_add(&g.n_unqueued, batch.count)
+                batch_release(batch)
+                break
+            poll(NULL, 0, 1)
+    g.published += 1
+    batch_release(batch)
+
+
+cdef void batch_row(Engine* g, Message* m, uint8_t withheld, int64_t offset, int64_t n) noexcept nogil:
+    cdef uint64_t need = m.len + (32 if g.show else 0)
+    cdef Request* r
+    cdef Batch* batch = g.batch
+    if not g.collect:
+        return
+    if batch != NULL and (batch.size - batch.used < need or batch.count == batch.capacity):
+        batch_publish(g)
+        batch = NULL
+    if batch == NULL:
+        batch = batch_take(g.pool, need, g.stop)
+        if batch == NULL:
+            count_add(&g.n_unqueued, 1)
+            return
+        batch.loop = g.loop
+        g.batch = batch
+    r = &batch.rows[batch.count]
+    memset(r, 0, sizeof(Request))
+    if m.len:
+        memcpy(batch.arena + batch.used, m.buf, m.len)
+    else:                         # its bytes are gone (a limit on memory): nothing may point into them
+        m.head_len = m.method_len = m.target_at = m.target_len = m.host_at = m.host_len = m.authority_at = m.authority_len = 0
+    r.data = batch.arena + batch.used
+    r.length = m.len
+    batch.used += m.len
+    if g.show and not m.incomplete:
+        memcpy(batch.arena + batch.used, m.digest, 32)
+        r.digest = batch.arena + batch.used
+        batch.used += 32
+    r.ts_ns = m.ts_ns
+    r.offset_ns = offset
+    r.response_ns = m.response_ns - m.ts_ns if m.response_ns >= m.ts_ns and m.status else -1
+    r.n = <uint64_t>n
+    r.flow = m.flow
+    r.body_len = m.body_len
+    r.index = m.index
+    r.head_len = m.head_len
+    r.seq = m.seq
+    r.method_len = m.method_len
+    r.target_at = m.target_at
+    r.target_len = m.target_len
+    r.host_at = m.host_at
+    r.host_len = m.host_len
+    r.authority_at = m.authority_at
+    r.authority_len = m.authority_len
+    r.flags = m.flags | (REQUEST_INCOMPLETE if m.incomplete else 0)
+    r.status = m.status
+    r.version = m.version
+    r.framing = m.framing
+    r.withheld = withheld
+    r.incomplete = m.incomplete
+    r.client_port = m.client_port
+    r.server_port = m.server_port
+    memcpy(r.client, m.client, 16)
+    memcpy(r.server, m.server, 16)
+    batch.count += 1
+    if g.published < 10 and batch.count >= <uint32_t>1 << g.published:
+        batch_publish(g)          # the first requests do not wait for a batch to fill
