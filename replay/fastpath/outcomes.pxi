@@ -1,0 +1,225 @@
+# What became of the requests: the sender's ledger (counters that another thread may read at any time) and, when asked
+# for, a record of each one (`Outcomes`). Must not know: sockets.
+
+cdef enum SenderReason:           # why a request was not answered; the first six also why it was not sent
+    REASON_NONE = 0
+    REASON_TARGET_DOWN = 1        # no connection could be made
+    REASON_GUARD = 2              # the target is a captured server
+    REASON_DRY_RUN = 3
+    REASON_STOPPED = 4            # the run was stopped, or drained for long enough
+    REASON_MEMORY = 5             # no memory for one more request
+    REASON_EMPTY = 6              # a request of no bytes: a bug upstream, and no reason to hang
+    REASON_RESET = 7              # the connection was reset
+    REASON_CLOSED = 8             # the connection was closed before a whole reply
+    REASON_TIMEOUT = 9
+    REASON_GARBAGE = 10           # what came is no HTTP/1 reply
+    REASON_COUNT = 11
+
+SENDER_REASONS = (None, "target_down", "guard", "dry_run", "stopped", "memory", "empty", "reset", "closed", "timeout", "garbage")
+
+cdef enum Outcome:
+    OUTCOME_ANSWERED = 1
+    OUTCOME_UNANSWERED = 2
+    OUTCOME_DROPPED = 3
+
+SENDER_OUTCOMES = (None, "answered", "unanswered", "dropped")
+
+cdef enum:
+    LEDGER_PAIRS = 2048           # slots of the table of status changes; at most half are used
+    NOTE_HEAD = 8192              # bytes of a request's head that its record keeps
+
+
+cdef struct LedgerPair:
+    int64_t key                   # captured status * 1000 + shadow status; 0 free
+    int64_t count
+
+cdef struct SenderLedger:         # every field an int64 written by the sender's thread only
+    int64_t taken
+    int64_t sent                  # at least one byte was accepted by the kernel
+    int64_t answered
+    int64_t dropped[REASON_COUNT]
+    int64_t unanswered[REASON_COUNT]
+    int64_t status[1000]
+    int64_t connections_opened
+    int64_t connections_open
+    int64_t connect_failed
+    int64_t bytes_sent
+    int64_t bytes_received
+    int64_t retried
+    int64_t surplus               # connections closed because more came than was asked for
+    int64_t interim               # 1xx
+    int64_t limit_descriptors     # EMFILE, ENFILE
+    int64_t limit_local_ports     # EADDRNOTAVAIL
+    int64_t limit_memory          # ENOBUFS, ENOMEM
+    int64_t last_errno
+    int64_t position_ns           # offset_ns of the newest taken up
+    int64_t never_connected
+    int64_t outcomes_lost
+    int64_t status_known          # answered, and the captured status is known
+    int64_t status_same
+    int64_t status_change_other   # changes that found no place in the table
+    int64_t pairs_used
+    int64_t start_ns              # clocks of this sender; 0 not yet
+    int64_t first_sent_ns
+    int64_t last_sent_ns
+    LedgerPair pairs[LEDGER_PAIRS]
+    Histogram lag                 # sent minus due
+    Histogram latency             # whole reply minus due
+    Histogram service             # whole reply minus first byte sent
+    Histogram production          # captured: first byte of the reply minus first byte of the request
+
+cdef struct SenderNote:           # one request that ended; owned by its item, then by the ring, then by get()
+    Request row                   # data points to the bytes behind this struct
+    int64_t due_ns                # CLOCK_MONOTONIC; 0 none
+    int64_t sent_ns
+    int64_t first_byte_ns
+    int64_t end_ns
+    int64_t base_ns               # what to add for a time since 1970
+    int64_t received              # bytes of the reply
+    int64_t body_len              # of the reply, decoded
+    int32_t address
+    int32_t status
+    uint8_t outcome
+    uint8_t reason
+
+
+cdef void ledger_status(SenderLedger* l, int captured, int shadow) noexcept nogil:
+    """Counts an answer by its status, and by how it differs from the captured one."""
+    cdef int64_t key = captured * 1000 + shadow
+    cdef uint32_t at = <uint32_t>(<uint32_t>key * <uint32_t>2654435769) >> 21
+    count_add(&l.status[shadow], 1)
+    if captured <= 0:
+        return
+    count_add(&l.status_known, 1)
+    if captured == shadow:
+        count_add(&l.status_same, 1)
+        return
+    while l.pairs[at].key != key:
+        if l.pairs[at].key == 0:
+            if l.pairs_used >= LEDGER_PAIRS // 2:
+                count_add(&l.status_change_other, 1)
+                return
+            l.pairs_used += 1
+            atomic_set(&l.pairs[at].key, key)
+            break
+        at = (at + 1) & (LEDGER_PAIRS - 1)
+    count_add(&l.pairs[at].count, 1)
+
+
+cdef SenderNote* note_make(const Request* row) noexcept nogil:
+    """A record of this request with the bytes of its head; NULL without memory."""
+    cdef size_t keep = row.head_len if row.head_len < NOTE_HEAD else NOTE_HEAD
+    cdef SenderNote* note
+    if keep > row.length:
+        keep = <size_t>row.length
+    note = <SenderNote*>malloc(sizeof(SenderNote) + keep)
+    if note == NULL:
+        return NULL
+    memset(note, 0, sizeof(SenderNote))
+    note.row = row[0]
+    memcpy(<uint8_t*>(note + 1), row.data, keep)
+    note.row.data = <const uint8_t*>(note + 1)
+    note.row.head_len = <uint32_t>keep
+    note.row.digest = NULL
+    return note
+
+
+cdef class Outcomes:
+    """Records of requests that ended, from one sender to one reader.
+
+    slots: how many may wait; when they are full a record is lost and counted, the sender never waits."""
+    cdef PointerRing ring
+    cdef uint64_t slots           # 0: the ring was never made
+
+    def __cinit__(self, uint64_t slots=65536):
+        if not 1 <= slots <= 1 << 24:
+            raise ValueError("slots: 1 to 16777216")
+        if ring_init(&self.ring, slots) < 0:
+            raise MemoryError
+        self.slots = slots
+
+    def __dealloc__(self):
+        cdef void* note
+        if self.slots == 0:
+            return
+        note = ring_pop(&self.ring)
+        while note != NULL:
+            free(note)
+            note = ring_pop(&self.ring)
+        ring_free(&self.ring)
+
+    def get(self, Py_ssize_t most=1024):
+        """At most `most` records, oldest first, each a dict.
+
+        Times (`due_ns`, `sent_ns`, `first_byte_ns`, `end_ns`) are ns since 1970 or None; `data` is the head as sent, at most 8 KiB of it."""
+        cdef SenderNote* note
+        got = []
+        while len(got) < most:
+            note = <SenderNote*>ring_pop(&self.ring)
+            if note == NULL:
+                break
+            try:
+                got.append(note_dict(note))
+            finally:
+                free(note)
+        return got
+
+
+cdef object note_time(int64_t at, int64_t base):
+    return at + base if at else None
+
+
+cdef dict note_dict(SenderNote* note):
+    cdef Request* r = &note.row
+    cdef bytes head = r.data[:r.head_len]
+    return {
+        "n": r.n, "ts_ns": r.ts_ns, "offset_ns": r.offset_ns, "flow": r.flow, "index": r.index, "version": r.version,
+        "client": (<bytes>r.client[:16], r.client_port), "server": (<bytes>r.server[:16], r.server_port),
+        "method": head[:r.method_len], "target": head[r.target_at:r.target_at + r.target_len],
+        "host": head[r.host_at:r.host_at + r.host_len] if r.flags & REQUEST_HAS_HOST else None,
+        "length": r.length, "body_len": r.body_len, "status": r.status or None,
+        "response_ns": r.response_ns if r.response_ns >= 0 else None, "data": head,
+        "outcome": SENDER_OUTCOMES[note.outcome], "reason": SENDER_REASONS[note.reason],
+        "shadow_status": note.status or None, "address": note.address if note.address >= 0 else None,
+        "due_ns": note_time(note.due_ns, note.base_ns), "sent_ns": note_time(note.sent_ns, note.base_ns),
+        "first_byte_ns": note_time(note.first_byte_ns, note.base_ns), "end_ns": note_time(note.end_ns, note.base_ns),
+        "bytes_received": note.received, "shadow_body_len": note.body_len,
+    }
+
+
+cdef dict ledger_reasons(int64_t* counts):
+    cdef int i
+    return {SENDER_REASONS[i]: count_get(&counts[i]) for i in range(<int>REASON_COUNT) if count_get(&counts[i])}
+
+
+cdef dict ledger_dict(SenderLedger* l):
+    cdef int i
+    cdef int64_t answered = count_get(&l.answered)
+    dropped = ledger_reasons(l.dropped)
+    unanswered = ledger_reasons(l.unanswered)
+    cdef int64_t sent = count_get(&l.sent)
+    cdef int64_t taken = count_get(&l.taken)
+    return {
+        "taken": taken, "sent": sent, "answered": answered, "dropped": dropped, "unanswered": unanswered,
+        "under_way": max(0, sent - answered - sum(unanswered.values())), "waiting": max(0, taken - sent - sum(dropped.values())),
+        "status": {i: count_get(&l.status[i]) for i in range(1000) if count_get(&l.status[i])},
+        "status_change": {f"{l.pairs[i].key // 1000}>{l.pairs[i].key % 1000}": count_get(&l.pairs[i].count)
+                          for i in range(LEDGER_PAIRS) if atomic_get(&l.pairs[i].key)},
+        "status_known": count_get(&l.status_known), "status_same": count_get(&l.status_same),
+        "status_change_other": count_get(&l.status_change_other),
+        "connections_opened": count_get(&l.connections_opened), "connections_open": count_get(&l.connections_open),
+        "connect_failed": count_get(&l.connect_failed), "never_connected": bool(count_get(&l.never_connected)),
+        "bytes_sent": count_get(&l.bytes_sent), "bytes_received": count_get(&l.bytes_received),
+        "retried": count_get(&l.retried), "surplus": count_get(&l.surplus), "interim": count_get(&l.interim),
+        "limits": {name: n for name, n in (("descriptors", count_get(&l.limit_descriptors)),
+                                           ("local_ports", count_get(&l.limit_local_ports)),
+                                           ("memory", count_get(&l.limit_memory))) if n},
+        "errno": count_get(&l.last_errno), "position_ns": count_get(&l.position_ns),
+        "outcomes_lost": count_get(&l.outcomes_lost),
+        "start_ns": count_get(&l.start_ns), "first_sent_ns": count_get(&l.first_sent_ns), "last_sent_ns": count_get(&l.last_sent_ns),
+    }
+
+
+cdef dict ledger_histograms(SenderLedger* l):
+    return {"lag_us": histogram_bytes(&l.lag), "latency_us": histogram_bytes(&l.latency),
+            "service_us": histogram_bytes(&l.service), "production_us": histogram_bytes(&l.production)}
