@@ -96,20 +96,20 @@ cdef struct Message:              # a request from the end of its head until it 
     uint8_t wanted                # its bytes are kept
 
 
-cdef enum ReplyLine:
-    REPLY_YES = 1
-    REPLY_MORE = 2
-    REPLY_NO = 3
+cdef enum StatusLine:
+    STATUS_YES = 1
+    STATUS_MORE = 2
+    STATUS_NO = 3
 
 
-cdef ReplyLine reply_line(const uint8_t* p, size_t n) noexcept nogil:
+cdef StatusLine status_line(const uint8_t* p, size_t n) noexcept nogil:
     """`HTTP/1.DIGIT SP`: a status line begins (RFC 9112 4)."""
     cdef size_t k = n if n < 7 else 7
     if memcmp(p, b"HTTP/1.", k) != 0:
-        return REPLY_NO
+        return STATUS_NO
     if n < 9:
-        return REPLY_MORE
-    return REPLY_YES if 48 <= p[7] <= 57 and p[8] == 32 else REPLY_NO
+        return STATUS_MORE
+    return STATUS_YES if 48 <= p[7] <= 57 and p[8] == 32 else STATUS_NO
 
 
 # ---- message objects ----------------------------------------------------------------------------------------------------
@@ -634,7 +634,7 @@ cdef uint8_t other_kind(const uint8_t* p, size_t n) noexcept nogil:
 cdef int line_judge(Flow* f, const uint8_t* p, size_t n) noexcept nogil:
     """1: a message of this flow's role (set when it was unknown) begins here; 2: perhaps; 0: no; 3: HTTP/2."""
     cdef RequestLine line
-    cdef ReplyLine reply
+    cdef StatusLine reply
     if f.role != ROLE_REPLIES:
         line = request_line(p, n)
         if line == LINE_REQUEST:
@@ -642,15 +642,15 @@ cdef int line_judge(Flow* f, const uint8_t* p, size_t n) noexcept nogil:
             return 1
         if line == LINE_HTTP2:
             return 3
-        if line == LINE_MORE and (f.role == ROLE_REQUESTS or reply_line(p, n) != REPLY_YES):
+        if line == LINE_MORE and (f.role == ROLE_REQUESTS or status_line(p, n) != STATUS_YES):
             return 2
         if f.role == ROLE_REQUESTS:
             return 0
-    reply = reply_line(p, n)
-    if reply == REPLY_YES:
+    reply = status_line(p, n)
+    if reply == STATUS_YES:
         f.role = ROLE_REPLIES
         return 1
-    return 2 if reply == REPLY_MORE else 0
+    return 2 if reply == STATUS_MORE else 0
 
 
 cdef size_t read_head(Engine* g, Conn* c, int side, const uint8_t* p, size_t n) noexcept nogil:
