@@ -153,7 +153,7 @@ cdef uint8_t message_filter(Engine* g, Message* m, const uint8_t* p, const Head*
     cdef bint found
     cdef const uint8_t* query
     cdef size_t n
-    if m.ts_ns < r.since_ns or m.ts_ns >= r.until_ns:
+    if m.ts_ns < r.since_ns or (m.ts_ns >= r.until_ns and r.until_ns != INT64_MOST):
         return FILTERED_TIME
     if r.server_count and not network_has(r.servers, r.server_count, m.server):
         return FILTERED_SERVER
@@ -271,7 +271,7 @@ cdef class Ingest:
         r.port_count = len(ports)
         for i in range(r.port_count):
             r.ports[i] = ports[i]
-        r.since_ns = -INT64_MOST if since_ns is None else since_ns
+        r.since_ns = -INT64_MOST - 1 if since_ns is None else since_ns
         r.until_ns = INT64_MOST if until_ns is None else until_ns
         self.path_pattern = None if path is None else _re.compile(path)
         self.host_pattern = None if host is None else _re.compile(host)

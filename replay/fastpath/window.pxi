@@ -98,7 +98,7 @@ cdef int64_t offset_of(Engine* g, int64_t ts) noexcept nogil:
     cdef int64_t gap
     if not g.has_first:
         g.has_first = 1
-        count_add(&g.n_first_ns, ts)
+        atomic_set(&g.n_first_ns, ts)
         g.newest_ns = ts
         g.offset = g.offset_base
         return g.offset
@@ -132,7 +132,8 @@ cdef void window_emit(Engine* g, Message* m) noexcept nogil:
     n = count_get(&g.n_found)
     count_add(&g.n_found, 1)
     offset = offset_of(g, m.ts_ns)
-    count_add(&g.n_last_ns, m.ts_ns - count_get(&g.n_last_ns) if m.ts_ns > count_get(&g.n_last_ns) else 0)
+    if n == 0 or m.ts_ns > g.n_last_ns:
+        atomic_set(&g.n_last_ns, m.ts_ns)
     if m.filtered:
         count_add(&g.n_filtered[m.filtered], 1)
         return
