@@ -105,6 +105,7 @@ cdef struct SenderState:
     int64_t timeout_ns
     int64_t drain_ns
     int64_t never_ns
+    int64_t finishing             # atomic; set by finish(): begin nothing more
     bint dry
     uint32_t pipeline
     int32_t most                  # connections

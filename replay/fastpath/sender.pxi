@@ -842,6 +842,8 @@ cdef void sender_loop(SenderState* s) noexcept nogil:
             s.stop_ns = now
             s.next_tick_ns = now
             sender_halt(s, REASON_STOPPED, now)
+        if not s.halt and atomic_get(&s.finishing):
+            sender_halt(s, REASON_STOPPED, now)
         if s.halt and s.wait_first != NULL:  # came back from a connection that closed
             sender_drop_waiting(s, s.halt, PACE_NEVER, now)
         if now >= s.next_tick_ns:
@@ -1008,6 +1010,11 @@ cdef class Sender:
                 if s.connections[i].state != CONNECTION_FREE:
                     sender_shut(s, &s.connections[i], False)
         self.over = True
+
+    def finish(self):
+        """Begins nothing more: what is not sent yet is dropped as stopped, what is under way is drained. `run` ends when the queue does."""
+        atomic_set(&self.s.finishing, 1)
+        self.queue.wake()
 
     def sweep(self):
         """Accounts for what came into the queue after a stop had ended `run`: call it when ingest has ended too.

@@ -1,0 +1,344 @@
+"""Options that several verbs share: their types, their help, and `--config`, which gives any of them in YAML."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import click
+from click.core import ParameterSource
+
+from replay import units
+from replay.errors import UsageError
+from replay.settings import SAFE_METHODS, Selection, network
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+SAMPLE_KINDS = ("request", "connection", "client-ip", "path", "header:NAME", "cookie:NAME", "query:NAME")
+
+
+class Unit(click.ParamType):
+    """A value that one of the parsers of `units` reads."""
+
+    def __init__(self, name: str, parse: Callable[[str], Any]) -> None:
+        self.name = name
+        self.parse = parse
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if not isinstance(value, str):
+            return value
+        try:
+            return self.parse(value)
+        except ValueError as error:
+            self.fail(str(error), param, ctx)
+
+
+class Choice(click.ParamType):
+    """One of some words; a wrong one gets the nearest right one. `header:NAME` stands for any name."""
+
+    def __init__(self, metavar: str, words: tuple[str, ...]) -> None:
+        self.name = metavar
+        self.words = words
+
+    def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        kind, colon, name = value.partition(":")
+        if value in self.words or (f"{kind}:NAME" in self.words and colon and name.strip()):
+            return value
+        if f"{kind}:NAME" in self.words:
+            self.fail(f"{value!r} lacks a name; write {kind}:NAME", param, ctx)
+        near = difflib.get_close_matches(kind, [word.partition(":")[0] for word in self.words], 1)
+        self.fail(f"{value!r} is none of {', '.join(self.words)}" + (f"; did you mean {near[0]!r}?" if near else ""), param, ctx)
+
+
+def _positive(parse: Callable[[str], int], least: int = 1, most: int | None = None) -> Callable[[str], int]:
+    def check(text: str) -> int:
+        value = parse(text)
+        if value < least or (most is not None and value > most):
+            raise ValueError(f"{text!r} is out of range: {least:,} to {most:,}" if most is not None else f"{text!r} is too small: at least {least:,}")
+        return value
+
+    return check
+
+
+SHARE = Unit("PERCENT", units.share)
+DURATION = Unit("TIME", units.duration)
+LONGER_THAN_0 = Unit("TIME", _positive(units.duration))
+SIZE = Unit("SIZE", units.size)
+COUNT = Unit("N", _positive(units.count))
+COUNT_OR_0 = Unit("N", units.count)
+MOMENT = Unit("TIME", units.moment)
+PACE = Unit("PACE", units.pace)
+CIDR = Unit("CIDR", network)
+PORT = Unit("N", _positive(units.count, 1, 65535))
+
+
+def _methods(text: str) -> tuple[str, ...]:
+    words = tuple(word for word in re.split(r"[,\s]+", text.strip()) if word)
+    if not words:
+        raise ValueError("no method is named; write safe, or GET,POST")
+    found: list[str] = []
+    for word in words:
+        if word.lower() == "safe":
+            found += SAFE_METHODS
+        elif word.lower() == "all":
+            return ()
+        elif not re.fullmatch(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+", word):
+            raise ValueError(f"{word!r} is no method (RFC 9110 9.1)")
+        else:
+            found.append(word)
+    return tuple(dict.fromkeys(found))
+
+
+def _suffix(text: str) -> str:
+    if text == "off":
+        return text
+    if not text or not re.fullmatch(r"[\w.~%!$&'()*+,;=-]+", text, re.ASCII):
+        raise ValueError(f"{text!r} cannot stand in a host; write -shadow, or off for none")
+    return text
+
+
+def _host(text: str) -> str:
+    if not text or not re.fullmatch(r"[!-~]+", text) or re.search(r'[/?#\\<>"|{}^`]', text):
+        raise ValueError(f"{text!r} is no host; write name or name:port")
+    return text
+
+
+_SELECT = [
+    click.option("-p", "--percent", type=SHARE, metavar="PERCENT", help="Take this share of the requests, exact to a millionth (5, 0.5, 5%).  [default: 100]"),
+    click.option("--sample-by", type=Choice("KEY", SAMPLE_KINDS), default="request", show_default=True, help=f"What decides who is in the share: {', '.join(SAMPLE_KINDS)}."),
+    click.option("--seed", type=COUNT_OR_0, default="0", help="Another sample of the same size. The same seed gives the same requests.  [default: 0]"),
+    click.option("--methods", type=Unit("LIST", _methods), default="all", help="Only these: safe (GET, HEAD, OPTIONS), or GET,POST,…  [default: all]"),
+    click.option("--path", metavar="RE", help="Only requests whose target, up to '?', matches (searched anywhere)."),
+    click.option("--match-host", metavar="RE", help="Only requests whose Host matches (searched anywhere)."),
+    click.option("--client", type=CIDR, multiple=True, help="Only from these clients (repeatable)."),
+    click.option("--server", type=CIDR, multiple=True, help="Only to these servers (repeatable)."),
+    click.option("--port", type=PORT, multiple=True, help="Only to these server ports (repeatable)."),
+    click.option("-f", "--bpf", metavar="EXPR", help="Only packets that this tcpdump expression lets through (needs libpcap)."),
+    click.option("--since", type=MOMENT, help="Only from this capture time on (2026-08-01T10:00:00Z, or seconds since 1970)."),
+    click.option("--until", type=MOMENT, help="Only before this capture time."),
+    click.option("--limit", type=COUNT, help="End after so many selected requests."),
+    click.option("--resync", type=Choice("HOW", ("strict", "loose")), default="strict", show_default=True, help="Behind a gap: withhold what is not confirmed (strict), or take it (loose)."),
+    click.option("--split-by-network", is_flag=True, help="Tell equal addresses in different VLANs or VNIs apart; else one conversation seen in several counts once."),
+]  # fmt: skip
+
+_CHANGE = [
+    click.option("--shadow-suffix", type=Unit("TEXT|off", _suffix), default="-shadow", show_default=True, help="Put before the port of the Host, as Envoy does; off leaves it alone."),
+    click.option("--set-host", type=Unit("NAME", _host), help="This Host for all, without a suffix."),
+    click.option("-H", "--set-header", "set_header", multiple=True, metavar="'K: V'", help="Set a header (repeatable; @FILE reads lines)."),
+    click.option("--add-header", multiple=True, metavar="'K: V'", help="Add a header, keeping others of its name (repeatable)."),
+    click.option("--remove-header", multiple=True, metavar="NAME", help="Remove a header (repeatable)."),
+    click.option("--trace", type=Choice("HOW", ("keep", "unsample", "drop")), default="keep", show_default=True, help="Trace headers: keep them, mark them as not sampled, or drop them."),
+]  # fmt: skip
+
+_BOUNDS = [
+    click.option("--max-head", type=SIZE, default="64KiB", show_default=True, help="A longer head is incomplete: head_too_large."),
+    click.option("--max-body", type=SIZE, default="64MiB", show_default=True, help="A longer body is incomplete: too_large."),
+    click.option("--max-connections", type=COUNT, default="262144", show_default=True, help="Captured connections kept open at a time; beyond that the oldest is closed."),
+    click.option("--max-memory", type=SIZE, default="128MiB", show_default=True, help="For requests that are being read or wait to be sent."),
+]  # fmt: skip
+
+_CONFIG = [
+    click.option("--config", metavar="FILE", is_eager=True, expose_value=False, callback=lambda ctx, param, value: load_config(ctx, value), help="Options in YAML: long names without dashes in front."),
+    click.option("-q", "--quiet", is_flag=True, help="Only results and errors."),
+    click.option("-v", "--verbose", is_flag=True, help="More: the effective options and where each comes from, what connections were."),
+]  # fmt: skip
+
+
+def _apply(decorators: list[Callable[[Any], Any]], command: F) -> F:
+    for decorate in reversed(decorators):
+        command = decorate(command)
+    return command
+
+
+def select(command: F) -> F:
+    """Which requests."""
+    return _apply(_SELECT, command)
+
+
+def change(command: F) -> F:
+    """How each is changed."""
+    return _apply(_CHANGE, command)
+
+
+def bounds(command: F) -> F:
+    """How much memory."""
+    return _apply(_BOUNDS, command)
+
+
+def config(command: F) -> F:
+    """--config, -q, -v."""
+    return _apply(_CONFIG, command)
+
+
+def selection(given: dict[str, Any]) -> Selection:
+    """The values of the options above as a Selection; they are taken out of `given`. Raises UsageError for what does not go together."""
+    suffix, set_host = given.pop("shadow_suffix"), given.pop("set_host")
+    chosen = Selection(
+        share=units.MILLION if given["percent"] is None else given["percent"],
+        sample_by=given.pop("sample_by"),
+        seed=given.pop("seed"),
+        methods=given.pop("methods"),
+        path=given.pop("path"),
+        match_host=given.pop("match_host"),
+        client=given.pop("client"),
+        server=given.pop("server"),
+        ports=given.pop("port"),
+        bpf=given.pop("bpf"),
+        since_ns=given.pop("since"),
+        until_ns=given.pop("until"),
+        limit=given.pop("limit"),
+        suffix=None if suffix == "off" else suffix,
+        set_host=set_host,
+        set_headers=_headers("-H", given.pop("set_header")),
+        add_headers=_headers("--add-header", given.pop("add_header")),
+        remove_headers=tuple(name.strip().encode("latin-1", "replace") for name in given.pop("remove_header")),
+        trace=given.pop("trace"),
+        resync=given.pop("resync"),
+        split_by_network=given.pop("split_by_network"),
+        max_head=given.pop("max_head"),
+        max_body=given.pop("max_body"),
+        max_memory=given.pop("max_memory"),
+        max_connections=given.pop("max_connections"),
+        **({"max_gap_ns": given.pop("max_gap")} if "max_gap" in given else {}),
+    )
+    given.pop("percent")
+    if chosen.since_ns is not None and chosen.until_ns is not None and chosen.since_ns >= chosen.until_ns:
+        raise UsageError("--since is not before --until, which leaves nothing")
+    if chosen.seed >= 1 << 64:
+        raise UsageError("--seed: at most 64 bits")
+    return chosen
+
+
+def _headers(option: str, words: tuple[str, ...]) -> tuple[tuple[bytes, bytes], ...]:
+    found: list[tuple[bytes, bytes]] = []
+    for word in words:
+        for line in _lines(option, word):
+            name, colon, value = line.partition(":")
+            if not colon or not name.strip():
+                raise UsageError(f"{option} {line!r}: there is no colon; write 'Name: value'")
+            found.append((name.strip().encode("utf-8"), value.strip().encode("utf-8", "surrogateescape")))
+    return tuple(found)
+
+
+def _lines(option: str, word: str) -> list[str]:
+    if not word.startswith("@"):
+        return [word]
+    try:
+        with open(word[1:], encoding="utf-8", errors="surrogateescape") as file:
+            return [line.strip() for line in file if line.strip() and not line.startswith("#")]
+    except OSError as error:
+        raise UsageError(f"{option} {word}: {error.strerror}") from None
+
+
+# ---- --config --------------------------------------------------------------------------------------------------------------
+
+
+def load_config(ctx: click.Context, path: str | None) -> None:
+    """Takes the values of a YAML file as defaults of this command's options. Raises UsageError with key, place and the nearest right one."""
+    if path is None:
+        return
+    import yaml
+
+    try:
+        with open(path, "rb") as file:
+            text = file.read(1 << 20)
+        tree = yaml.compose(text, Loader=yaml.SafeLoader)
+        loaded = yaml.safe_load(text)
+    except OSError as error:
+        raise UsageError(f"--config {path}: {error.strerror}") from None
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError, ValueError) as error:
+        mark = getattr(error, "problem_mark", None)
+        place = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
+        raise UsageError(f"{path}{place}: no YAML: {getattr(error, 'problem', None) or error}") from None
+    if loaded is None:
+        return
+    if not isinstance(loaded, dict):
+        raise UsageError(f"{path}: expected keys and values like `percent: 5`, found a {type(loaded).__name__}")
+    places = {key.value: key.start_mark.line + 1 for key, _ in tree.value}
+    known = {_key(param): param for param in ctx.command.params if isinstance(param, click.Option) and _key(param) not in ("config", "help", "version")}
+    defaults: dict[str, Any] = {}
+    for raw, value in loaded.items():
+        key = str(raw).strip().lstrip("-").replace("_", "-")
+        where = f"{path}, line {places.get(raw, places.get(str(raw), 0))}"
+        if key not in known:
+            near = difflib.get_close_matches(key, known, 1)
+            raise UsageError(f"{where}: unknown key {str(raw)!r}" + (f"; did you mean {near[0]!r}?" if near else f"; there are {', '.join(sorted(known))}"))
+        param = known[key]
+        assert param.name is not None
+        try:
+            defaults[param.name] = _value(param, value)
+        except ValueError as error:
+            raise UsageError(f"{where}: {key}: {error}") from None
+        try:
+            if not param.is_flag:
+                param.type_cast_value(ctx, defaults[param.name])
+        except click.UsageError as error:
+            raise UsageError(f"{where}: {key}: {error.message}") from None
+    ctx.default_map = {**(ctx.default_map or {}), **defaults}
+    ctx.meta["replay.config"] = path
+
+
+def _key(param: click.Option) -> str:
+    """The long name of an option without its dashes."""
+    return max(param.opts, key=len).lstrip("-")
+
+
+def _value(param: click.Option, value: Any) -> Any:
+    """A YAML value as the text that the option's type reads."""
+    if param.is_flag:
+        if not isinstance(value, bool):
+            raise ValueError(f"{value!r} is neither true nor false")
+        return value
+    if param.multiple:
+        if isinstance(value, dict):
+            return [f"{name}: {text}" for name, text in value.items()]
+        return [_scalar(one) for one in (value if isinstance(value, list) else [value])]
+    if isinstance(value, list) and param.name == "methods":
+        return ",".join(_scalar(one) for one in value)
+    return _scalar(value)
+
+
+def _scalar(value: Any) -> str:
+    if value is False:
+        return "off"  # YAML 1.1 reads a bare `off` so
+    if isinstance(value, (dict, list)) or value is None or value is True:
+        raise ValueError(f"{value!r} is no single value")
+    return value.isoformat() if hasattr(value, "isoformat") else str(value)
+
+
+def effective(ctx: click.Context) -> list[str]:
+    """`name = value  (from)`, a line an option, for -v."""
+    sources = {
+        ParameterSource.COMMANDLINE: "command line",
+        ParameterSource.DEFAULT_MAP: ctx.meta.get("replay.config", "configuration"),
+        ParameterSource.ENVIRONMENT: "environment",
+    }
+    lines = []
+    for param in ctx.command.params:
+        if not isinstance(param, click.Option) or param.name is None or param.name not in ctx.params:
+            continue
+        source = ctx.get_parameter_source(param.name)
+        origin = sources.get(source, "default") if source is not None else "default"
+        lines.append(f"  {_key(param):<18} {_shown(param, ctx.params[param.name]):<24} ({origin})")
+    return lines
+
+
+def _shown(param: click.Option, value: Any) -> str:
+    """A parsed value as a person would write it."""
+    from replay.report import mask
+
+    if value is None or value == ():
+        return "-"
+    if param.type is SHARE:
+        return units.show_share(value)
+    if param.type in (DURATION, LONGER_THAN_0):
+        return units.show_duration(value)
+    if param.type is SIZE:
+        return units.show_bytes(value)
+    if param.type is CIDR:
+        return f"{len(value)} networks"
+    if isinstance(value, tuple):
+        return ", ".join(mask([str(one)]).strip("'") for one in value)
+    return str(value).lower() if isinstance(value, bool) else str(value)

@@ -1,0 +1,400 @@
+"""The pipe, put together: captures -> ingest -> queues -> senders, each a thread without the GIL, and what they counted.
+
+Here is what a run is (threads, passes, guards, the order of stopping); what is asked for stands in `settings`, what is told in `report`.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from replay import _fastpath
+from replay.capture import source
+from replay.errors import CaptureError, ReplayError, TargetError, UsageError
+from replay.settings import Selection, Settings, Target
+
+__all__ = ["Counts", "Listing", "Plan", "Replay", "plan", "resolve"]
+
+#: How much of the captures is read before the first request is sent: for the plan, and for the guard.
+PLAN_BYTES = 64 << 20
+
+#: Rows that a listing may be ahead of its reader.
+_LISTING_BATCHES = 64
+
+Counts = dict[str, Any]
+Address = tuple[bytes, int]
+
+
+def _thread(name: str, body: Callable[[], None], failures: list[BaseException]) -> threading.Thread:
+    """A thread whose exception is kept for the one who waits for it."""
+
+    def run() -> None:
+        try:
+            body()
+        except BaseException as error:
+            failures.append(error)
+
+    return threading.Thread(target=run, name=name, daemon=True)
+
+
+def _added(a: Any, b: Any) -> Any:
+    """Counters of two passes as one: numbers and dicts of numbers are added up."""
+    if isinstance(a, dict) and isinstance(b, dict):
+        return {key: _added(a[key], b[key]) if key in a and key in b else a.get(key, b.get(key)) for key in a | b}
+    if isinstance(a, bool) or isinstance(b, bool):
+        return a or b
+    return a + b
+
+
+_FIRST = ("first_ns", "first_packet_ns")
+_LAST = ("last_ns", "last_packet_ns", "end_offset_ns", "finished", "ended", "memory")
+
+
+def _passes(all_counts: list[Counts]) -> Counts:
+    """Counters of all passes over the captures."""
+    total = dict(all_counts[0])
+    for one in all_counts[1:]:
+        for key, value in one.items():
+            if key in _FIRST:
+                total[key] = value if total[key] is None else total[key]
+            elif key in _LAST:
+                total[key] = total[key] if value is None else value
+            elif key == "digest":
+                pass  # the passes choose the same; the digest is that of one
+            else:
+                total[key] = _added(total[key], value)
+    return total
+
+
+def resolve(target: Target) -> list[Address]:
+    """The addresses of a target, IPv4 mapped into IPv6. Raises TargetError."""
+    try:
+        found = socket.getaddrinfo(target.host, target.port, type=socket.SOCK_STREAM)
+    except (OSError, UnicodeError) as error:
+        why = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+        raise TargetError(f"{target.url}: the name {target.host!r} cannot be resolved: {why}; check the name in --to") from None
+    addresses: dict[Address, None] = {}
+    for family, _, _, _, where in found:
+        if family == socket.AF_INET:
+            addresses[bytes(10) + b"\xff\xff" + ipaddress.IPv4Address(where[0]).packed, target.port] = None
+        elif family == socket.AF_INET6:
+            addresses[ipaddress.IPv6Address(str(where[0]).partition("%")[0]).packed, target.port] = None
+    return list(addresses)
+
+
+# ---- before the run ----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What is known before the first byte is sent.
+
+    counts: of what was read.  whole: all captures were read; else the numbers are those of their beginning.
+    share_read: how much of the captures that was, 0 to 1; None with a pipe (nothing was read).  guard: a server of the captures is a target.
+    """
+
+    counts: Counts | None
+    whole: bool
+    share_read: float | None
+    guard: bool
+
+    @property
+    def span_ns(self) -> int | None:
+        """From the first to the last request, silences cut; an estimate unless `whole`."""
+        if self.counts is None:
+            return None
+        span: int = self.counts["end_offset_ns"]
+        if self.whole or not self.share_read:
+            return span
+        return int(span / self.share_read)
+
+
+def plan(paths: list[str], selection: Selection, addresses: list[Address], stop: _fastpath.Stop, most_bytes: int = PLAN_BYTES) -> Plan:
+    """Reads the beginning of the captures, as they will be read, without keeping a request. With a pipe among them nothing is read."""
+    capture = _fastpath.Capture(paths, stop=stop, most_bytes=most_bytes)
+    if not paths or capture.progress()["bytes_total"] is None:
+        return Plan(None, False, None, False)
+    guard = _fastpath.Guard(addresses)
+    ingest = _fastpath.Ingest(
+        capture, [], _fastpath.Pool(), stop, guard=guard, limit=selection.limit or 0, **selection.for_ingest()
+    )
+    failures: list[BaseException] = []
+    thread = _thread("plan", ingest.run, failures)
+    thread.start()
+    _join([thread], failures)
+    progress, counts = capture.progress(), ingest.counters()
+    whole = progress["complete"] or counts["finished"]
+    return Plan(counts, whole, progress["bytes_read"] / max(progress["bytes_total"], 1), guard.tripped)
+
+
+def _join(threads: list[threading.Thread], failures: list[BaseException]) -> None:
+    """Waits, letting signals through; raises what a thread raised."""
+    for thread in threads:
+        while thread.is_alive():
+            thread.join(0.05)
+    if failures:
+        raise failures[0]
+
+
+# ---- show --------------------------------------------------------------------------------------------------------------
+
+
+class Listing:
+    """The requests of captures, as rows. Iterate once; then `counts` and `faults` are final. `close` ends it early."""
+
+    def __init__(self, captures: tuple[str, ...], selection: Selection, *, incomplete: bool = False) -> None:
+        self.stop = _fastpath.Stop()
+        paths, self.errors = source.expand(captures)
+        self._capture = _fastpath.Capture(paths, stop=self.stop)
+        self._pool = _fastpath.Pool(selection.batch_budget)
+        self._queue = _fastpath.Queue(self._pool, _LISTING_BATCHES)
+        self._ingest = _fastpath.Ingest(
+            self._capture, [self._queue], self._pool, self.stop, show=True, incomplete=incomplete,
+            limit=selection.limit or 0, **selection.for_ingest(),
+        )  # fmt: skip
+        self._failures: list[BaseException] = []
+        self._thread = _thread("ingest", self._ingest.run, self._failures)
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        """Rows as `_fastpath.Requests` gives them, `head` included."""
+        self._thread.start()
+        while not self._queue.done:
+            batch = self._queue.get(0.05)
+            if batch is not None:
+                for at in range(len(batch)):
+                    yield batch[at]
+        _join([self._thread], self._failures)
+
+    def close(self) -> None:
+        """Ends reading. What was counted stays."""
+        self.stop.set()
+        if self._thread.ident is not None:
+            while self._thread.is_alive() or not self._queue.done:
+                self._queue.get(0.01)
+
+    @property
+    def counts(self) -> Counts:
+        return self._ingest.counters()
+
+    @property
+    def faults(self) -> list[dict[str, Any]]:
+        return self._capture.faults
+
+
+# ---- run ---------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(slots=True)
+class _Way:
+    """One target's part of a run."""
+
+    target: Target | None
+    addresses: list[Address]
+    queue: _fastpath.Queue
+    sender: _fastpath.Sender
+    outcomes: _fastpath.Outcomes | None
+    thread: threading.Thread | None = None
+
+
+@dataclass(slots=True)
+class Replay:
+    """One run. `prepare`, `start`, then `running` and `snapshot` until it is over, then `result`.
+
+    stop() may be called at any time, from a signal handler too.
+    """
+
+    settings: Settings
+    log: bool = False
+    errors: list[CaptureError] = field(default_factory=list)
+    paths: list[str] = field(default_factory=list)
+    plan: Plan | None = None
+    stopped: bool = False
+    refused: bool = False
+    _stop: Any = None
+    _stop_reading: Any = None
+    _guard: Any = None
+    _pool: Any = None
+    _ways: list[_Way] = field(default_factory=list)
+    _addresses: list[list[Address]] = field(default_factory=list)
+    _captures: list[Any] = field(default_factory=list)
+    _done: list[Counts] = field(default_factory=list)
+    _ingest: Any = None
+    _threads: list[threading.Thread] = field(default_factory=list)
+    _failures: list[BaseException] = field(default_factory=list)
+    _began: float = 0.0
+    _finishing: bool = False
+    _swept: bool = False
+    started_at: float = 0.0
+    ended_at: float = 0.0
+
+    # -- before --
+
+    def prepare(self) -> Plan:
+        """Names, addresses, the beginning of the captures. Nothing is sent. Raises UsageError, TargetError."""
+        s = self.settings
+        self.started_at = time.time()
+        self._stop, self._stop_reading = _fastpath.Stop(), _fastpath.Stop()
+        self.paths, self.errors = source.expand(s.captures)
+        if s.loop != 1 and "-" in self.paths:
+            raise UsageError("--loop needs captures that can be read again; standard input (-) cannot, write it to a file first")
+        self._addresses = [resolve(target) for target in s.targets]
+        every = [address for one in self._addresses for address in one]
+        self._guard = _fastpath.Guard([] if s.allow_production else every)
+        self.plan = plan(self.paths, s.selection, [] if s.allow_production else every, self._stop)
+        self.refused = self.plan.guard
+        return self.plan
+
+    def start(self) -> None:
+        """Starts the threads."""
+        s = self.settings
+        self._pool = _fastpath.Pool(s.selection.batch_budget)
+        if not self.refused:
+            targets: list[tuple[Target | None, list[Address]]] = list(zip(s.targets, self._addresses, strict=True))
+            for target, addresses in [(None, [])] if s.dry_run else targets:
+                self._ways.append(self._way(target, addresses))
+        self._began = time.monotonic()
+        self._threads = [_thread("ingest", self._read, self._failures)]
+        for way in self._ways:
+            way.thread = _thread(f"sender {way.target.url if way.target else ''}", way.sender.run, self._failures)
+            self._threads.append(way.thread)
+        for thread in self._threads:
+            thread.start()
+
+    def _way(self, target: Target | None, addresses: list[Address]) -> _Way:
+        s = self.settings
+        queue = _fastpath.Queue(self._pool, 1024)
+        outcomes = _fastpath.Outcomes(1 << 17) if self.log else None
+        rate = s.pace.value if s.pace.kind == "rate" else 0.0
+        speed = s.pace.value if s.pace.kind == "original" else 1.0
+        try:
+            sender = _fastpath.Sender(
+                queue, addresses, stop=self._stop, speed=speed, rate=rate, asap=s.pace.kind == "max" or s.dry_run,
+                connections=s.connections, pipeline=s.pipeline, connect_timeout_ns=s.connect_timeout_ns, timeout_ns=s.timeout_ns,
+                drain_ns=s.drain_ns, dry_run=s.dry_run, guard=self._guard, outcomes=outcomes,
+            )  # fmt: skip
+        except OSError as error:
+            raise ReplayError(f"cannot make a sender: {error.strerror}; raise the limit on open files (ulimit -n), or lower --connections") from None
+        return _Way(target, addresses, queue, sender, outcomes)
+
+    def _read(self) -> None:
+        """The ingest thread: one pass after the other."""
+        s = self.settings
+        offset, left = 0, s.selection.limit
+        queues = [way.queue for way in self._ways]
+        try:
+            for turn in range(s.loop):
+                capture = _fastpath.Capture(self.paths, stop=self._stop_reading)
+                ingest = _fastpath.Ingest(
+                    capture, queues, self._pool, self._stop_reading, limit=left or 0, guard=self._guard,
+                    offset_ns=offset, loop=turn, last=False, **s.selection.for_ingest(),
+                )  # fmt: skip
+                self._captures.append(capture)
+                self._ingest = ingest
+                ingest.run()
+                counts = ingest.counters()
+                self._done.append(counts)
+                self._ingest = None
+                if left is not None:
+                    left -= counts["selected"]
+                if left == 0 or self._stop_reading.is_set() or not counts["found"]:
+                    break
+                # The next pass begins as long after this one's last request as requests were apart on average.
+                span = counts["end_offset_ns"] - offset
+                offset = counts["end_offset_ns"] + span // max(counts["found"] - 1, 1)
+        finally:
+            for queue in queues:
+                queue.end()
+
+    # -- during --
+
+    def stop(self) -> None:
+        """Ends everything within some 0.1 s; the numbers still add up."""
+        self.stopped = True
+        if self._stop is not None:
+            self._stop_reading.set()
+            self._stop.set()
+
+    @property
+    def running(self) -> bool:
+        """False when all threads have ended. Call it now and then: `--duration` ends here."""
+        limit = self.settings.duration_ns
+        if limit is not None and not self._finishing and time.monotonic() - self._began >= limit / 1e9:
+            self._finishing = True
+            self._stop_reading.set()
+            for way in self._ways:
+                way.sender.finish()
+        if self._failures:
+            self.stop()
+        return any(thread.is_alive() for thread in self._threads)
+
+    def wait(self, seconds: float) -> None:
+        """Until all is over, at most so long, and not beyond the end of `--duration`."""
+        limit = self.settings.duration_ns
+        if limit is not None and not self._finishing:
+            seconds = min(seconds, max(0.001, limit / 1e9 - (time.monotonic() - self._began)))
+        end = time.monotonic() + seconds
+        for thread in self._threads:
+            thread.join(max(0.0, end - time.monotonic()))
+
+    def outcomes(self, most: int = 4096) -> Iterator[tuple[Target | None, list[Address], dict[str, Any]]]:
+        """Requests that ended since the last call, with `log` only."""
+        for way in self._ways:
+            if way.outcomes is not None:
+                for one in way.outcomes.get(most):
+                    yield way.target, way.addresses, one
+
+    def snapshot(self) -> Counts:
+        """Counters of now: `ingest`, `senders` (one a target), `read` (bytes), `elapsed_s`."""
+        running = self._ingest
+        passes = self._done + ([running.counters()] if running is not None else [])
+        read = self._captures[-1].progress() if self._captures else {"bytes_read": 0, "bytes_total": None}
+        return {
+            "ingest": _passes(passes) if passes else None,
+            "senders": [way.sender.counters() for way in self._ways],
+            "read": read,
+            "passes": len(self._captures),
+            "elapsed_s": time.monotonic() - self._began,
+        }
+
+    # -- after --
+
+    def result(self) -> Counts:
+        """Everything that was counted; all threads have ended. Raises what a thread raised."""
+        _join(self._threads, self._failures)
+        if not self._swept:
+            self._swept = True
+            for way in self._ways:
+                way.sender.sweep()
+            self.ended_at = time.time()
+        found = self.snapshot()
+        ingest = found["ingest"]
+        if ingest is None:
+            raise ReplayError("nothing was read, though no thread failed: please report this")
+        return found | {
+            "targets": [way.target for way in self._ways],
+            "addresses": [way.addresses for way in self._ways],
+            "histograms": [way.sender.histograms() for way in self._ways],
+            "faults": self.faults,
+            "guard": bool(self._guard.tripped) or self.refused,
+            "never_connected": any(self._never(way) for way in self._ways),
+            "interrupted": self.stopped,
+        }
+
+    def _never(self, way: _Way) -> bool:
+        """Requests were to be sent, and no connection ever stood."""
+        counts = way.sender.counters()
+        return way.target is not None and bool(counts["never_connected"] or (counts["dropped"].get("target_down") and not counts["connections_opened"]))
+
+    @property
+    def faults(self) -> list[dict[str, Any]]:
+        """What was wrong with captures, each once."""
+        found: dict[tuple[str, str, Any], dict[str, Any]] = {}
+        for capture in self._captures:
+            for fault in capture.faults:
+                found.setdefault((fault["path"], fault["code"], fault["offset"]), fault)
+        return list(found.values())

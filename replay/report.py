@@ -1,0 +1,424 @@
+"""What is told of a run: the report (a dict that is stable JSON), the summary a person reads, a line of the access log.
+
+Here stands what the numbers mean and how they add up; how they came about stands in `engine`.
+"""
+
+from __future__ import annotations
+
+import datetime
+import ipaddress
+import os
+import re
+import tempfile
+from collections import Counter
+from collections.abc import Iterable
+from typing import Any
+
+from replay import __version__
+from replay.histogram import Histogram
+from replay.settings import Settings, Target
+from replay.units import show_count, show_duration, show_rate, show_share
+
+__all__ = ["access_line", "build", "check", "endpoint", "mask", "summary", "when", "write"]
+
+SCHEMA = 1
+_HISTOGRAMS = ("latency_us", "service_us", "lag_us", "production_us")
+_SECRET = re.compile(r"(?i)^(authorization|proxy-authorization|cookie|x-api-key|.*(token|secret|password|key).*)$")
+
+
+# ---- the report ----------------------------------------------------------------------------------------------------------
+
+
+def build(settings: Settings, found: dict[str, Any], *, command: list[str], started: float, ended: float, notes: Iterable[str] = ()) -> dict[str, Any]:
+    """The report of a run, from what `engine.Replay.result` gives. command: the words of the command line."""
+    ingest, senders = found["ingest"], found["senders"]
+    ledger = _ledger(settings, ingest, senders)
+    selection = settings.selection
+    report: dict[str, Any] = {
+        "schema": SCHEMA,
+        "version": __version__,
+        "started": when(started),
+        "ended": when(ended),
+        "command": mask(command),
+        "inputs": list(settings.captures),
+        "policy": {
+            "percent": selection.share / 10_000,
+            "sample_by": selection.sample_by,
+            "methods": list(selection.methods) or None,
+            "shadow_suffix": selection.suffix,
+            "set_host": selection.set_host,
+        },
+        "seed": selection.seed,
+        "digest": f"{ingest['digest']:016x}",
+        "ledger": ledger,
+        "incomplete": ingest["incomplete"],
+        "packets": {
+            "read": ingest["packets"]["read"],
+            "skipped": ingest["packets"]["skipped"],
+            "kernel_drops": 0,
+            "cut_frames": ingest["packets"]["cut_frames"],
+        },
+        "lost_estimated": ingest["lost_estimated"],
+        "status": _status(senders),
+        "status_change": _sum(sender["status_change"] for sender in senders),
+    }
+    for name in _HISTOGRAMS:
+        total = Histogram()
+        for one in found["histograms"]:
+            total.add(Histogram(one[name]))
+        report[name] = total.as_dict()
+    report["rate"] = _rate(settings, found, ledger)
+    report["targets"] = {
+        target.url: _target(addresses, sender)
+        for target, addresses, sender in zip(found["targets"], found["addresses"], senders, strict=True)
+        if target is not None
+    }
+    report |= {
+        "dry_run": settings.dry_run,
+        "interrupted": found["interrupted"],
+        "guard": found["guard"],
+        "connections": ingest["connections"],
+        "other": ingest["other"],
+        "gaps": {"count": ingest["gaps"], "bytes": ingest["gap_bytes"]},
+        "overlap_conflicts": ingest["overlap_conflict"],
+        "repeated_segments": ingest["repeated"],
+        "evicted_connections": ingest["evicted"],
+        "memory_refused": ingest["no_memory"],
+        "writes": ingest["writes"],
+        "silences_cut": {"count": ingest["gaps_cut"], "total_ns": ingest["gaps_cut_ns"]},
+        "captured": {key: ingest[key] for key in ("first_ns", "last_ns", "first_packet_ns", "last_packet_ns")},
+        "passes": found["passes"],
+        "faults": found["faults"],
+        "never_connected": found["never_connected"],
+        "notes": list(notes),
+    }
+    check(report)
+    return report
+
+
+def _ledger(settings: Settings, ingest: dict[str, Any], senders: list[dict[str, Any]]) -> dict[str, Any]:
+    copies = max(len(settings.targets), 1)
+    dropped = Counter(_sum(sender["dropped"] for sender in senders))
+    if not senders:  # refused before the first byte: nobody was there to send
+        dropped["guard"] = ingest["selected"] * copies
+    elif ingest["unqueued"]:
+        dropped["stopped"] += ingest["unqueued"] * len(senders)
+    unanswered = _sum(sender["unanswered"] for sender in senders)
+    by_reason = {
+        "filtered": ingest["filtered"],
+        "sampled_out": ingest["sampled_out"],
+        "withheld": ingest["withheld"],
+        "dropped": dict(dropped),
+        "unanswered": unanswered,
+    }
+    fanned = 1 if settings.dry_run else copies
+    return {
+        "found": ingest["found"],
+        "filtered": sum(ingest["filtered"].values()),
+        "sampled_out": sum(ingest["sampled_out"].values()),
+        "withheld": sum(ingest["withheld"].values()),
+        "selected": ingest["selected"],
+        "fanout": ingest["selected"] * (fanned - 1),
+        "sent": sum(sender["sent"] for sender in senders),
+        "dropped": sum(dropped.values()),
+        "answered": sum(sender["answered"] for sender in senders),
+        "unanswered": sum(unanswered.values()),
+        "by_reason": by_reason,
+    }
+
+
+def check(report: dict[str, Any]) -> None:
+    """The identities of the ledger. Raises AssertionError with the numbers: a bug of ours that must not go unseen."""
+    n = report["ledger"]
+    identities = {
+        "found = filtered + sampled_out + withheld + selected": n["found"] - n["filtered"] - n["sampled_out"] - n["withheld"] - n["selected"],
+        "selected + fanout = sent + dropped": n["selected"] + n["fanout"] - n["sent"] - n["dropped"],
+        "sent = answered + unanswered": n["sent"] - n["answered"] - n["unanswered"],
+        "answered = sum of status": n["answered"] - sum(report["status"].values()),
+    }
+    wrong = [f"{text} is off by {off}" for text, off in identities.items() if off]
+    if wrong:
+        raise AssertionError(f"the ledger does not add up: {'; '.join(wrong)}: {n}")
+
+
+def _sum(dicts: Iterable[dict[Any, int]]) -> dict[Any, int]:
+    total: Counter[Any] = Counter()
+    for one in dicts:
+        total.update(one)
+    return dict(total)
+
+
+def _status(senders: list[dict[str, Any]]) -> dict[str, int]:
+    return {str(code): count for code, count in sorted(_sum(sender["status"] for sender in senders).items())}
+
+
+def _target(addresses: list[tuple[bytes, int]], sender: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "addresses": [endpoint(*address) for address in addresses],
+        "sent": sender["sent"],
+        "answered": sender["answered"],
+        "dropped": sender["dropped"],
+        "unanswered": sender["unanswered"],
+        "status": _status([sender]),
+        "connections": sender["connections_opened"],
+        "connect_failed": sender["connect_failed"],
+        "last_error": os.strerror(sender["errno"]) if sender["errno"] else None,
+        "retried": sender["retried"],
+        "bytes_sent": sender["bytes_sent"],
+        "bytes_received": sender["bytes_received"],
+        "interim": sender["interim"],
+        "limits": sender["limits"],
+        "log_lost": sender["outcomes_lost"],
+    }
+
+
+def _rate(settings: Settings, found: dict[str, Any], ledger: dict[str, Any]) -> dict[str, Any]:
+    """asked and achieved in requests a second (all targets together), and what held it up."""
+    firsts = [s["first_sent_ns"] for s in found["senders"] if s["first_sent_ns"]]
+    lasts = [s["last_sent_ns"] for s in found["senders"] if s["last_sent_ns"]]
+    took = max(lasts) - min(firsts) if firsts else 0
+    achieved = (ledger["sent"] - 1) * 1e9 / took if took and ledger["sent"] > 1 else None
+    copies = max(len(settings.targets), 1)
+    asked: float | None = None
+    ingest = found["ingest"]
+    if settings.pace.kind == "rate":
+        asked = settings.pace.value * copies
+    elif settings.pace.kind == "original" and ingest["selected"] > 1 and ingest["end_offset_ns"] > 0:
+        asked = ingest["selected"] * copies * 1e9 / ingest["end_offset_ns"] * settings.pace.value
+    return {"asked": asked, "achieved": achieved, "limited_by": None if settings.dry_run else found.get("limited_by")}
+
+
+# ---- the summary -----------------------------------------------------------------------------------------------------------
+
+
+def summary(report: dict[str, Any]) -> list[str]:
+    """At most 25 lines for a person; the last one says what to do next when something was lost."""
+    n = report["ledger"]
+    by = n["by_reason"]
+    lines = [_line("found", n["found"], f"whole requests in {show_count(report['packets']['read'])} packets, {show_count(report['connections'])} connections")]
+    for name in ("filtered", "withheld", "sampled_out"):
+        if n[name]:
+            lines.append(_line("  " + name.replace("_", " "), n[name], _reasons(by[name])))
+    lines.append(_line("selected", n["selected"], f"{show_count(report['writes'])} of them writes" if report["writes"] else ""))
+    if n["fanout"]:
+        lines.append(_line("  fanout", n["fanout"], f"copies for {len(report['targets'])} targets"))
+    lines.append(_line("sent", n["sent"], ""))
+    if n["sent"]:
+        lines.append(_line("  answered", n["answered"], _reasons(report["status"])))
+        if n["unanswered"]:
+            lines.append(_line("  unanswered", n["unanswered"], _reasons(by["unanswered"])))
+    if n["dropped"]:
+        lines.append(_line("dropped", n["dropped"], _reasons(by["dropped"])))
+    if report["incomplete"]:
+        lines.append(_line("incomplete", sum(report["incomplete"].values()), f"in the capture: {_reasons(report['incomplete'])}"))
+    if report["lost_estimated"]:
+        lines.append(_line("lost", report["lost_estimated"], "without a trace (an estimate)"))
+    skipped = report["packets"]["skipped"]
+    if skipped:
+        lines.append(_line("packets skipped", sum(skipped.values()), _reasons(skipped)))
+    if report["other"]:
+        lines.append(_line("not HTTP/1", sum(report["other"].values()), f"directions of connections: {_reasons(report['other'])}"))
+    if report["status_change"]:
+        lines.append(_line("status changed", sum(report["status_change"].values()), _reasons(report["status_change"])))
+    if n["sent"]:
+        rate = report["rate"]
+        text = f"{show_rate(rate['achieved'])} achieved"
+        text += f", {show_rate(rate['asked'])} asked" if rate["asked"] else ""
+        text += f", limited by: {rate['limited_by']}" if rate["limited_by"] else ""
+        lines.append(_line("rate", None, text))
+        for name, label in (("lag_us", "lag"), ("latency_us", "latency"), ("production_us", "in production")):
+            if report[name]["p50"] is not None:
+                lines.append(_line(label, None, _quantiles(report[name])))
+    lines += [f"note: {note}" for note in report["notes"]][: 23 - len(lines)]
+    hint = _next(report)
+    if hint:
+        lines.append(f"next: {hint}")
+    return lines
+
+
+def _line(name: str, value: int | None, text: str) -> str:
+    return f"{name:<16}{'' if value is None else show_count(value):>12}  {text}".rstrip()
+
+
+def _reasons(counts: dict[Any, int], most: int = 6) -> str:
+    ordered = sorted(counts.items(), key=lambda item: -item[1])
+    shown = [f"{name} {show_count(count)}" for name, count in ordered[:most]]
+    if len(ordered) > most:
+        shown.append(f"{len(ordered) - most} more")
+    return ", ".join(shown)
+
+
+def _quantiles(h: dict[str, Any]) -> str:
+    return ", ".join(f"{label} {show_duration(h[key] * 1000)}" for key, label in (("p50", "p50"), ("p90", "p90"), ("p99", "p99"), ("p99_9", "p99.9"), ("max", "max")))
+
+
+def _next(report: dict[str, Any]) -> str | None:
+    """What the person should do about the most important loss; None when nothing was lost."""
+    n = report["ledger"]
+    dropped, unanswered = n["by_reason"]["dropped"], n["by_reason"]["unanswered"]
+    withheld, incomplete, other = n["by_reason"]["withheld"], report["incomplete"], report["other"]
+    last_errors = [target["last_error"] for target in report["targets"].values() if target["last_error"]]
+    if report["guard"]:
+        return "the target is a server of this capture; give the address of a shadow service, or --allow-production where that is meant"
+    if report["never_connected"]:
+        return f"no connection to the target succeeded ({last_errors[0] if last_errors else 'no answer'}): check that the shadow service listens there"
+    if report["interrupted"]:
+        return "the run was stopped; run it again for the rest"
+    if not n["found"]:
+        return _nothing(report)
+    if dropped.get("target_down"):
+        return f"the target went away ({last_errors[0] if last_errors else 'no answer'}): look at its log, then run again"
+    if unanswered:
+        reason = max(unanswered, key=lambda name: unanswered[name])
+        return {
+            "timeout": "the target did not answer in time: raise --timeout, or lower --connections or the pace",
+            "reset": "the target reset connections: look at its log and its limits",
+            "closed": "the target closed connections before it answered: look at its log, its limits, a restart",
+            "garbage": "the target does not answer in HTTP/1: check the port of --to",
+            "stopped": "replies were still on their way at the end: raise --drain",
+        }.get(reason, f"requests stayed unanswered ({reason}): look at the target's log")
+    if incomplete:
+        reason = max(incomplete, key=lambda name: incomplete[name])
+        return {
+            "gap": "the recorder dropped packets: give tcpdump a larger buffer (-B 65536) or a tighter filter",
+            "cut_by_snaplen": "packets were cut when they were recorded: use tcpdump -s 0",
+            "cut_at_end": "the capture ends in the middle of requests: give all files of a rotation at once",
+            "too_large": "bodies over --max-body were left out: raise it",
+            "head_too_large": "heads over --max-head were left out: raise it",
+            "evicted": "a limit was reached: raise --max-memory",
+        }.get(reason, f"incomplete requests ({reason}) are listed by `replay show --incomplete`")
+    if withheld.get("unconfirmed"):
+        return "requests behind a gap or a start in mid-stream were withheld: record both directions from the beginning, or --resync loose"
+    if withheld.get("loop"):
+        return "the capture holds mirrored requests; they were left out"
+    if withheld:
+        return "withheld requests and their reasons are listed by `replay show`"
+    if n["by_reason"]["sampled_out"].get("no_key"):
+        return f"{show_count(n['by_reason']['sampled_out']['no_key'])} requests lack what --sample-by names; choose another key"
+    if report["rate"]["limited_by"] == "connections":
+        return "the target was slower than the pace: raise --connections or --pipeline, or choose a slower pace"
+    if other and sum(other.values()) > n["found"]:
+        return "most of the traffic is not HTTP/1 (see above)"
+    return None
+
+
+def _nothing(report: dict[str, Any]) -> str:
+    """No request was found: what is there instead."""
+    other = report["other"]
+    if report["faults"] and not report["packets"]["read"]:
+        return "no capture could be read, see the errors above"
+    if report["incomplete"]:
+        return "no request is whole: record both directions, with -s 0, for longer"
+    if other.get("tls"):
+        return "the traffic is TLS: record behind the TLS end (between proxy and service)"
+    if other.get("http2"):
+        return "the traffic is HTTP/2, which is not read yet: record where HTTP/1 is spoken"
+    if not report["connections"]:
+        return "there is no TCP connection with data: check the filter and the interface it was recorded with"
+    return "there is no HTTP/1 request: check what was recorded with `replay show -v`"
+
+
+# ---- lines and texts --------------------------------------------------------------------------------------------------------
+
+# Envoy's response flags (access log, %RESPONSE_FLAGS%) of what became of a request.
+_FLAGS = {"target_down": "UF", "reset": "UR", "closed": "UC", "timeout": "UT", "garbage": "UPE", "stopped": "DC", "memory": "UO"}
+
+
+def access_line(row: dict[str, Any], addresses: list[tuple[bytes, int]]) -> str:
+    """A line in the format that Envoy's access log has by default, without its end.
+
+    Bytes received are those of the request's body, bytes sent those of the reply's, as at a proxy. A request that was never sent has the code 0.
+    """
+    fields = _fields(row["data"])
+    ended = row["end_ns"] or 0
+    began = row["sent_ns"] or ended
+    authority = _text(row["host"] if row["host"] is not None else fields.get("host"))
+    upstream = endpoint(*addresses[row["address"]]) if row["address"] is not None and row["outcome"] != "dropped" else "-"
+    reached = row["first_byte_ns"]
+    return (
+        f"[{when(began / 1e9)}] \"{_text(row['method'])} {_text(row['target'])} HTTP/{row['version'] // 10}.{row['version'] % 10}\""
+        f" {row['shadow_status'] or 0} {_FLAGS.get(row['reason'], '-')} {row['body_len']} {row['shadow_body_len']}"
+        f" {max(0, ended - began) // 1_000_000} {max(0, reached - began) // 1_000_000 if reached else '-'}"
+        f" \"{_text(fields.get('x-forwarded-for'))}\" \"{_text(fields.get('user-agent'))}\" \"{_text(fields.get('x-request-id'))}\" \"{authority}\" \"{upstream}\""
+    )
+
+
+def _fields(head: bytes) -> dict[str, bytes]:
+    """The first value of each field of a head, names lower-case."""
+    found: dict[str, bytes] = {}
+    for line in head.split(b"\n")[1:]:
+        name, colon, value = line.partition(b":")
+        if not colon:
+            break
+        found.setdefault(name.decode("latin-1").lower(), value.strip())
+    return found
+
+
+def _text(value: bytes | None) -> str:
+    """Bytes of a capture in a log: what could end a line or a quotation is escaped."""
+    if value is None:
+        return "-"
+    text = value.decode("latin-1")
+    return "".join(c if " " <= c <= "~" and c not in '"\\' else f"\\x{ord(c):02x}" for c in text)
+
+
+def when(seconds: float) -> str:
+    """UTC, ISO 8601, with milliseconds."""
+    try:
+        moment = datetime.datetime.fromtimestamp(seconds, datetime.UTC)
+    except (OverflowError, ValueError, OSError):
+        return f"{seconds:.3f}"
+    return f"{moment:%Y-%m-%dT%H:%M:%S}.{moment.microsecond // 1000:03d}Z"
+
+
+def endpoint(address: bytes, port: int) -> str:
+    """`10.0.0.1:80`, `[2001:db8::1]:80`. address: 16 bytes, IPv4 mapped."""
+    if address.startswith(bytes(10) + b"\xff\xff"):
+        return f"{address[12]}.{address[13]}.{address[14]}.{address[15]}:{port}"
+    return f"[{ipaddress.IPv6Address(address)}]:{port}"
+
+
+def mask(words: Iterable[str]) -> str:
+    """A command line as text, values of headers that look like credentials masked."""
+    import shlex
+
+    shown: list[str] = []
+    for word in words:
+        word = re.sub(r"//[^/@\s]*@", "//***@", word)
+        match = re.match(r"(?s)((?:-H|--set-header=|--add-header=)?\s*)([^:\s]+)(:\s*)(.+)", word)
+        if match and _SECRET.match(match[2]):
+            word = f"{match[1]}{match[2]}{match[3]}***"
+        shown.append(word)
+    return shlex.join(shown)
+
+
+def write(path: str, data: bytes) -> None:
+    """Writes a whole file or none: a temporary one beside it is renamed. Raises OSError."""
+    folder = os.path.dirname(os.path.abspath(path))
+    if os.path.exists(path) and not os.path.isfile(path):
+        with open(path, "wb") as direct:  # a pipe, /dev/stdout
+            direct.write(data)
+        return
+    handle, temporary = tempfile.mkstemp(prefix=f".{os.path.basename(path)}.", suffix=".tmp", dir=folder)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        umask = os.umask(0)
+        os.umask(umask)
+        os.chmod(temporary, 0o666 & ~umask)
+        os.replace(temporary, path)
+    except BaseException:
+        os.unlink(temporary)
+        raise
+
+
+def target_text(targets: Iterable[Target]) -> str:
+    return ", ".join(target.url for target in targets)
+
+
+def share_text(settings: Settings) -> str:
+    selection = settings.selection
+    text = show_share(selection.share)
+    return text if selection.share in (0, 1_000_000) else f"{text} by {selection.sample_by}, seed {selection.seed}"

@@ -1,0 +1,159 @@
+"""What a person asked for, as plain values: the command line fills it, the engine reads it."""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+import urllib.parse
+from dataclasses import dataclass, field
+from typing import Any
+
+from replay.errors import UsageError
+from replay.units import MILLION, Pace
+
+__all__ = ["SAFE_METHODS", "Selection", "Settings", "Target", "network", "target"]
+
+#: RFC 9110 9.2.1, without TRACE, which no client of a service sends.
+SAFE_METHODS = ("GET", "HEAD", "OPTIONS")
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """A shadow service. url: as shown, without credentials.  host: name or address.  port: TCP port."""
+
+    url: str
+    host: str
+    port: int
+
+
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """Which requests, and how each is changed. Defaults: all of them, with `-shadow` before the port."""
+
+    share: int = MILLION
+    sample_by: str = "request"
+    seed: int = 0
+    methods: tuple[str, ...] = ()
+    path: str | None = None
+    match_host: str | None = None
+    client: tuple[tuple[bytes, int], ...] = ()
+    server: tuple[tuple[bytes, int], ...] = ()
+    ports: tuple[int, ...] = ()
+    bpf: str | None = None
+    since_ns: int | None = None
+    until_ns: int | None = None
+    limit: int | None = None
+    suffix: str | None = "-shadow"
+    set_host: str | None = None
+    set_headers: tuple[tuple[bytes, bytes], ...] = ()
+    add_headers: tuple[tuple[bytes, bytes], ...] = ()
+    remove_headers: tuple[bytes, ...] = ()
+    trace: str = "keep"
+    resync: str = "strict"
+    split_by_network: bool = False
+    max_head: int = 64 << 10
+    max_body: int = 64 << 20
+    max_memory: int = 128 << 20
+    max_connections: int = 262_144
+    max_gap_ns: int = 10 * 10**9
+
+    def for_ingest(self) -> dict[str, Any]:
+        """The keyword arguments of `_fastpath.Ingest`. Raises UsageError for a bad regular expression."""
+        return {
+            "share": self.share,
+            "sample_by": self.sample_by,
+            "seed": self.seed,
+            "methods": self.methods,
+            "path": _pattern("--path", self.path),
+            "host": _pattern("--match-host", self.match_host),
+            "client": self.client,
+            "server": self.server,
+            "ports": self.ports,
+            "since_ns": self.since_ns,
+            "until_ns": self.until_ns,
+            "suffix": None if self.suffix is None else self.suffix.encode(),
+            "set_host": None if self.set_host is None else self.set_host.encode(),
+            "set_headers": self.set_headers,
+            "add_headers": self.add_headers,
+            "remove_headers": self.remove_headers,
+            "trace": self.trace,
+            "loose": self.resync == "loose",
+            "split_by_network": self.split_by_network,
+            "max_head": self.max_head,
+            "max_body": self.max_body,
+            "max_connections": self.max_connections,
+            "max_memory": max(self.max_memory // 2, 2 << 20),
+            "max_gap_ns": self.max_gap_ns,
+        }
+
+    @property
+    def batch_budget(self) -> int:
+        """Bytes of requests that may wait between ingest and the senders."""
+        return max(self.max_memory * 3 // 8, 2 << 20)
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """A whole run. captures: as the person named them."""
+
+    captures: tuple[str, ...]
+    selection: Selection = field(default_factory=Selection)
+    targets: tuple[Target, ...] = ()
+    dry_run: bool = False
+    allow_production: bool = False
+    pace: Pace = Pace("original")
+    loop: int = 1
+    duration_ns: int | None = None
+    connections: int = 256
+    pipeline: int = 1
+    connect_timeout_ns: int = 10**9
+    timeout_ns: int = 15 * 10**9
+    drain_ns: int = 5 * 10**9
+
+
+def target(text: str) -> Target:
+    """A URL of `--to`. Raises UsageError with what to write instead."""
+    try:
+        parts = urllib.parse.urlsplit(text if "://" in text else f"http://{text}")
+        port = parts.port
+    except ValueError as error:
+        raise UsageError(f"--to {_masked(text)}: {error}; write http://host:port") from None
+    if parts.scheme == "https":
+        raise UsageError(f"--to {_masked(text)}: https targets are not supported yet; use http, or a TLS proxy in front of the shadow service")
+    if parts.scheme != "http":
+        raise UsageError(f"--to {_masked(text)}: the scheme {parts.scheme!r} is not supported; write http://host:port")
+    if parts.username is not None or parts.password is not None:
+        raise UsageError("--to: user and password in a URL are not supported; send them with -H 'Authorization: …'")
+    if not parts.hostname:
+        raise UsageError(f"--to {_masked(text)}: there is no host; write http://host:port")
+    if parts.path not in ("", "/") or parts.query or parts.fragment:
+        raise UsageError(f"--to {_masked(text)}: a target has no path or query (requests keep their own); write http://{parts.netloc}")
+    if port == 0:
+        raise UsageError(f"--to {_masked(text)}: port 0 is no port to send to")
+    host = parts.hostname
+    shown = f"[{host}]" if ":" in host else host
+    return Target(f"http://{shown}:{port or 80}", host, port or 80)
+
+
+def network(text: str) -> tuple[bytes, int]:
+    """A CIDR as 16 bytes (IPv4 mapped into IPv6) and the number of leading bits. Raises ValueError."""
+    try:
+        found = ipaddress.ip_network(text.strip().strip("[]"), strict=False)
+    except ValueError:
+        raise ValueError(f"{text!r} is no network; write 10.0.0.0/8, 10.1.2.3 or 2001:db8::/32") from None
+    if isinstance(found, ipaddress.IPv4Network):
+        return bytes(10) + b"\xff\xff" + found.network_address.packed, 96 + found.prefixlen
+    return found.network_address.packed, found.prefixlen
+
+
+def _pattern(option: str, text: str | None) -> re.Pattern[bytes] | None:
+    if text is None:
+        return None
+    try:
+        return re.compile(text.encode("utf-8", "surrogateescape"))
+    except (re.error, OverflowError, RecursionError) as error:
+        raise UsageError(f"{option} {text!r}: no regular expression: {error}") from None
+
+
+def _masked(text: str) -> str:
+    return re.sub(r"//[^/@]*@", "//***@", text)
