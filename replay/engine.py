@@ -51,6 +51,16 @@ def _added(a: Any, b: Any) -> Any:
     return a + b
 
 
+def _rules(selection: Selection) -> dict[str, Any]:
+    """The keyword arguments of an Ingest, the packet filter among them. Raises UsageError."""
+    rules = selection.for_ingest()
+    if selection.bpf is not None:
+        from replay.capture.bpf import compile_filter
+
+        rules["packet_filter"] = compile_filter(selection.bpf)
+    return rules
+
+
 _FIRST = ("first_ns", "first_packet_ns")
 _LAST = ("last_ns", "last_packet_ns", "end_offset_ns", "finished", "ended", "memory")
 
@@ -120,9 +130,7 @@ def plan(paths: list[str], selection: Selection, addresses: list[Address], stop:
     if not paths or capture.progress()["bytes_total"] is None:
         return Plan(None, False, None, False)
     guard = _fastpath.Guard(addresses)
-    ingest = _fastpath.Ingest(
-        capture, [], _fastpath.Pool(), stop, guard=guard, limit=selection.limit or 0, **selection.for_ingest()
-    )
+    ingest = _fastpath.Ingest(capture, [], _fastpath.Pool(), stop, guard=guard, limit=selection.limit or 0, **_rules(selection))
     failures: list[BaseException] = []
     thread = _thread("plan", ingest.run, failures)
     thread.start()
@@ -155,7 +163,7 @@ class Listing:
         self._queue = _fastpath.Queue(self._pool, _LISTING_BATCHES)
         self._ingest = _fastpath.Ingest(
             self._capture, [self._queue], self._pool, self.stop, show=True, incomplete=incomplete,
-            limit=selection.limit or 0, **selection.for_ingest(),
+            limit=selection.limit or 0, **_rules(selection),
         )  # fmt: skip
         self._failures: list[BaseException] = []
         self._thread = _thread("ingest", self._ingest.run, self._failures)
@@ -183,7 +191,8 @@ class Listing:
 
     @property
     def faults(self) -> list[dict[str, Any]]:
-        return self._capture.faults
+        found: list[dict[str, Any]] = self._capture.faults
+        return found
 
 
 # ---- run ---------------------------------------------------------------------------------------------------------------
@@ -291,7 +300,7 @@ class Replay:
                 capture = _fastpath.Capture(self.paths, stop=self._stop_reading)
                 ingest = _fastpath.Ingest(
                     capture, queues, self._pool, self._stop_reading, limit=left or 0, guard=self._guard,
-                    offset_ns=offset, loop=turn, last=False, **s.selection.for_ingest(),
+                    offset_ns=offset, loop=turn, last=False, **_rules(s.selection),
                 )  # fmt: skip
                 self._captures.append(capture)
                 self._ingest = ingest

@@ -16,10 +16,10 @@ from typing import Any
 
 from replay import __version__
 from replay.histogram import Histogram
-from replay.settings import Settings, Target
+from replay.settings import Settings
 from replay.units import show_count, show_duration, show_rate, show_share
 
-__all__ = ["access_line", "build", "check", "endpoint", "mask", "summary", "when", "write"]
+__all__ = ["access_line", "build", "check", "endpoint", "mask", "share_text", "summary", "when", "write"]
 
 SCHEMA = 1
 _HISTOGRAMS = ("latency_us", "service_us", "lag_us", "production_us")
@@ -249,7 +249,7 @@ def _reasons(counts: dict[Any, int], most: int = 6) -> str:
 
 
 def _quantiles(h: dict[str, Any]) -> str:
-    return ", ".join(f"{label} {show_duration(h[key] * 1000)}" for key, label in (("p50", "p50"), ("p90", "p90"), ("p99", "p99"), ("p99_9", "p99.9"), ("max", "max")))
+    return ", ".join(f"{key.replace('_', '.')} {show_duration(h[key] * 1000)}" for key in ("p50", "p90", "p99", "p99_9", "max"))
 
 
 def _next(report: dict[str, Any]) -> str | None:
@@ -332,14 +332,15 @@ def access_line(row: dict[str, Any], addresses: list[tuple[bytes, int]]) -> str:
     fields = _fields(row["data"])
     ended = row["end_ns"] or 0
     began = row["sent_ns"] or ended
-    authority = _text(row["host"] if row["host"] is not None else fields.get("host"))
+    authority = _text(fields.get("host"))
     upstream = endpoint(*addresses[row["address"]]) if row["address"] is not None and row["outcome"] != "dropped" else "-"
     reached = row["first_byte_ns"]
+    who = " ".join(f'"{_text(fields.get(name))}"' for name in ("x-forwarded-for", "user-agent", "x-request-id"))
     return (
-        f"[{when(began / 1e9)}] \"{_text(row['method'])} {_text(row['target'])} HTTP/{row['version'] // 10}.{row['version'] % 10}\""
+        f'[{when(began / 1e9)}] "{_text(row["method"])} {_text(row["target"])} HTTP/{row["version"] // 10}.{row["version"] % 10}"'
         f" {row['shadow_status'] or 0} {_FLAGS.get(row['reason'], '-')} {row['body_len']} {row['shadow_body_len']}"
         f" {max(0, ended - began) // 1_000_000} {max(0, reached - began) // 1_000_000 if reached else '-'}"
-        f" \"{_text(fields.get('x-forwarded-for'))}\" \"{_text(fields.get('user-agent'))}\" \"{_text(fields.get('x-request-id'))}\" \"{authority}\" \"{upstream}\""
+        f' {who} "{authority}" "{upstream}"'
     )
 
 
@@ -414,11 +415,8 @@ def write(path: str, data: bytes) -> None:
         raise
 
 
-def target_text(targets: Iterable[Target]) -> str:
-    return ", ".join(target.url for target in targets)
-
-
 def share_text(settings: Settings) -> str:
     selection = settings.selection
     text = show_share(selection.share)
-    return text if selection.share in (0, 1_000_000) else f"{text} by {selection.sample_by}, seed {selection.seed}"
+    of = f"{text} of the requests"
+    return of if selection.share in (0, 1_000_000) else f"{of} (by {selection.sample_by}, seed {selection.seed})"

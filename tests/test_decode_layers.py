@@ -6,8 +6,27 @@ import pytest
 
 scapy_all = pytest.importorskip("scapy.all")
 from scapy.all import (  # noqa: E402
-    AH, GRE, IP, LLC, SNAP, TCP, UDP, Dot1AD, Dot1Q, Dot3, Ether, IPv6, IPv6ExtHdrDestOpt, IPv6ExtHdrFragment,
-    IPv6ExtHdrHopByHop, IPv6ExtHdrRouting, PPP, PPPoE, Raw, fragment, fragment6,
+    AH,
+    GRE,
+    IP,
+    LLC,
+    PPP,
+    SNAP,
+    TCP,
+    UDP,
+    Dot1AD,
+    Dot1Q,
+    Dot3,
+    Ether,
+    IPv6,
+    IPv6ExtHdrDestOpt,
+    IPv6ExtHdrFragment,
+    IPv6ExtHdrHopByHop,
+    IPv6ExtHdrRouting,
+    PPPoE,
+    Raw,
+    fragment,
+    fragment6,
 )
 from scapy.contrib.erspan import ERSPAN_I, ERSPAN_II, ERSPAN_III  # noqa: E402
 from scapy.contrib.geneve import GENEVE  # noqa: E402

@@ -19,7 +19,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 SAMPLE_KINDS = ("request", "connection", "client-ip", "path", "header:NAME", "cookie:NAME", "query:NAME")
 
 
-class Unit(click.ParamType):
+class Unit(click.ParamType):  # type: ignore[type-arg,unused-ignore]
     """A value that one of the parsers of `units` reads."""
 
     def __init__(self, name: str, parse: Callable[[str], Any]) -> None:
@@ -35,7 +35,7 @@ class Unit(click.ParamType):
             self.fail(str(error), param, ctx)
 
 
-class Choice(click.ParamType):
+class Choice(click.ParamType):  # type: ignore[type-arg,unused-ignore]
     """One of some words; a wrong one gets the nearest right one. `header:NAME` stands for any name."""
 
     def __init__(self, metavar: str, words: tuple[str, ...]) -> None:
@@ -107,7 +107,13 @@ def _host(text: str) -> str:
 
 _SELECT = [
     click.option("-p", "--percent", type=SHARE, metavar="PERCENT", help="Take this share of the requests, exact to a millionth (5, 0.5, 5%).  [default: 100]"),
-    click.option("--sample-by", type=Choice("KEY", SAMPLE_KINDS), default="request", show_default=True, help=f"What decides who is in the share: {', '.join(SAMPLE_KINDS)}."),
+    click.option(
+        "--sample-by",
+        type=Choice("KEY", SAMPLE_KINDS),
+        default="request",
+        show_default=True,
+        help=f"What decides who is in the share: {', '.join(SAMPLE_KINDS)}.",
+    ),
     click.option("--seed", type=COUNT_OR_0, default="0", help="Another sample of the same size. The same seed gives the same requests.  [default: 0]"),
     click.option("--methods", type=Unit("LIST", _methods), default="all", help="Only these: safe (GET, HEAD, OPTIONS), or GET,POST,…  [default: all]"),
     click.option("--path", metavar="RE", help="Only requests whose target, up to '?', matches (searched anywhere)."),
@@ -119,31 +125,58 @@ _SELECT = [
     click.option("--since", type=MOMENT, help="Only from this capture time on (2026-08-01T10:00:00Z, or seconds since 1970)."),
     click.option("--until", type=MOMENT, help="Only before this capture time."),
     click.option("--limit", type=COUNT, help="End after so many selected requests."),
-    click.option("--resync", type=Choice("HOW", ("strict", "loose")), default="strict", show_default=True, help="Behind a gap: withhold what is not confirmed (strict), or take it (loose)."),
-    click.option("--split-by-network", is_flag=True, help="Tell equal addresses in different VLANs or VNIs apart; else one conversation seen in several counts once."),
-]  # fmt: skip
+    click.option(
+        "--resync",
+        type=Choice("HOW", ("strict", "loose")),
+        default="strict",
+        show_default=True,
+        help="Behind a gap: withhold what is not confirmed (strict), or take it (loose).",
+    ),
+    click.option("--split-by-network", is_flag=True, help="Tell equal addresses in different VLANs or VNIs apart; else they are one conversation."),
+]
 
 _CHANGE = [
-    click.option("--shadow-suffix", type=Unit("TEXT|off", _suffix), default="-shadow", show_default=True, help="Put before the port of the Host, as Envoy does; off leaves it alone."),
+    click.option(
+        "--shadow-suffix",
+        type=Unit("TEXT|off", _suffix),
+        default="-shadow",
+        show_default=True,
+        help="Put before the port of the Host, as Envoy does; off leaves it alone.",
+    ),
     click.option("--set-host", type=Unit("NAME", _host), help="This Host for all, without a suffix."),
     click.option("-H", "--set-header", "set_header", multiple=True, metavar="'K: V'", help="Set a header (repeatable; @FILE reads lines)."),
     click.option("--add-header", multiple=True, metavar="'K: V'", help="Add a header, keeping others of its name (repeatable)."),
     click.option("--remove-header", multiple=True, metavar="NAME", help="Remove a header (repeatable)."),
-    click.option("--trace", type=Choice("HOW", ("keep", "unsample", "drop")), default="keep", show_default=True, help="Trace headers: keep them, mark them as not sampled, or drop them."),
-]  # fmt: skip
+    click.option(
+        "--trace",
+        type=Choice("HOW", ("keep", "unsample", "drop")),
+        default="keep",
+        show_default=True,
+        help="Trace headers: keep them, mark them as not sampled, or drop them.",
+    ),
+]
 
 _BOUNDS = [
     click.option("--max-head", type=SIZE, default="64KiB", show_default=True, help="A longer head is incomplete: head_too_large."),
     click.option("--max-body", type=SIZE, default="64MiB", show_default=True, help="A longer body is incomplete: too_large."),
-    click.option("--max-connections", type=COUNT, default="262144", show_default=True, help="Captured connections kept open at a time; beyond that the oldest is closed."),
+    click.option(
+        "--max-connections", type=COUNT, default="262144", show_default=True, help="Captured connections kept open at a time; beyond that the oldest is closed."
+    ),
     click.option("--max-memory", type=SIZE, default="128MiB", show_default=True, help="For requests that are being read or wait to be sent."),
-]  # fmt: skip
+]
 
 _CONFIG = [
-    click.option("--config", metavar="FILE", is_eager=True, expose_value=False, callback=lambda ctx, param, value: load_config(ctx, value), help="Options in YAML: long names without dashes in front."),
+    click.option(
+        "--config",
+        metavar="FILE",
+        is_eager=True,
+        expose_value=False,
+        callback=lambda ctx, param, value: load_config(ctx, value),
+        help="Options in YAML: long names without dashes in front.",
+    ),
     click.option("-q", "--quiet", is_flag=True, help="Only results and errors."),
     click.option("-v", "--verbose", is_flag=True, help="More: the effective options and where each comes from, what connections were."),
-]  # fmt: skip
+]
 
 
 def _apply(decorators: list[Callable[[Any], Any]], command: F) -> F:
@@ -256,7 +289,7 @@ def load_config(ctx: click.Context, path: str | None) -> None:
         return
     if not isinstance(loaded, dict):
         raise UsageError(f"{path}: expected keys and values like `percent: 5`, found a {type(loaded).__name__}")
-    places = {key.value: key.start_mark.line + 1 for key, _ in tree.value}
+    places = {key.value: key.start_mark.line + 1 for key, _ in tree.value} if tree is not None else {}
     known = {_key(param): param for param in ctx.command.params if isinstance(param, click.Option) and _key(param) not in ("config", "help", "version")}
     defaults: dict[str, Any] = {}
     for raw, value in loaded.items():

@@ -27,7 +27,7 @@ _WRITE = 1 << 16
 @click.option("--incomplete", is_flag=True, help="Also requests that are not whole, with the reason.")
 @options.config
 @click.pass_context
-def show(ctx: click.Context, captures: tuple[str, ...], as_json: bool, incomplete: bool, quiet: bool, verbose: bool, **given: Any) -> None:
+def show(ctx: click.Context, /, captures: tuple[str, ...], as_json: bool, incomplete: bool, quiet: bool, verbose: bool, **given: Any) -> None:
     """The requests in captures, a line each, ordered by time.
 
     A CAPTURE is a file, a folder, a glob, or - for standard input; pcap or pcapng, plain, gzip or zstd.
@@ -193,15 +193,19 @@ def _tell(listing: Listing, quiet: bool, verbose: bool) -> bool:
     def reasons(title: str, found: dict[str, int]) -> str:
         return f"; {title} " + ", ".join(f"{name} {n:,}" for name, n in sorted(found.items(), key=lambda item: -item[1])) if found else ""
 
-    line = f"found {counts['found']:,}" + "".join(reasons(name.replace("_", " "), counts[name]) for name in ("filtered", "withheld", "sampled_out", "incomplete"))
+    names = ("filtered", "withheld", "sampled_out", "incomplete")
+    line = f"found {counts['found']:,}" + "".join(reasons(name.replace("_", " "), counts[name]) for name in names)
     if counts["lost_estimated"]:
         line += f"; lost without a trace about {counts['lost_estimated']:,}"
     print(line, file=sys.stderr)
     if verbose or not counts["found"]:
         packets = counts["packets"]
-        print(
-            f"{packets['read']:,} packets{reasons('skipped', packets['skipped'])}; {counts['connections']:,} connections{reasons('not HTTP/1', counts['other'])}; "
-            f"gaps {counts['gaps']:,} ({units.show_bytes(counts['gap_bytes'])}); overlap conflicts {counts['overlap_conflict']:,}; cut frames {packets['cut_frames']:,}",
-            file=sys.stderr,
-        )
+        parts = [
+            f"{packets['read']:,} packets{reasons('skipped', packets['skipped'])}",
+            f"{counts['connections']:,} connections{reasons('not HTTP/1', counts['other'])}",
+            f"gaps {counts['gaps']:,} ({units.show_bytes(counts['gap_bytes'])})",
+            f"overlap conflicts {counts['overlap_conflict']:,}",
+            f"cut frames {packets['cut_frames']:,}",
+        ]
+        print("; ".join(parts), file=sys.stderr)
     return bad

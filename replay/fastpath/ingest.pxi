@@ -206,6 +206,8 @@ cdef class Ingest:
     cdef Stop stop
     cdef Pool pool
     cdef Guard guard
+    cdef PacketFilter packet_filter
+    cdef int64_t n_not_passed     # packets that the filter did not let through
     cdef list queues
     cdef list kept                # bytes objects that Rules borrows from
     cdef object path_pattern
@@ -224,7 +226,8 @@ cdef class Ingest:
                  ports=(), since_ns=None, until_ns=None, int64_t limit=0, suffix=b"-shadow", set_host=None, set_headers=(), add_headers=(),
                  remove_headers=(), str trace="keep", bint loose=False, bint split_by_network=False, uint64_t max_head=65536,
                  uint64_t max_body=64 << 20, uint64_t max_connections=262144, uint64_t max_memory=64 << 20,
-                 int64_t max_gap_ns=10_000_000_000, Guard guard=None, int64_t offset_ns=0, int64_t loop=0, bint last=True):
+                 int64_t max_gap_ns=10_000_000_000, Guard guard=None, PacketFilter packet_filter=None,
+                 int64_t offset_ns=0, int64_t loop=0, bint last=True):
         cdef Engine* g = &self.g
         cdef Rules* r = &g.rules
         cdef int i
@@ -233,6 +236,7 @@ cdef class Ingest:
         if not 0 <= share <= 1_000_000:
             raise ValueError("share is in parts per million, 0 to 1,000,000")
         self.source, self.stop, self.pool, self.guard, self.last = source, stop, pool, guard, last
+        self.packet_filter = packet_filter
         self.queues = list(queues)
         g.show, g.show_incomplete, g.split_by_network = show, show and incomplete, split_by_network
         g.collect = len(self.queues) > 0
@@ -416,7 +420,9 @@ cdef class Ingest:
             if g.n_first_packet_ns == 0:
                 g.n_first_packet_ns = packets[0].ts_ns
             for i in range(n):
-                if decode(&self.decoder, &packets[i], &segment):
+                if self.packet_filter is not None and not self.packet_filter.passes(&packets[i]):
+                    count_add(&self.n_not_passed, 1)
+                elif decode(&self.decoder, &packets[i], &segment):
                     count_add(&g.n_segments, 1)
                     segment_in(g, &segment)
                     if g.window_first != NULL:
@@ -436,6 +442,8 @@ cdef class Ingest:
         cdef Engine* g = &self.g
         cdef int i
         skipped = decoder_skipped(&self.decoder)
+        if count_get(&self.n_not_passed):
+            skipped["bpf"] = count_get(&self.n_not_passed)
         return {
             "found": count_get(&g.n_found),
             "filtered": {FILTERED[i]: g.n_filtered[i] for i in range(1, FILTERED_COUNT) if g.n_filtered[i]},
