@@ -113,3 +113,24 @@ class DecoderForTests:
     def skipped(self) -> dict[str, int]: ...
     @property
     def fragment_bytes(self) -> int: ...
+
+SINK_MISBEHAVIOURS: tuple[str, ...]
+
+@disjoint_base
+class Sink:
+    port: int
+    def __new__(
+        cls,
+        address: _Address,
+        *,
+        stop: Stop,
+        status: int = ...,
+        body: int = ...,
+        delay_ns: int = ...,
+        misbehave: str = ...,
+        every: int = ...,
+        log: bool = ...,
+    ) -> Sink: ...
+    def run(self) -> None: ...
+    def counters(self) -> dict[str, Any]: ...
+    def take(self, most: int = ...) -> list[dict[str, Any]]: ...
