@@ -183,3 +183,23 @@ class ReplyForTests:
     def end(self) -> Any: ...
     @property
     def begun(self) -> bool: ...
+SINK_MISBEHAVIOURS: tuple[str, ...]
+
+@disjoint_base
+class Sink:
+    port: int
+    def __new__(
+        cls,
+        address: _Address,
+        *,
+        stop: Stop,
+        status: int = ...,
+        body: int = ...,
+        delay_ns: int = ...,
+        misbehave: str = ...,
+        every: int = ...,
+        log: bool = ...,
+    ) -> Sink: ...
+    def run(self) -> None: ...
+    def counters(self) -> dict[str, Any]: ...
+    def take(self, most: int = ...) -> list[dict[str, Any]]: ...

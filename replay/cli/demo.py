@@ -14,6 +14,7 @@ from typing import Any
 
 import click
 
+import replay
 from replay.cli import options
 from replay.cli.run import perform
 from replay.errors import ReplayError
@@ -58,9 +59,10 @@ def demo(ctx: click.Context, percent: int, pace: Pace) -> None:
 
 def _start_sink(log: str) -> tuple[subprocess.Popen[str], str]:
     """The embedded service as a process of its own: (process, host:port)."""
-    process = subprocess.Popen(
-        [sys.executable, "-P", "-m", "replay", "sink", "--listen", "127.0.0.1:0", "--access-log", log, "--json"], stdout=subprocess.PIPE, text=True
-    )
+    words = ["sink", "--listen", "127.0.0.1:0", "--access-log", log, "--json"]
+    # This very package, wherever it is, and not what the folder that we stand in may hold.
+    home = {"PYTHONPATH": os.path.dirname(os.path.dirname(os.path.abspath(replay.__file__)))}
+    process = subprocess.Popen([sys.executable, "-P", "-m", "replay", *words], stdout=subprocess.PIPE, text=True, env=os.environ | home)
     assert process.stdout is not None
     line = process.stdout.readline()
     if not line.startswith("listening on "):
