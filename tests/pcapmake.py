@@ -1,4 +1,4 @@
-"""Capture files of any kind, from a list of packets. Written from the format descriptions, not from our reader.
+"""Capture files of any kind, from a list of packets, and the packets of TCP conversations. Written from the format descriptions, not from our reader.
 
 A packet is (ts_ns, bytes), (ts_ns, bytes, wirelen) or (ts_ns, bytes, wirelen, iface); wirelen None is the captured length.
 Source: draft-ietf-opsawg-pcap, draft-ietf-opsawg-pcapng; the modified pcap as in the kernel patch of A. N. Kuznetsov.
@@ -166,3 +166,84 @@ def zstded(data, *, frames=1, skippable=False, level=1):
 def pieces(data, count):
     size = -(-len(data) // count) or 1
     return [data[at : at + size] for at in range(0, len(data), size)] or [b""]
+
+
+# ---- what is in the packets -----------------------------------------------------------------------------------------
+
+FIN, SYN, RST, PSH, ACK = 1, 2, 4, 8, 16
+START_NS = 1_700_000_000_000_000_000
+
+
+def segment(src, dst, sport, dport, seq, ack, flags, data=b"", *, pad=True, total=None, caplen=None):
+    """An Ethernet frame with a TCP segment; addresses are bytes, 4 or 16. Checksums are zero, as with offload.
+
+    pad: to 60 bytes, as on a wire. total: what the IPv4 header says as its length. caplen: cuts the frame there."""
+    tcp = struct.pack(">HHIIBBHHH", sport, dport, seq & 0xFFFFFFFF, ack & 0xFFFFFFFF, 0x50, flags, 65535, 0, 0) + data
+    if len(src) == 4:
+        ip = struct.pack(">BBHHHBBH", 0x45, 0, 20 + len(tcp) & 0xFFFF if total is None else total, 0, 0x4000, 64, 6, 0) + src + dst
+    else:
+        ip = struct.pack(">IHBB", 6 << 28, len(tcp) & 0xFFFF if total is None else total, 6, 64) + src + dst
+    frame = b"\2\0\0\0\0\2\2\0\0\0\0\1" + (b"\x08\0" if len(src) == 4 else b"\x86\xdd") + ip + tcp
+    return (frame.ljust(60, b"\xaa") if pad else frame)[:caplen]
+
+
+class Talk:
+    """One TCP conversation as packets. `packets` is the list of them; each call adds to it, 1 ms later than the one before.
+
+    Sides are 0, the client, and 1, the server. Numbers and acknowledgements count themselves; what a call says by name wins, once."""
+
+    def __init__(self, *, client=(b"\x0a\0\0\1", 40000), server=(b"\x0a\0\0\2", 80), numbers=(1000, 900000), at=START_NS, step=1_000_000, packets=None, mtu=1460):
+        self.ends = (client, server)
+        self.seq = list(numbers)
+        self.at = at
+        self.step = step
+        self.mtu = mtu
+        self.packets = [] if packets is None else packets
+
+    def raw(self, side, seq, flags, data=b"", *, ack=None, wire=None, **more):
+        """One segment, with nothing counted. wire: its frame's length before it was cut."""
+        (src, sport), (dst, dport) = self.ends[side], self.ends[1 - side]
+        ack = (self.seq[1 - side] if ack is None else ack) if flags & ACK else 0
+        frame = segment(src, dst, sport, dport, seq, ack, flags, data, **more)
+        if "caplen" in more:
+            wire = len(segment(src, dst, sport, dport, seq, ack, flags, data))
+        self.packets.append((self.at, frame) if wire is None else (self.at, frame, wire))
+        self.at += self.step
+        return self
+
+    def say(self, side, data, *, cuts=(), flags=PSH | ACK, **more):
+        """Bytes, cut at `cuts` (and at the MTU)."""
+        cuts = [0, *cuts, len(data)]
+        for start, end in zip(cuts, cuts[1:], strict=False):
+            for at in range(start, end, self.mtu):
+                piece = data[at : min(end, at + self.mtu)]
+                self.raw(side, self.seq[side], flags, piece, **more)
+                self.seq[side] += len(piece)
+        return self
+
+    def ask(self, data, **more):
+        return self.say(0, data, **more)
+
+    def tell(self, data, **more):
+        return self.say(1, data, **more)
+
+    def ack(self, side):
+        return self.raw(side, self.seq[side], ACK)
+
+    def open(self):
+        self.raw(0, self.seq[0], SYN)
+        self.seq[0] += 1
+        self.raw(1, self.seq[1], SYN | ACK)
+        self.seq[1] += 1
+        return self.ack(0)
+
+    def end(self, *sides):
+        """FIN of each, the client's first, and the last ACK."""
+        for side in sides or (0, 1):
+            self.raw(side, self.seq[side], FIN | ACK)
+            self.seq[side] += 1
+        return self.ack(0)
+
+    def skip(self, seconds):
+        self.at += int(seconds * 10**9)
+        return self

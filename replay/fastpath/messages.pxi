@@ -613,9 +613,9 @@ cdef void flow_lost(Engine* g, Conn* c, int side) noexcept nogil:
     f.state = ST_RESYNC
     f.buf_len = 0
     f.line_known = 0
-    if f.role == ROLE_REPLIES:
+    if f.role != ROLE_REQUESTS:   # the first reply may be in the gap, so that the role is not known yet
         f.certain = 0
-    else:
+    if f.role != ROLE_REPLIES:
         c.flow[1 - side].certain = 0
 
 
