@@ -4,6 +4,9 @@
     made.captures      bytes of one or several pcap files
     made.complete      the requests that are whole: `Whole`, in order of the time of their first byte
     made.incomplete    the others of which a request line is there: `Part`
+    made.statuses, made.written    what was answered and sent
+
+Options of the command line are left at their defaults.
 
 The truth does not come from parsing: each request is written down when it is made, and what remains of its bytes after loss, cuts and repeats decides.
 """
@@ -90,8 +93,10 @@ class Connection:
     tidy: bool = False  # each request begins a packet, and what is sent again stays inside one request
 
 
-def content(rng, most=3000):
-    return bytes(rng.choices(BODIES, k=rng.choice((0, 1, 5, rng.randrange(200), rng.randrange(most)))))
+def content(rng, most=3000, tidy=False):
+    """tidy: without blanks, and with an end that no token has: what is left of it cannot be the beginning of a request line (H7)."""
+    body = bytes(rng.choices(BODIES, k=rng.choice((0, 1, 5, rng.randrange(200), rng.randrange(most)))))
+    return body.replace(b" ", b"-")[:-1] + b"}" if tidy and body else body
 
 
 def chunked(rng, body, start):
@@ -108,7 +113,7 @@ def chunked(rng, body, start):
     return bytes(out), spans
 
 
-def request(rng, number, last=False):
+def request(rng, number, last, tidy):
     method = rng.choice(TOKENS[:5]) if rng.random() < 0.7 else rng.choice(TOKENS)
     target = b"/%d/%s" % (number, bytes(rng.choices(b"abc/?=&%._~", k=rng.randrange(20))))
     host = b"h%d.example" % rng.randrange(20) + rng.choice((b"", b":8080"))
@@ -131,10 +136,10 @@ def request(rng, number, last=False):
     body = b""
     framing = rng.choice(("none", "none", "length", "chunked")) if version == b"1.1" else rng.choice(("none", "length"))
     if framing == "length":
-        body = content(rng)
+        body = content(rng, tidy=tidy)
         lines.append(b"Content-Length: %s%d" % (b"00" if rng.random() < 0.1 else b"", len(body)))
     elif framing == "chunked":
-        body = content(rng)
+        body = content(rng, tidy=tidy)
         lines.append(rng.choice((b"Transfer-Encoding: chunked", b"transfer-encoding:  CHUNKED ", b"Transfer-Encoding: gzip, chunked")))
         if last and rng.random() < 0.2:
             lines.append(b"Content-Length: 3")
@@ -170,17 +175,19 @@ def reply(rng, made):
 # ---- a connection as packets -----------------------------------------------------------------------------------------------
 
 
-def cuts(rng, length, mode):
+def cuts(rng, length, mode, first):
     """Sizes of the packets that carry so many bytes."""
     while length > 0:
-        size = min(length, {"byte": 1, "whole": 1460, "any": rng.randrange(1, 1461), "small": rng.randrange(1, 40)}[mode])
+        size = min(length, max(first, {"byte": 1, "whole": 1460, "any": rng.randrange(1, 1461), "small": rng.randrange(1, 40)}[mode]))
         yield size
         length -= size
+        first = 0
 
 
-def send(rng, c, back, data, mode):
+def send(rng, c, back, data, mode, first=0):
+    """first: the first packet has at least so many bytes. Of a request whose method alone is lost, the rest may still be a request line."""
     at = 0
-    for size in cuts(rng, len(data), mode):
+    for size in cuts(rng, len(data), mode, first):
         start = c.sent_back if back else c.sent
         c.packets.append(Packet(c, back, start, data[at : at + size], net.ACK | net.PSH, c.sent if back else c.sent_back))
         at += size
@@ -220,10 +227,9 @@ def connection(rng, number, flavour):
             c.packets.append(Packet(c, True, -1, b"", net.SYN | net.ACK, 0, True))
         c.packets.append(Packet(c, False, 0, b"", net.ACK, 0, True))
     if not c.syn and rng.random() < 0.5:  # the rest of something that nobody saw begin
-        # without blanks, and with an end that no token has: it cannot be the beginning of a request line
-        send(rng, c, False, content(rng, 300).replace(b" ", b"-") + b"}", mode)
+        send(rng, c, False, content(rng, 300, tidy=True), mode)
     count = rng.randrange(1, 3 if "bytes" in flavour else 9)
-    made = [request(rng, i, last=i == count - 1) for i in range(count)]
+    made = [request(rng, i, i == count - 1, c.tidy) for i in range(count)]
     unanswered = []
     for i, one in enumerate(made):
         last = i == count - 1
@@ -237,7 +243,7 @@ def connection(rng, number, flavour):
             send(rng, c, False, data[: len(data) - rng.randrange(1, len(one.data))], mode)  # and no more of it
             unanswered.pop()
         else:
-            send(rng, c, False, data, mode)
+            send(rng, c, False, data, mode, 20 if c.tidy else 0)
         if c.answered:
             if rng.random() < 0.5:
                 acknowledge(c, True)
@@ -441,13 +447,19 @@ class Result:
     flavour: frozenset
     packets: list
     statuses: dict  # (client, target) -> status, where nothing was damaged
+    written: dict  # (client, target) -> (head, rest) as the client sent them
 
 
 FLAVOURS = (
     ("plain",), ("bytes",), ("wraps",), ("reorder",), ("reorder", "wraps"), ("again",), ("again", "reorder"), ("disagree",), ("loss",), ("loss", "reorder"),
     ("loss", "again"), ("cut",), ("cut", "wraps"), ("one-sided",), ("one-sided", "reorder"), ("files",), ("files", "reorder", "again"), ("bytes", "again", "reorder"),
-    ("loss", "again", "reorder", "wraps", "files"), ("loss", "bytes"),
+    ("loss", "again", "reorder", "wraps", "files"), ("plain", "wraps"),
 )  # fmt: skip
+
+
+def split(data):
+    at = data.index(b"\r\n\r\n") + 4
+    return data[:at], data[at:]
 
 
 def make(seed):
@@ -465,10 +477,11 @@ def make(seed):
         packets = reorder(rng, packets)
     snaplen = rng.randrange(200, 900) if "cut" in flavour else 262144
     written = frames(rng, packets, snaplen)
-    complete, incomplete, statuses = [], [], {}
+    complete, incomplete, statuses, wrote = [], [], {}, {}
     for c in connections:
         mine = [p for p in packets if p.connection is c]
         whole, parts = truth(c, mine)
+        wrote |= {(net.mapped(c.client), r.target): split(r.data) for r in c.requests}
         complete += whole
         incomplete += parts
         if c.answered and c.syn and not flavour & {"loss", "cut", "disagree"}:
@@ -478,4 +491,4 @@ def make(seed):
         at = sorted(rng.randrange(len(written) + 1) for _ in range(2))
         pieces = [written[: at[0]], written[at[0] : at[1]], written[at[1] :]] if rng.random() < 0.5 else [written[0::2], written[1::2]]
     captures = [pcapmake.pcap(piece, nanoseconds=True, snaplen=snaplen, big_endian=rng.random() < 0.2) for piece in pieces]
-    return Result(captures, sorted(complete, key=lambda w: w.ts_ns), sorted(incomplete, key=lambda w: w.ts_ns), flavour, packets, statuses)
+    return Result(captures, sorted(complete, key=lambda w: w.ts_ns), sorted(incomplete, key=lambda w: w.ts_ns), flavour, packets, statuses, wrote)
