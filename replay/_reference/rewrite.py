@@ -1,0 +1,143 @@
+"""From a captured head to the head that is sent: docs/design.md S3 and S4, in the plainest Python. Must not know: streams, framing.
+
+Sources: Envoy 1.40 by experiment (tests/vectors/shadow-host.json), RFC 9110 7.6.1 (fields of one hop), RFC 9112 3.2.1, 3.2.2, 3.2.4 (forms of the target).
+"""
+
+import re
+
+BLANKS = b" \t"
+# What Envoy answers with 400 when it stands in a host.
+REFUSED = frozenset(b'/?#\\<>"|{}^` \x7f') | frozenset(range(0x20)) | frozenset(range(0x80, 0x100))
+ABSOLUTE = re.compile(rb"(?i)(https?)://([^/?#]*)([^#]*)")
+SCHEME = re.compile(rb"[A-Za-z][A-Za-z0-9+.-]*://")
+# Of one hop (S3); the second set stays even when Connection names it.
+ONE_HOP = frozenset((b"connection", b"keep-alive", b"proxy-connection", b"expect"))
+NEVER_NAMED = frozenset((b"host", b"content-length", b"transfer-encoding"))
+
+
+def suffix_at(host):
+    """Where the suffix goes: at the last colon, unless a closing bracket stands behind it; else at the end."""
+    colon = host.rfind(b":")
+    return colon if colon >= 0 and b"]" not in host[colon:] else len(host)
+
+
+def shadow_host(host: bytes, suffix: bytes = b"-shadow") -> bytes:
+    """The host with the suffix before its port."""
+    at = suffix_at(host)
+    return host[:at] + suffix + host[at:]
+
+
+def carries_suffix(host: bytes, suffix: bytes = b"-shadow") -> bool:
+    """S4: mirrored already (`loop`); hosts are compared without case."""
+    return bool(suffix) and host[: suffix_at(host)].lower().endswith(suffix.lower())
+
+
+def is_refused(host: bytes) -> bool:
+    """A byte that no host may hold (`bad_host`). An empty host is fine."""
+    return any(byte in REFUSED for byte in host)
+
+
+def split_target(method, target):
+    """(authority or None, origin form); None for an absolute form that Envoy refuses.
+
+    The authority is without user info. An absolute form without a path stands for `/`, with OPTIONS and no query for `*`.
+    """
+    if method == b"CONNECT":
+        return None, target
+    found = ABSOLUTE.fullmatch(target)
+    if not found:
+        return None if SCHEME.match(target) else (None, target)
+    authority, rest = found[2].rpartition(b"@")[2], found[3]
+    if not authority:
+        return None
+    if not rest:
+        rest = b"*" if method == b"OPTIONS" else b"/"
+    elif rest[:1] == b"?":
+        rest = b"/" + rest
+    return authority, rest
+
+
+def split_head(head):
+    """(request line without its end, its end, [field line with its end, a folded one as one], empty line)."""
+    lines = re.findall(rb"[^\n]*\n", head)
+    first, rest, empty = lines[0], lines[1:-1], lines[-1]
+    bare = first.removesuffix(b"\n").removesuffix(b"\r")
+    fields: list[bytes] = []
+    for line in rest:
+        if line[:1] in (b" ", b"\t") and fields:
+            fields[-1] += line
+        else:
+            fields.append(line)
+    return bare, first[len(bare) :], fields, empty
+
+
+def name_of(field):
+    return field.partition(b":")[0].strip(BLANKS).lower()
+
+
+def value_of(field):
+    return field.partition(b":")[2].strip(b" \t\r\n")
+
+
+def host_of(head: bytes) -> tuple[str | None, bytes | None]:
+    """(reason to withhold: no_host, bad_host or None; the host as the primary has it)."""
+    line, _, fields, _ = split_head(head)
+    method, target, _ = line.split(b" ", 2)
+    parts = split_target(method, target)
+    if parts is None:
+        return "bad_host", None
+    hosts = [f for f in fields if name_of(f) == b"host"]
+    if parts[0] is not None:
+        host = parts[0]
+    elif hosts:
+        if b"\n" in hosts[0].rstrip(b"\r\n"):
+            return "bad_host", None
+        host = value_of(hosts[0])
+    else:
+        return "no_host", None
+    return ("bad_host" if is_refused(host) else None), host
+
+
+def rewrite_head(
+    head: bytes,
+    suffix: bytes | None = b"-shadow",
+    set_host: bytes | None = None,
+    set_headers: tuple[tuple[bytes, bytes], ...] = (),
+    add_headers: tuple[tuple[bytes, bytes], ...] = (),
+    remove_headers: tuple[bytes, ...] = (),
+) -> bytes:
+    """The head that is sent, of a head that may be sent (not withheld).
+
+    A header that is set stands where its first line stood, else at the end; added ones come after. The marker is not its business.
+    """
+    line, end, fields, empty = split_head(head)
+    method, target, version = line.split(b" ", 2)
+    _, host = host_of(head)
+    parts = split_target(method, target)
+    assert host is not None and parts is not None
+    new_host = set_host if set_host is not None else shadow_host(host, suffix) if suffix is not None else host
+
+    named = {option.strip(BLANKS).lower() for f in fields if name_of(f) == b"connection" for option in value_of(f).split(b",")}
+    gone = ONE_HOP | (named - NEVER_NAMED) | {n.lower() for n in remove_headers}
+    to_set = {name.lower(): (name, value) for name, value in set_headers}
+    out, done = [], set()
+    if not any(name_of(f) == b"host" for f in fields):
+        out.append(b"Host: " + new_host + b"\r\n")
+    for field in fields:
+        name = name_of(field)
+        if name == b"host":
+            if name not in done:
+                value = value_of(field)
+                line_end = len(field.rstrip(b"\r\n"))
+                at = field.index(value, field.index(b":") + 1) if value else line_end
+                out.append(field[:at] + new_host + field[at + len(value) :])
+            done.add(name)
+        elif name in to_set:
+            if name not in done:
+                out.append(b"%s: %s\r\n" % to_set[name])
+            done.add(name)
+        elif name not in gone:
+            out.append(field)
+    out += [b"%s: %s\r\n" % pair for name, pair in to_set.items() if name not in done]
+    out += [b"%s: %s\r\n" % pair for pair in add_headers]
+    return b"".join([method, b" ", parts[1], b" ", version, end, *out, empty])
