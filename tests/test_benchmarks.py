@@ -46,7 +46,7 @@ def test_first_request(tmp_path):
 
 
 def test_memory(tmp_path):
-    result = bench("bench_memory.py", "--bytes", "100k", "400k", "--requests", "50", tmp_path=tmp_path)
+    result = bench("bench_memory.py", "--bytes", "100k", "1m", "--requests", "50", tmp_path=tmp_path)
     small, large = result["runs"]
     assert 50 <= small["requests"] < large["requests"] and large["requests"] % 50 == 0
     assert large["peak_rss"] > 1_000_000

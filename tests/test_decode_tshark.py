@@ -7,7 +7,7 @@ import subprocess
 
 import pytest
 
-from replay._fastpath import DecoderForTests
+from replay._fastpath import Capture, DecoderForTests, Stop, packets_for_tests
 
 CORPUS = pathlib.Path(__file__).resolve().parents[1].parent / "shared" / "captures" / "corpus"
 FILES = sorted(p for p in CORPUS.glob("*") if p.suffix != ".json") if CORPUS.is_dir() else []
@@ -25,7 +25,6 @@ def test_there_are_captures():
 def test_same_segments_as_tshark(path):
     if shutil.which("tshark") is None:
         pytest.skip("needs tshark")
-    scapy = pytest.importorskip("scapy.utils")
     out = subprocess.run(
         ["tshark", "-r", str(path), "-T", "fields", "-o", "tcp.desegment_tcp_streams:false", "-o", "ip.defragment:true", "-E", "occurrence=l"]
         + [x for f in ["frame.number", *FIELDS] for x in ("-e", f)], capture_output=True, text=True)
@@ -34,12 +33,10 @@ def test_same_segments_as_tshark(path):
         number, sport, dport, seq, v4, v6 = line.split("\t")
         if sport and seq:
             want[int(number)] = (int(sport), int(dport), int(seq), v4, v6)
-    reader = scapy.RawPcapReader(str(path))
-    link = getattr(reader, "linktype", 1)
     d = DecoderForTests()
     same = other = 0
-    for number, (data, meta) in enumerate(reader, 1):
-        got = d.decode(data, getattr(meta, "linktype", None) or link, wirelen=meta.wirelen, ts_ns=number)
+    for number, (_, data, wirelen, link, *_) in enumerate(packets_for_tests(Capture([path], stop=Stop())), 1):
+        got = d.decode(data, link, wirelen=wirelen, ts_ns=number)
         expected = want.get(number)
         if got is None or expected is None:
             other += (got is None) != (expected is None)

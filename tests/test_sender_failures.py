@@ -387,7 +387,8 @@ def test_no_descriptor_at_all():
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     with Server(ok) as server:
         run = Run([server.address], never_ns=150 * MS)
-        top = max(s.fileno() for s in [server.socket, socket.socket()])
+        with socket.socket() as other:
+            top = max(server.socket.fileno(), other.fileno())
         resource.setrlimit(resource.RLIMIT_NOFILE, (0, hard))
         try:
             cpu = time.process_time()

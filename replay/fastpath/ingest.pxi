@@ -33,6 +33,9 @@ cdef struct Engine:               # owned by one Ingest; one thread writes, othe
     Conn* wait_first
     Conn* wait_last
     uint64_t waiting
+    Conn* head_first              # connections with a head that is not whole yet, oldest first
+    Conn* head_last
+    int64_t packet_ns             # time of the packet that is being read
     # messages
     Message* message_spare
     uint64_t live

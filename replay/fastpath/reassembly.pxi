@@ -94,6 +94,10 @@ cdef struct Conn:
     Conn* wait_prev                         # of the list of those with bytes that wait
     Conn* wait_next
     int64_t wait_since
+    Conn* head_prev                         # of the list of those with a head that is not whole yet, by head_ts
+    Conn* head_next
+    int64_t head_ts
+    uint8_t has_head
     int64_t last_ts
     uint64_t id
     uint64_t hash
@@ -193,6 +197,56 @@ cdef void conn_waits_no_more(Engine* g, Conn* c) noexcept nogil:
     else:
         g.wait_last = c.wait_prev
     c.wait_prev = c.wait_next = NULL
+
+
+cdef void conn_heads(Engine* g, Conn* c) noexcept nogil:
+    """Keeps the list of connections with a head that is not whole yet: the window does not let younger requests go before it (W1)."""
+    cdef int i
+    cdef bint has = False
+    cdef int64_t ts = 0
+    cdef Flow* f
+    cdef Conn* before
+    for i in range(2):
+        f = &c.flow[i]
+        if f.state == ST_HEAD and f.buf_len and f.role != ROLE_REPLIES and (not has or f.msg_ts < ts):
+            has = True
+            ts = f.msg_ts
+    if c.has_head:
+        if has and ts == c.head_ts:
+            return
+        conn_heads_leave(g, c)
+    if not has:
+        return
+    before = g.head_last
+    while before != NULL and before.head_ts > ts:
+        before = before.head_prev
+    c.has_head = 1
+    c.head_ts = ts
+    c.head_prev = before
+    c.head_next = before.head_next if before != NULL else g.head_first
+    if c.head_next != NULL:
+        c.head_next.head_prev = c
+    else:
+        g.head_last = c
+    if before != NULL:
+        before.head_next = c
+    else:
+        g.head_first = c
+
+
+cdef void conn_heads_leave(Engine* g, Conn* c) noexcept nogil:
+    if not c.has_head:
+        return
+    c.has_head = 0
+    if c.head_prev != NULL:
+        c.head_prev.head_next = c.head_next
+    else:
+        g.head_first = c.head_next
+    if c.head_next != NULL:
+        c.head_next.head_prev = c.head_prev
+    else:
+        g.head_last = c.head_prev
+    c.head_prev = c.head_next = NULL
 
 
 cdef int table_grow(Engine* g) noexcept nogil:
@@ -309,6 +363,7 @@ cdef void conn_drop(Engine* g, Conn* c, uint8_t reason) noexcept nogil:
     """Ends a connection and forgets it."""
     cdef Conn** at
     conn_end(g, c, reason)
+    conn_heads_leave(g, c)
     at = &g.table[c.hash & g.table_mask]
     while at[0] != c:
         at = &(at[0].hash_next)
@@ -788,6 +843,7 @@ cdef void segment_in(Engine* g, const Segment* s) noexcept nogil:
     cdef int side = 0
     cdef Conn* c
     cdef Conn* w
+    g.packet_ns = s.ts_ns
     c = conn_find(g, s, (s.len or s.missing or s.flags & TCP_SYN) != 0, &side)
     if c != NULL:
         conn_segment(g, c, side, s)
@@ -801,6 +857,8 @@ cdef void segment_in(Engine* g, const Segment* s) noexcept nogil:
                     conn_drop(g, g.lists[LIST_CLOSED].first, INCOMPLETE_CLOSED)
         elif c.flow[0].has_bytes or c.flow[1].has_bytes or c.flow[0].first != NULL or c.flow[1].first != NULL:
             conn_move(g, c, LIST_OPEN)
+        if c.flow[0].buf_len or c.flow[1].buf_len or c.has_head:
+            conn_heads(g, c)
     # R4: nothing waits longer than 30 s of capture time, nor beyond the table's budget
     while g.wait_first != NULL and (s.ts_ns - g.wait_first.wait_since > R_WAIT_NS or g.waiting > g.max_waiting):
         w = g.wait_first

@@ -7,6 +7,9 @@ cdef enum:
     WINDOW_REQUESTS = 4096
     WINDOW_BYTES = 8 * 1024 * 1024
 
+cdef int64_t WINDOW_REPLY_NS = 30000000000   # a request waits no longer for its reply, in capture time
+cdef int64_t WINDOW_HEAD_NS = 1000000000     # nor for an older head that is not whole yet
+
 
 cdef void window_add(Engine* g, Message* m) noexcept nogil:
     """Into its place by time; those with equal times in the order in which their heads ended."""
@@ -52,12 +55,14 @@ cdef void window_release(Engine* g, bint everything) noexcept nogil:
     cdef bint full
     while g.window_first != NULL and not g.finished:
         m = g.window_first
-        full = everything or g.window_count > WINDOW_REQUESTS or g.window_bytes > WINDOW_BYTES
+        full = everything or g.window_count > WINDOW_REQUESTS or g.window_bytes > WINDOW_BYTES or g.packet_ns - m.ts_ns > WINDOW_REPLY_NS
         if not full:
             if not ((m.whole and m.replied) or (m.incomplete and not m.is_current)):
                 return
             if g.wait_first != NULL and g.wait_first.wait_since <= m.ts_ns:
                 return            # an older one may still come out of bytes that wait
+            if g.head_first != NULL and g.head_first.head_ts <= m.ts_ns and g.packet_ns - m.ts_ns <= WINDOW_HEAD_NS:
+                return
         window_remove(g, m)
         if m.whole or (m.incomplete and not m.is_current):
             window_emit(g, m)
