@@ -5,6 +5,7 @@ import hashlib
 import http.client
 import json
 import os
+import random
 import select
 import signal
 import socket
@@ -356,6 +357,78 @@ def test_more_methods_and_hosts_than_have_a_place():
     assert c["requests"] == 2001
     assert len(c["by_method"]) == 65 and c["by_method"]["other"] == 36 * 20 + 1 and c["by_method"]["M7"] == 20
     assert len(c["by_host"]) == 1025 and c["by_host"]["other"] == 977 and c["by_host"]["h1023"] == 1
+
+
+def made_up(rng, i):
+    """(bytes, the row that they must become)."""
+    method, target, host = rng.choice([b"GET", b"POST", b"HEAD", b"X-Y"]), b"/%d" % i, rng.choice([b"a", b"b.example:8080", b"[::1]"])
+    fields = [(b"Host", host)] + [(b"X-%d" % n, b"v" * rng.choice([0, 1, 50, 5000])) for n in range(rng.randrange(5))]
+    body = rng.randbytes(rng.choice([0, 0, 1, 10, 1000, 100_000]))
+    sent = body
+    if rng.random() < 0.5:
+        fields.append((b"Transfer-Encoding", b"Chunked"))
+        sent, left = b"", body
+        while left:
+            n = rng.choice([1, 7, 300, 30_000, len(left)]) if len(left) > 1 else 1
+            sent += b"%X%s\r\n%s\r\n" % (len(left[:n]), rng.choice([b"", b";a=b"]), left[:n])
+            left = left[n:]
+        sent += b"0\r\n" + rng.choice([b"", b"T: x\r\n"]) + b"\r\n"
+    elif body or rng.random() < 0.5:
+        fields.append((b"content-length", b"%d" % len(body)))
+    rng.shuffle(fields)
+    data = b"%s %s HTTP/1.1\r\n%s\r\n%s" % (method, target, b"".join(b"%s:%s\r\n" % (name, rng.choice([b"", b" "]) + value) for name, value in fields), sent)
+    return data, {"method": method, "target": target, "version": "1.1", "host": host, "headers": fields, "body_len": len(body),
+                  "body_sha256": hashlib.sha256(body).hexdigest(), "status": 200}  # fmt: skip
+
+
+def pieces(rng, data):
+    while data:
+        n = rng.choice([1, 3, 40, 1400, 65_536, 200_000])
+        yield data[:n]
+        data = data[n:]
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_made_up_requests_on_several_connections(seed):
+    rng = random.Random(seed)
+    with Running(log=True) as one, contextlib.ExitStack() as stack:
+        socks, wanted, left = [], [], []
+        for number in range(4):
+            socks.append(stack.enter_context(one.connect()))
+            one.until(connections=number + 1)
+            made = [made_up(rng, i) for i in range(30)]
+            wanted.append([row | {"connection": number, "index": i} for i, (_, row) in enumerate(made)])
+            left.append(list(pieces(rng, b"".join(data for data, _ in made))))
+        while any(left):
+            number = rng.choice([i for i in range(4) if left[i]])
+            socks[number].sendall(left[number].pop(0))
+        for sock in socks:
+            assert read(sock, 30 * len(OK)) == OK * 30
+        one.end()
+        got = rows(one.sink)
+        assert one.counters()["bad"] == 0 and all(row.pop("ts_ns") for row in got)
+        for number in range(4):
+            assert [row for row in got if row["connection"] == number] == wanted[number]
+
+
+def test_damaged_requests_hang_nobody():
+    """Whatever is sent, a connection whose sending side is shut is answered and closed."""
+    rng = random.Random(6)
+    with Running(log=True) as one:
+        for _ in range(400):
+            data = bytearray(b"".join(made_up(rng, i)[0][:3000] for i in range(3)))
+            for _ in range(rng.randrange(1, 4)):
+                at = rng.randrange(len(data))
+                data[at:at + rng.choice([0, 1, 5])] = rng.choice([b"", b"\r", b"\n", b"\0", b"\r\n\r\n", b"0", b"f", rng.randbytes(3)])
+            with contextlib.suppress(ConnectionError, BrokenPipeError), one.connect() as sock:
+                for piece in pieces(rng, bytes(data)):
+                    sock.sendall(piece)
+                sock.shutdown(socket.SHUT_WR)
+                got = read_all(sock)
+                assert set(got.split(b"HTTP/1.1 ")) <= {b"", *(reply[9:] for reply in (OK, BAD, TOO_LARGE))}
+        one.end()
+        c = one.counters()
+        assert c["bad"] > 100 and len(rows(one.sink)) == c["requests"] > 100
 
 
 # ---- what is refused --------------------------------------------------------------------------------------------------
