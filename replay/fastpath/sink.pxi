@@ -622,11 +622,12 @@ cdef void sink_end(SinkServer* s, SinkConnection* c) noexcept nogil:
     """The request at hand has ended."""
     cdef int64_t due = now_ns() + s.delay_ns if s.delay_ns else 0
     cdef uint8_t wrong = MISBEHAVE_NONE
-    s.seen += 1
-    if s.misbehave > MISBEHAVE_NONE and s.misbehave != MISBEHAVE_STALL and s.seen % s.every == 0:
-        wrong = s.misbehave
-        if wrong == MISBEHAVE_NEVER:
-            c.mute = 1
+    if s.misbehave != MISBEHAVE_NONE and s.misbehave != MISBEHAVE_STALL:
+        s.seen += 1
+        if s.seen % s.every == 0:
+            wrong = s.misbehave
+            if wrong == MISBEHAVE_NEVER:
+                c.mute = 1
     count_add(&s.requests, 1)
     names_count(&s.methods, c.method)
     names_count(&s.hosts, c.host)
