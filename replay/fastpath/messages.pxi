@@ -674,8 +674,6 @@ cdef size_t read_head(Engine* g, Conn* c, int side, const uint8_t* p, size_t n) 
     if not f.line_known:
         judged = line_judge(f, at, have)
         if judged == 2 and have <= g.max_head:
-            if f.resynced and f.role != ROLE_REPLIES:
-                f.msg_has_ack = 0     # its first bytes may be the end of a body, so no reply confirms it (H8)
             if not before and buf_add(g, f, p, n) < 0:
                 flow_lost(g, c, side)
             return n
@@ -746,9 +744,12 @@ cdef void stream_read(Engine* g, Conn* c, int side, const uint8_t* p, size_t n, 
     cdef const uint8_t* body = NULL
     cdef size_t body_len
     cdef Message* m
-    if f.state == ST_HEAD and f.resynced and not f.line_known and starts and f.role != ROLE_REPLIES and ack != f.msg_ack:
-        # The server spoke since: what looked like the beginning of a request line was the end of a body (H7)
-        f.state = ST_RESYNC
+    if f.state == ST_HEAD and f.resynced and not f.line_known and starts and f.role != ROLE_REPLIES:
+        # What looked like the beginning of a request line may be the end of a body, and this the beginning (H7):
+        if ack != f.msg_ack:
+            f.state = ST_RESYNC           # … the server spoke in between
+        elif request_line(p, n) <= LINE_MORE:
+            f.msg_has_ack = 0             # … so no reply confirms it (H8)
     while at < n:
         if f.state == ST_START or f.state == ST_RESYNC:
             if f.state == ST_START:
