@@ -519,6 +519,13 @@ cdef void request_head(Engine* g, Conn* c, int side, const uint8_t* p, size_t n)
     f.current = m
     queue_add(g, c, side, m)
     window_add(g, m)
+    if m.wanted and g.show:       # before anything may end it: what is shown has its method and target
+        if message_room(g, m, n) < 0:
+            message_fails(g, m, INCOMPLETE_EVICTED)
+        else:
+            memcpy(m.buf, p, n)
+            m.len = n
+            g.window_bytes += n
     if parsed != OK:
         message_cut(g, c, side, INCOMPLETE_HEAD_TOO_LARGE)
         flow_lost(g, c, side)
@@ -527,15 +534,8 @@ cdef void request_head(Engine* g, Conn* c, int side, const uint8_t* p, size_t n)
         message_cut(g, c, side, INCOMPLETE_MALFORMED)
         flow_lost(g, c, side)
         return
-    if m.wanted:
-        if g.show:
-            if message_room(g, m, n) < 0:
-                message_fails(g, m, INCOMPLETE_EVICTED)
-            else:
-                memcpy(m.buf, p, n)
-                m.len = n
-                g.window_bytes += n
-        elif m.host_state == HOST_OK and not m.ambiguous and not m.loops and not (h.flags & HEAD_CONNECT):
+    if m.wanted and not g.show:
+        if m.host_state == HOST_OK and not m.ambiguous and not m.loops and not (h.flags & HEAD_CONNECT):
             if message_room(g, m, rewrite_bound(&g.rules, &h) + (h.content_length if 0 < h.content_length <= 4096 else 0)) < 0:
                 message_fails(g, m, INCOMPLETE_EVICTED)
             else:
@@ -744,6 +744,12 @@ cdef void stream_read(Engine* g, Conn* c, int side, const uint8_t* p, size_t n, 
     cdef const uint8_t* body = NULL
     cdef size_t body_len
     cdef Message* m
+    if f.state == ST_HEAD and f.resynced and not f.line_known and starts and f.role != ROLE_REPLIES:
+        # What looked like the beginning of a request line may be the end of a body, and this the beginning (H7):
+        if ack != f.msg_ack:
+            f.state = ST_RESYNC           # … the server spoke in between
+        elif request_line(p, n) <= LINE_MORE:
+            f.msg_has_ack = 0             # … so no reply confirms it (H8)
     while at < n:
         if f.state == ST_START or f.state == ST_RESYNC:
             if f.state == ST_START:
