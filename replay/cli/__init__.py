@@ -81,7 +81,7 @@ def main(arguments: list[str] | None = None) -> None:
         code = 130
     except BrokenPipeError:
         code = 0
-        _close_stdout()
+        close_stdout()
     except ReplayError as error:
         _say(str(error))
         code = error.exit_code
@@ -94,7 +94,7 @@ def main(arguments: list[str] | None = None) -> None:
     try:
         sys.stdout.flush()
     except BrokenPipeError:
-        _close_stdout()
+        close_stdout()
     sys.exit(code if isinstance(code, int) else 0)
 
 
@@ -113,7 +113,7 @@ def _internal(error: BaseException) -> None:
     _say(f"internal error{where}: {type(error).__name__}: {error}. Please report it, with the output under REPLAY_TRACEBACK=1")
 
 
-def _close_stdout() -> None:
+def close_stdout() -> None:
     """Whoever read our output has gone: nothing more is written to it, and the interpreter does not complain at its end."""
     devnull = os.open(os.devnull, os.O_WRONLY)
     os.dup2(devnull, sys.stdout.fileno())

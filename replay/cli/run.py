@@ -16,7 +16,7 @@ import click
 
 from replay import report, units
 from replay.capture.source import as_error
-from replay.cli import options
+from replay.cli import close_stdout, options
 from replay.cli.progress import Progress
 from replay.engine import Plan, Replay
 from replay.errors import UsageError
@@ -314,7 +314,7 @@ def _print(settings: Settings, whole: dict[str, Any], *, as_json: bool, quiet: b
             sys.stdout.flush()
     except BrokenPipeError:
         _tell("replay run: standard output was closed; the result could not be shown there")
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        close_stdout()
 
 
 def _command_to_send(command: list[str], has_target: bool) -> str:
