@@ -274,9 +274,10 @@ def test_http_client_and_curl():
         client.close()
         url = f"http://127.0.0.1:{one.port}/big"
         big = b"y" * 1_500_000
-        done = subprocess.run(["curl", "-sS", "--max-time", "20", "-H", "Expect: 100-continue", "--data-binary", "@-", url, url], input=big, capture_output=True)
+        curl = ["env", "-u", "LD_PRELOAD", "curl", "-sS", "--max-time", "20"]        # a preloaded sanitizer is for the extension
+        done = subprocess.run([*curl, "-H", "Expect: 100-continue", "--data-binary", "@-", url, url], input=big, capture_output=True)
         assert done.returncode == 0 and done.stdout == b"x" * 22, done.stderr
-        done = subprocess.run(["curl", "-sS", "--max-time", "20", "-0", "-I", url], capture_output=True, text=True)
+        done = subprocess.run([*curl, "-0", "-I", url], capture_output=True, text=True)
         assert done.returncode == 0 and "Content-Length: 11" in done.stdout
         got = rows(one.sink, 8)
         assert [row["method"] for row in got] == [b"GET", b"POST", b"HEAD", b"PUT", b"GET", b"POST", b"POST", b"HEAD"]
@@ -695,7 +696,39 @@ def test_memory_does_not_grow_with_requests_or_connections():
                 for sock in socks:
                     sock.sendall(GET * 50 + GET[:10])
                     assert read(sock, 50 * len(OK)) == OK * 50
-        assert resident() - before < 2_000_000
+        assert resident() - before < (100_000_000 if "LD_PRELOAD" in os.environ else 2_000_000)       # a sanitizer keeps what is freed for a while
+
+
+def test_a_connection_whose_descriptor_a_child_process_has_too():
+    """Between fork and exec a child has all descriptors; what we closed may then still be ready, and must not come back."""
+
+    def servers_end(sock):
+        for fd in map(int, os.listdir("/proc/self/fd")):
+            with contextlib.suppress(OSError):
+                if not os.readlink(f"/proc/self/fd/{fd}").startswith("socket:"):
+                    continue
+                copy = socket.socket(fileno=os.dup(fd))
+                try:
+                    if copy.getpeername() == sock.getsockname():
+                        return copy.detach()
+                finally:
+                    copy.close()
+        raise AssertionError("not there")
+
+    with Running() as one:
+        copies = []
+        for _ in range(20):
+            with one.connect() as sock:
+                sock.sendall(GET)
+                assert read(sock, len(OK)) == OK
+                copies.append(servers_end(sock))
+                sock.sendall(b"nonsense\r\n" + GET)
+                assert read(sock, len(BAD)) == BAD
+        assert one.ask(GET * 100) == OK * 100
+        for copy in copies:
+            os.close(copy)
+        one.end()
+        assert one.counters()["requests"] == 120
 
 
 @pytest.mark.parametrize("wrong", [

@@ -18,6 +18,7 @@ cdef extern from "<sys/socket.h>" nogil:
 
 cdef extern from "<sys/epoll.h>" nogil:
     enum:
+        EPOLL_CTL_DEL
         EPOLL_CTL_MOD
 
 cdef enum:
@@ -422,6 +423,7 @@ cdef void sink_listen(SinkServer* s, bint wanted) noexcept nogil:
 
 cdef void sink_drop(SinkServer* s, SinkConnection* c) noexcept nogil:
     """Closes the connection and frees it."""
+    epoll_ctl(s.epfd, EPOLL_CTL_DEL, c.fd, NULL)      # close() is not enough while a child that was just forked has the descriptor too
     close(c.fd)
     sink_wake_at(s, c, 0)
     sink_forget(c)
