@@ -52,7 +52,7 @@ class Head:
 
 
 def parse_fields(lines: list[bytes], head: Head) -> list[tuple[bytes, bytes]]:
-    """(lower-case name, value without outer blanks), folded lines joined; notes what is odd (H4)."""
+    """(lower-case name, value without outer blanks); notes what is odd (H4). A folded line is joined, but not to a field that decides framing."""
     fields: list[tuple[bytes, bytes]] = []
     for line in lines:
         if not line.endswith(b"\r\n"):
@@ -64,7 +64,7 @@ def parse_fields(lines: list[bytes], head: Head) -> list[tuple[bytes, bytes]]:
             text = line.strip(b" \t").lower()
             if not fields or fields[-1][0] in FRAMING_NAMES or text.startswith(FRAMING_NAMES):
                 head.ambiguous = True
-            if fields:
+            if fields and fields[-1][0] not in FRAMING_NAMES:
                 fields[-1] = (fields[-1][0], (fields[-1][1] + b" " + line.strip(b" \t")).strip(b" \t"))
             continue
         name, colon, value = line.partition(b":")
@@ -84,16 +84,18 @@ def set_framing(head: Head, fields: list[tuple[bytes, bytes]]) -> None:
     lengths = [value for name, value in fields if name == b"content-length"]
     if lengths:
         head.ambiguous |= len(lengths) > 1 or b"," in lengths[0] or bool(codings)
-        each = [one.strip(b" \t") for value in lengths for one in value.split(b",")]
-        if all(re.fullmatch(rb"[0-9]+", one) and int(one) <= MOST for one in each):
-            head.framing, head.length = "length", int(each[0])
+        first = lengths[0].split(b",")[0].strip(b" \t")
+        if re.fullmatch(rb"[0-9]+", first) and int(first) <= MOST:
+            head.framing, head.length = "length", int(first)
         elif not codings:
             head.malformed = True
     if codings:
         spelled = b",".join(codings)
-        head.ambiguous |= len(codings) > 1 or head.version == 10 or not re.fullmatch(rb"[!#$%&'*+.^_`|~0-9A-Za-z, \t-]*", spelled)
-        last = [one.strip(b" \t").lower() for one in spelled.split(b",")][-1]
-        if last == b"chunked":
+        each = [one.strip(b" \t").lower() for one in spelled.split(b",")]
+        named = [one for one in each if one]
+        head.ambiguous |= len(codings) > 1 or head.version == 10 or len(named) < len(each) or named.count(b"chunked") > 1
+        head.ambiguous |= not re.fullmatch(rb"[!#$%&'*+.^_`|~0-9A-Za-z, \t-]*", spelled)
+        if [one.strip(b" \t").lower() for one in codings[-1].split(b",") if one.strip(b" \t")][-1:] == [b"chunked"]:
             head.framing = "chunked"
         else:
             head.malformed = True
@@ -171,20 +173,20 @@ class Chunks:
 
     def size_line(self) -> None:
         line = self.line
-        digits = re.match(rb"[0-9A-Fa-f]*", line)
-        assert digits
         if not line.endswith(b"\n"):
-            if not re.fullmatch(rb"[0-9A-Fa-f]*([ \t]*(;[^\n]*)?\r?)", line) or int(digits[0] or b"0", 16) > MOST:
+            found = re.fullmatch(rb"[ \t]*([0-9A-Fa-f]*)[ \t]*(;[^\n]*)?\r?", line)
+            if not found or int(found[1] or b"0", 16) > MOST:
                 self.state = "bad"
             return
         text = line[:-1].removesuffix(b"\r")
-        found = re.fullmatch(rb"([0-9A-Fa-f]+)([ \t]*)(;[^\n]*)?", text)
-        if not found or int(found[1], 16) > MOST:
+        found = re.fullmatch(rb"([ \t]*)([0-9A-Fa-f]+)([ \t]*)(;[^\n]*)?", text)
+        if not found or int(found[2], 16) > MOST:
             self.state = "bad"
             return
-        if not line.endswith(b"\r\n") or (found[2] and not found[3]) or re.search(rb"[\x00-\x08\x0a-\x1f\x7f]", found[3] or b""):
+        odd = found[1] or (found[3] and not found[4])
+        if odd or not line.endswith(b"\r\n") or re.search(rb"[\x00-\x08\x0a-\x1f\x7f]", found[4] or b""):
             self.ambiguous = True
-        self.left = int(found[1], 16)
+        self.left = int(found[2], 16)
         self.line, self.state = b"", "data" if self.left else "trailers"
 
     def skip(self, length: int) -> None:

@@ -298,15 +298,15 @@ class Reader:
             self.fail(m, reason)
         elif s.current is not None:
             self.fail(s.current, reason)
-            self.doubt(s, s.current)
             s.current = None
 
-    @staticmethod
-    def doubt(s: Side, m: Message) -> None:
-        """H4: what follows an ambiguous message is not trusted."""
+    def doubt(self, side: int, m: Message) -> None:
+        """H4: what follows an ambiguous message is not trusted, and its answers may be others than one thinks."""
+        s = self.sides[side]
         if m.head.ambiguous or (s.state == "chunked" and s.chunks.ambiguous):
             s.trust, s.doubt_ack = "ambiguous", m.ack if m.ack is not None else 0
             s.epoch += 1
+            self.sides[1 - side].certain = False
 
     def message_ends(self, side: int) -> None:
         s = self.sides[side]
@@ -318,7 +318,7 @@ class Reader:
         if s.state == "chunked":
             m.body = bytes(s.chunks.body)
             m.ambiguous |= s.chunks.ambiguous
-        self.doubt(s, m)
+        self.doubt(side, m)
         s.current, s.state = None, "start"
         m.whole = m.incomplete is None
         if m.head.method == b"CONNECT" or m.head.upgrade:
@@ -448,7 +448,8 @@ class Reader:
             s.certain = False
             s.state = "resync"
             return
-        m.status, m.response_ns, m.answered = head.status, s.place.ts_ns - m.ts_ns, True
+        m.status, m.answered = head.status, True
+        m.response_ns = s.place.ts_ns - m.ts_ns if s.place.ts_ns >= m.ts_ns else None  # a capture out of order says nothing
         tunnel = m.head.method == b"CONNECT" and 200 <= head.status <= 299
         fields = framing.Head(version=head.version)
         framing.set_framing(fields, framing.parse_fields(re.findall(rb"[^\n]*\n", data)[1:-1], framing.Head()))
