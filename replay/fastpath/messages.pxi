@@ -808,7 +808,7 @@ cdef void stream_read(Engine* g, Conn* c, int side, const uint8_t* p, size_t n, 
         elif f.state == ST_CHUNKED:
             m = f.current
             if (m != NULL and m.head_flags & HEAD_EXPECT and m.replied and f.chunked.state == CHUNKED_START and m.body_len == 0
-                    and m.status != 101 and request_line(p + at, n - at) == LINE_REQUEST):
+                    and m.status != 101 and request_line(p + at, n - at) <= LINE_MORE):
                 peek_begin(f, ts, seq + <uint32_t>at, pos + at, ack, has_ack, starts and at == 0)
                 continue
             taken = chunked_step(&f.chunked, p + at, n - at, &body, &body_len)
