@@ -2,6 +2,7 @@
 
 import hashlib
 import itertools
+import os
 import random
 
 import pcapmake as make
@@ -591,7 +592,7 @@ def test_a_flood_of_half_open_connections_costs_nothing():
         rows, counters = seen(data, max_connections=limit)
         assert rows == [("/0", None, 200)]
         assert counters["connections"] == 1
-        assert resident() - before < 60 << 20
+        assert resident() - before < 60 << 20 or "asan" in os.environ.get("LD_PRELOAD", "")
         if limit == 1000:
             assert counters["evicted"] == 60_001 - limit
         del data, talk
