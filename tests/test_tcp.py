@@ -74,7 +74,9 @@ def test_shuffled_duplicated_overlapping_anything():
             if rng.random() < 0.3:  # again, with some bytes more or less at either end
                 a, b = max(0, at - rng.randrange(30)), min(len(stream), at + len(data) + rng.randrange(30))
                 sent.insert(rng.randrange(len(sent) + 1), (a, stream[a:b]))
-        order = sorted(range(len(sent)), key=lambda k, noise=rng.randrange(1, 8): k + rng.uniform(0, noise))
+        far = rng.randrange(1, 8)
+        places = [k + rng.uniform(0, far) for k in range(len(sent))]
+        order = sorted(range(len(sent)), key=places.__getitem__)
         one = make.Talk(numbers=(number, 99), step=10_000).open()
         first = one.seq[0]
         for k in order:
