@@ -2,6 +2,7 @@
 
 import hashlib
 import itertools
+import os
 import random
 
 import pcapmake as make
@@ -73,7 +74,9 @@ def test_shuffled_duplicated_overlapping_anything():
             if rng.random() < 0.3:  # again, with some bytes more or less at either end
                 a, b = max(0, at - rng.randrange(30)), min(len(stream), at + len(data) + rng.randrange(30))
                 sent.insert(rng.randrange(len(sent) + 1), (a, stream[a:b]))
-        order = sorted(range(len(sent)), key=lambda k, noise=rng.randrange(1, 8): k + rng.uniform(0, noise))
+        far = rng.randrange(1, 8)
+        places = [k + rng.uniform(0, far) for k in range(len(sent))]
+        order = sorted(range(len(sent)), key=places.__getitem__)
         one = make.Talk(numbers=(number, 99), step=10_000).open()
         first = one.seq[0]
         for k in order:
@@ -591,7 +594,7 @@ def test_a_flood_of_half_open_connections_costs_nothing():
         rows, counters = seen(data, max_connections=limit)
         assert rows == [("/0", None, 200)]
         assert counters["connections"] == 1
-        assert resident() - before < 60 << 20
+        assert resident() - before < 60 << 20 or "asan" in os.environ.get("LD_PRELOAD", "")
         if limit == 1000:
             assert counters["evicted"] == 60_001 - limit
         del data, talk

@@ -78,7 +78,7 @@ cdef struct Message:              # a request from the end of its head until it 
     uint8_t version
     uint8_t framing
     uint8_t trust
-    uint8_t ambiguous
+    uint8_t ambiguous             # 1: in its Host alone (H4), 2: in its framing
     uint8_t has_ack
     uint8_t starts                # begins its segment
     uint8_t host_state            # HostState
@@ -226,7 +226,7 @@ cdef void message_ends(Engine* g, Conn* c, int side) noexcept nogil:
         m.whole = 1
         if g.show:
             digest_end(m)
-        if m.ambiguous:
+        if m.ambiguous > 1:
             f.trust = TRUST_AMBIGUOUS
             f.epoch += 1
             f.doubt_ack = m.ack
@@ -473,7 +473,7 @@ cdef void request_head(Engine* g, Conn* c, int side, const uint8_t* p, size_t n)
     m.version = h.version
     m.framing = h.framing
     m.head_flags = h.flags
-    m.ambiguous = (h.flags & (HEAD_AMBIGUOUS | HEAD_HOSTS_DIFFER)) != 0
+    m.ambiguous = 2 if h.flags & HEAD_AMBIGUOUS else 1 if h.flags & HEAD_HOSTS_DIFFER else 0
     if h.flags & HEAD_CONNECT:
         m.flags |= REQUEST_CONNECT
     if h.version == 10:
@@ -808,14 +808,14 @@ cdef void stream_read(Engine* g, Conn* c, int side, const uint8_t* p, size_t n, 
         elif f.state == ST_CHUNKED:
             m = f.current
             if (m != NULL and m.head_flags & HEAD_EXPECT and m.replied and f.chunked.state == CHUNKED_START and m.body_len == 0
-                    and m.status != 101 and request_line(p + at, n - at) == LINE_REQUEST):
+                    and m.status != 101 and request_line(p + at, n - at) <= LINE_MORE):
                 peek_begin(f, ts, seq + <uint32_t>at, pos + at, ack, has_ack, starts and at == 0)
                 continue
             taken = chunked_step(&f.chunked, p + at, n - at, &body, &body_len)
             if m != NULL:
                 message_body(g, m, p + at, taken, body, body_len)
                 if f.chunked.ambiguous:
-                    m.ambiguous = 1
+                    m.ambiguous = 2
             at += taken
             if f.chunked.state == CHUNKED_DONE:
                 if f.role == ROLE_REQUESTS:
