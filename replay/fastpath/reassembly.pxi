@@ -83,6 +83,9 @@ cdef struct Flow:                           # one direction of a connection
     uint32_t msg_ack
     uint8_t msg_has_ack
     uint8_t msg_starts                      # it begins its segment
+    uint8_t msg_follows                     # the data before it acknowledged as much
+    uint8_t has_data_ack
+    uint32_t data_ack                       # what the data that was read last acknowledged
     uint64_t left                           # of a body of known length
     Chunked chunked
     Message* current                        # request being read; borrows (see Message.holders)
