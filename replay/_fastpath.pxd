@@ -24,6 +24,14 @@ cdef extern from "fastpath/atomics.h" nogil:
 cdef extern from "fastpath/xxh64.h" nogil:
     uint64_t xxh64(const uint8_t* p, size_t n, uint64_t seed)
 
+cdef extern from "fastpath/scan.h" nogil:
+    ctypedef struct LineIndex:    # line ends of a head
+        uint32_t lf[260]
+        uint32_t count
+        uint32_t odd
+    size_t head_index(const uint8_t* p, size_t n, LineIndex* x)
+    size_t head_index_plain(const uint8_t* p, size_t n, LineIndex* x)
+
 
 cdef enum Status:                 # -1 is left to Cython's own exceptions
     OK = 0
@@ -110,8 +118,13 @@ cdef enum HeadFlag:
     HEAD_HOP = 256                # has a field that never goes on (Connection, Keep-Alive, Proxy-Connection, Expect)
     HEAD_ABSOLUTE = 512           # absolute-form target
     HEAD_MARKER = 1024            # has x-shadow-replay
+    HEAD_NAMES = 8192             # a Connection field names other fields
+    HEAD_FOLDED = 16384          # a line continues the one before it
     HEAD_CONNECT = 2048           # the method is CONNECT
     HEAD_BAD_HOST_LINE = 4096     # Host folded
+
+cdef enum:
+    HEAD_DROPS = 4                # hop-by-hop fields of a head whose place is noted
 
 cdef struct Head:                 # of a request or a reply; offsets are from its first byte
     uint32_t length               # through the empty line
@@ -128,6 +141,9 @@ cdef struct Head:                 # of a request or a reply; offsets are from it
     uint8_t version               # 10 or 11
     uint8_t framing               # Framing
     int64_t content_length        # FRAMING_LENGTH; else -1
+    uint32_t drops                # fields that never go on; those beyond HEAD_DROPS are not noted
+    uint32_t drop_at[HEAD_DROPS]
+    uint32_t drop_end[HEAD_DROPS]
 
 cdef struct Chunked:              # state of a chunked body between two feeds; all zeros is the start
     uint8_t state

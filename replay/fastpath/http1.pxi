@@ -165,15 +165,26 @@ cdef void http1_connection(const uint8_t* p, size_t n, Head* h) noexcept nogil:
             h.flags |= HEAD_CLOSE
         elif end - at == 10 and http1_same(p + at, b"keep-alive", 10):
             h.flags |= HEAD_KEEP_ALIVE
+        elif end > at:
+            h.flags |= HEAD_NAMES
         i += 1
 
 
-cdef int head_parse(const uint8_t* p, size_t n, bint reply, Head* h) noexcept nogil:
-    """Fills h from the whole head p[:n] (n from head_end), of a request or of a reply. OK, or MALFORMED for more than 256 lines.
+cdef inline void head_drop(Head* h, size_t at, size_t end) noexcept nogil:
+    """Notes a field that never goes on (RFC 9110 7.6.1)."""
+    h.flags |= HEAD_HOP
+    if h.drops < HEAD_DROPS:
+        h.drop_at[h.drops] = <uint32_t>at
+        h.drop_end[h.drops] = <uint32_t>end
+    h.drops += 1
+
+
+cdef int head_parse(const uint8_t* p, size_t n, const LineIndex* x, bint reply, Head* h) noexcept nogil:
+    """Fills h from the whole head p[:n] (n and x from head_index), of a request or of a reply. OK, or MALFORMED for more than 256 lines.
 
     What is wrong with its framing stands in h.flags. Source: RFC 9112 2 to 7, docs/design.md H1 to H5."""
     cdef size_t i, at, end, name, value, vend, colon
-    cdef const uint8_t* lf
+    cdef uint32_t line
     cdef const uint8_t* q
     cdef int codings = 0
     cdef int lengths = 0
@@ -185,8 +196,7 @@ cdef int head_parse(const uint8_t* p, size_t n, bint reply, Head* h) noexcept no
     memset(h, 0, sizeof(Head))
     h.length = <uint32_t>n
     h.content_length = -1
-    lf = <const uint8_t*>memchr(p, 10, n)
-    end = lf - p
+    end = x.lf[0]
     h.line_len = <uint32_t>(end + 1)
     if end and p[end - 1] == 13:
         end -= 1
@@ -214,35 +224,22 @@ cdef int head_parse(const uint8_t* p, size_t n, bint reply, Head* h) noexcept no
         q = p + h.target_at
         if h.target_len >= 7 and q[0] != 47 and (http1_begins(q, h.target_len, b"http://", 7) or http1_begins(q, h.target_len, b"https://", 8)):
             h.flags |= HEAD_ABSOLUTE
-    if memchr(p, 0, n) != NULL:
+    if x.count > HTTP1_MOST_LINES + 2:
+        return MALFORMED
+    if x.odd:                     # a CR that ends no line, a LF without CR, a NUL
         h.flags |= HEAD_AMBIGUOUS
-    q = p
-    while True:                   # a CR that ends no line
-        q = <const uint8_t*>memchr(q, 13, n - (q - p))
-        if q == NULL:
-            break
-        if <size_t>(q - p) + 1 >= n or q[1] != 10:
-            h.flags |= HEAD_AMBIGUOUS
-            break
-        q += 1
     at = h.line_len
-    while at < n:
-        lf = <const uint8_t*>memchr(p + at, 10, n - at)
-        if lf == NULL:
-            break
-        end = lf - p
+    for line in range(1, x.count):
+        end = x.lf[line]
         i = end + 1               # where the next line begins
         if end > at and p[end - 1] == 13:
             end -= 1
-        else:
-            h.flags |= HEAD_AMBIGUOUS
         if end == at:
             break
         h.lines += 1
-        if h.lines > HTTP1_MOST_LINES:
-            return MALFORMED
         if p[at] == 32 or p[at] == 9:
             # obsolete folding (RFC 9112 5.2): harmless unless it could hide framing
+            h.flags |= HEAD_FOLDED
             name = at
             while name < end and (p[name] == 32 or p[name] == 9):
                 name += 1
@@ -298,7 +295,7 @@ cdef int head_parse(const uint8_t* p, size_t n, bint reply, Head* h) noexcept no
                 else:
                     h.flags |= HEAD_AMBIGUOUS
             elif name == 10 and http1_same(p + at, b"connection", 10):
-                h.flags |= HEAD_HOP
+                head_drop(h, at, i)
                 http1_connection(p + value, vend - value, h)
             elif name == 14 and http1_same(p + at, b"content_length", 14):
                 h.flags |= HEAD_AMBIGUOUS
@@ -313,7 +310,7 @@ cdef int head_parse(const uint8_t* p, size_t n, bint reply, Head* h) noexcept no
                 h.flags |= HEAD_AMBIGUOUS
         elif first == 101:
             if name == 6 and http1_same(p + at, b"expect", 6):
-                h.flags |= HEAD_HOP
+                head_drop(h, at, i)
                 if vend - value == 12 and http1_same(p + value, b"100-continue", 12):
                     h.flags |= HEAD_EXPECT
         elif first == 117:
@@ -323,10 +320,10 @@ cdef int head_parse(const uint8_t* p, size_t n, bint reply, Head* h) noexcept no
                     h.flags |= HEAD_UPGRADE_H2C
         elif first == 107:
             if name == 10 and http1_same(p + at, b"keep-alive", 10):
-                h.flags |= HEAD_HOP
+                head_drop(h, at, i)
         elif first == 112:
             if name == 16 and http1_same(p + at, b"proxy-connection", 16):
-                h.flags |= HEAD_HOP
+                head_drop(h, at, i)
         elif first == 120:
             if name == 15 and http1_same(p + at, b"x-shadow-replay", 15):
                 h.flags |= HEAD_MARKER
@@ -343,6 +340,14 @@ cdef int head_parse(const uint8_t* p, size_t n, bint reply, Head* h) noexcept no
         if bad_length:
             h.flags |= HEAD_MALFORMED
     return OK
+
+
+def head_index_for_tests(bytes data, bint plain=False):
+    """(length, line ends, odd) of the head at the beginning of data; None when it is not whole. plain: without SIMD."""
+    cdef LineIndex x
+    cdef const uint8_t* p = data
+    cdef size_t n = head_index_plain(p, len(data), &x) if plain else head_index(p, len(data), &x)
+    return (n, [x.lf[i] for i in range(min(x.count, 260))], bool(x.odd)) if n else None
 
 
 # ---- chunked bodies (RFC 9112 7.1) -------------------------------------------------------------------------------------

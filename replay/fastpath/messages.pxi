@@ -451,14 +451,14 @@ cdef int buf_add(Engine* g, Flow* f, const uint8_t* p, size_t n) noexcept nogil:
     return 0
 
 
-cdef void request_head(Engine* g, Conn* c, int side, const uint8_t* p, size_t n) noexcept nogil:
+cdef void request_head(Engine* g, Conn* c, int side, const uint8_t* p, size_t n, const LineIndex* x) noexcept nogil:
     """A whole head of a request: select, rewrite, and how its body ends."""
     cdef Flow* f = &c.flow[side]
     cdef Head h
     cdef Message* m
     cdef Text host
     cdef uint32_t origin_at = 0
-    cdef int parsed = head_parse(p, n, False, &h)
+    cdef int parsed = head_parse(p, n, x, False, &h)
     cdef uint8_t key[40]
     c.index += 1
     f.spoke = 1
@@ -562,7 +562,7 @@ cdef void request_head(Engine* g, Conn* c, int side, const uint8_t* p, size_t n)
         message_ends(g, c, side)
 
 
-cdef void reply_head(Engine* g, Conn* c, int side, const uint8_t* p, size_t n) noexcept nogil:
+cdef void reply_head(Engine* g, Conn* c, int side, const uint8_t* p, size_t n, const LineIndex* x) noexcept nogil:
     """A whole head of a reply: whose it is, and how its body ends (RFC 9112 6.3)."""
     cdef Flow* f = &c.flow[side]
     cdef Head h
@@ -571,7 +571,7 @@ cdef void reply_head(Engine* g, Conn* c, int side, const uint8_t* p, size_t n) n
     cdef bint connect = False
     f.buf_len = 0
     f.spoke = 1
-    if head_parse(p, n, True, &h) != OK:
+    if head_parse(p, n, x, True, &h) != OK:
         flow_lost(g, c, side)
         return
     m = queue_match(g, c, side, f.msg_seq)
@@ -663,6 +663,7 @@ cdef size_t read_head(Engine* g, Conn* c, int side, const uint8_t* p, size_t n) 
     cdef size_t before = f.buf_len
     cdef size_t end
     cdef int judged
+    cdef LineIndex index
     if before:
         if n > g.max_head + 4 - before:
             have = g.max_head + 4 - before if before < g.max_head + 4 else 0
@@ -682,7 +683,12 @@ cdef size_t read_head(Engine* g, Conn* c, int side, const uint8_t* p, size_t n) 
         if judged != 1:
             return read_failed(g, c, side, at, have, before, n, judged == 3)
         f.line_known = 1
-    end = head_end(at, have, f.scanned)
+    if f.scanned:
+        end = head_end(at, have, f.scanned)
+        if end:
+            head_index(at, end, &index)
+    else:
+        end = head_index(at, have, &index)
     if end == 0:
         f.scanned = <uint32_t>(have - 3 if have > 3 else 0)
         if have > g.max_head:
@@ -707,9 +713,9 @@ cdef size_t read_head(Engine* g, Conn* c, int side, const uint8_t* p, size_t n) 
         flow_lost(g, c, side)
         return n
     if f.role == ROLE_REQUESTS:
-        request_head(g, c, side, at, end)
+        request_head(g, c, side, at, end, &index)
     else:
-        reply_head(g, c, side, at, end)
+        reply_head(g, c, side, at, end, &index)
     return end - before
 
 

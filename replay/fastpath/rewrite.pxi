@@ -154,6 +154,25 @@ cdef size_t rewrite_head(const Rules* r, const uint8_t* p, const Head* h, Text h
         o = put_host(r, o, host)
         o = put(o, p + h.host_at + h.host_len, h.length - h.host_at - h.host_len)
         return o - out
+    if origin_at == h.target_at and h.hosts == 1 and not r.edits and not (h.flags & (HEAD_NAMES | HEAD_FOLDED)) and h.drops <= HEAD_DROPS:
+        # nearly as fast: one splice, and whole lines left out
+        at = 0
+        for i in range(h.drops):
+            if not host_done and h.host_at < h.drop_at[i]:
+                host_done = True
+                o = put(o, p + at, h.host_at - at)
+                host_at[0] = <uint32_t>(o - out)
+                o = put_host(r, o, host)
+                at = h.host_at + h.host_len
+            o = put(o, p + at, h.drop_at[i] - at)
+            at = h.drop_end[i]
+        if not host_done:
+            o = put(o, p + at, h.host_at - at)
+            host_at[0] = <uint32_t>(o - out)
+            o = put_host(r, o, host)
+            at = h.host_at + h.host_len
+        o = put(o, p + at, h.length - at)
+        return o - out
     o = put(o, p, h.target_at)
     if origin_at != h.target_at:
         stop = h.target_at + h.target_len
@@ -207,7 +226,7 @@ cdef size_t rewrite_head(const Rules* r, const uint8_t* p, const Head* h, Text h
             if ((i == 10 and (http1_same(p + at, b"connection", 10) or http1_same(p + at, b"keep-alive", 10)))
                     or (i == 16 and http1_same(p + at, b"proxy-connection", 16)) or (i == 6 and http1_same(p + at, b"expect", 6))):
                 drop = True
-            elif not ((i == 14 and http1_same(p + at, b"content-length", 14)) or (i == 17 and http1_same(p + at, b"transfer-encoding", 17))):
+            elif h.flags & HEAD_NAMES and not ((i == 14 and http1_same(p + at, b"content-length", 14)) or (i == 17 and http1_same(p + at, b"transfer-encoding", 17))):
                 drop = rewrite_named(p, h, p + at, i)
         if not drop and r.edits:
             for k in range(r.remove_count):

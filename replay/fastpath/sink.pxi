@@ -652,13 +652,13 @@ cdef void sink_end(SinkServer* s, SinkConnection* c) noexcept nogil:
         sink_shut(s, c)
 
 
-cdef void sink_head(SinkServer* s, SinkConnection* c, const uint8_t* p, size_t n, bint more) noexcept nogil:
+cdef void sink_head(SinkServer* s, SinkConnection* c, const uint8_t* p, size_t n, const LineIndex* x, bint more) noexcept nogil:
     """A whole head. more: bytes behind it have come already."""
     cdef Head h
     if request_line(p, n) != LINE_REQUEST:
         sink_bad(s, c, KIND_BAD)
         return
-    if n > SINK_HEAD or head_parse(p, n, False, &h) != OK:
+    if n > SINK_HEAD or head_parse(p, n, x, False, &h) != OK:
         sink_bad(s, c, KIND_TOO_LARGE)
         return
     if h.flags & (HEAD_AMBIGUOUS | HEAD_MALFORMED | HEAD_HOSTS_DIFFER | HEAD_BAD_HOST_LINE | HEAD_CONNECT) or (h.hosts == 0 and h.version > 10):
@@ -710,6 +710,7 @@ cdef size_t sink_held_head(SinkServer* s, SinkConnection* c, const uint8_t* p, s
     cdef size_t end
     cdef uint8_t* held
     cdef RequestLine line
+    cdef LineIndex index
     if n > SINK_HEAD - before:
         n = SINK_HEAD - before
     if not sink_hold(c, p, n):
@@ -720,7 +721,8 @@ cdef size_t sink_held_head(SinkServer* s, SinkConnection* c, const uint8_t* p, s
         held = c.held
         c.held = NULL
         c.held_len = c.held_size = 0
-        sink_head(s, c, held, end, before + n > end)
+        head_index(held, end, &index)
+        sink_head(s, c, held, end, &index, before + n > end)
         free(held)
         return end - before
     line = request_line(c.held, c.held_len)
@@ -736,13 +738,14 @@ cdef size_t sink_fresh_head(SinkServer* s, SinkConnection* c, const uint8_t* p, 
     cdef size_t at = 0
     cdef size_t end
     cdef RequestLine line
+    cdef LineIndex index
     while at < n and (p[at] == 13 or p[at] == 10):
         at += 1
     if at == n:
         return n
-    end = head_end(p + at, n - at, 0)
+    end = head_index(p + at, n - at, &index)
     if end:
-        sink_head(s, c, p + at, end, n - at > end)
+        sink_head(s, c, p + at, end, &index, n - at > end)
         return at + end
     line = request_line(p + at, n - at)
     if line != LINE_REQUEST and line != LINE_MORE:
