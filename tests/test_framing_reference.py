@@ -47,7 +47,7 @@ REPLIES = [b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok", b"HTTP/1.1 204 No\
 @st.composite
 def requests(draw):
     out = bytearray(draw(st.sampled_from(STARTS)) + draw(END))
-    for line in draw(st.lists(st.sampled_from(LINES), max_size=4)):
+    for line in draw(st.lists(st.sampled_from(LINES), max_size=4, unique_by=lambda line: line if line[:7] != b"Upgrade" else b"Upgrade")):
         out += line + draw(END)
     out += draw(END)
     for piece in draw(st.lists(st.sampled_from(CHUNKS), max_size=3)) if draw(st.booleans()) else [draw(st.sampled_from(BODIES))]:
