@@ -15,7 +15,7 @@ NO, MAYBE, YES, HTTP2 = range(4)
 
 def request_line(data: bytes) -> int:
     """H1: does it begin with one? MAYBE: it is not whole yet."""
-    if data.startswith(b"PRI * HTTP/2.0"):
+    if re.match(rb"PRI \* HTTP/2\.0\r?\n", data):
         return HTTP2
     if b"\n" in data:
         return YES if REQUEST_LINE.match(data) else NO
@@ -81,17 +81,18 @@ def set_framing(head: Head, fields: list[tuple[bytes, bytes]]) -> None:
     codings = [value for name, value in fields if name == b"transfer-encoding"]
     lengths = [value for name, value in fields if name == b"content-length"]
     if lengths:
-        head.ambiguous |= len(lengths) > 1 or b"," in lengths[0] or bool(codings)
+        head.ambiguous |= len(lengths) > 1 or bool(codings)
         found = re.fullmatch(rb"([0-9]+)[ \t]*(,[0-9, \t]*)?", lengths[0])  # of a list the first member counts
         if found and int(found[1]) <= MOST:
             head.framing, head.length = "length", int(found[1])
+            head.ambiguous |= bool(found[2])
         elif not codings:
             head.malformed = True
     if codings:
         spelled = b",".join(codings)
         each = [one.strip(b" \t").lower() for one in spelled.split(b",")]
         named = [one for one in each if one]
-        head.ambiguous |= len(codings) > 1 or head.version == 10 or len(named) < len(each) or named.count(b"chunked") > 1
+        head.ambiguous |= len(codings) > 1 or head.version == 10 or len(named) < len(each) or b"chunked" in named[:-1]
         head.ambiguous |= not re.fullmatch(rb"[!#$%&'*+.^_`|~0-9A-Za-z, \t-]*", spelled)
         if [one.strip(b" \t").lower() for one in codings[-1].split(b",") if one.strip(b" \t")][-1:] == [b"chunked"]:
             head.framing = "chunked"
@@ -163,7 +164,7 @@ class Chunks:
             elif self.state == "size":
                 self.size_line()
             elif byte == b"\n":
-                if not self.line.endswith(b"\r\n"):
+                if not self.line.endswith(b"\r\n") or re.search(rb"[\0\r]", self.line[:-2]):
                     self.ambiguous = True
                 if self.line in (b"\n", b"\r\n"):
                     self.state = "done"
@@ -173,7 +174,7 @@ class Chunks:
     def size_line(self) -> None:
         line = self.line
         if not line.endswith(b"\n"):
-            found = re.fullmatch(rb"[ \t]*([0-9A-Fa-f]*)[ \t]*(;[^\n]*)?\r?", line)
+            found = re.fullmatch(rb"[ \t]*(?:([0-9A-Fa-f]+)[ \t]*(;[^\n]*)?\r?)?", line)
             if not found or int(found[1] or b"0", 16) > MOST:
                 self.state = "bad"
             return
