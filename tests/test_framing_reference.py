@@ -32,6 +32,7 @@ CHUNKS = [
     b"5\r\nhelloX\r\n", b"0x5\r\nhello\r\n", b"5_\r\nhello\r\n", b"+5\r\nhello\r\n", b"-0\r\n\r\n", b"\r\n", b"5;a\nb\r\nhello\r\n", b"5;a\rb\r\nhello\r\n", b"5;a\x01\r\nhello\r\n", b"5\r\r\nhello\r\n",
     b"7fffffffffffffff\r\n", b"8000000000000000\r\n", b"ffffffffffffffffff\r\n", b"00000000000000000005\r\nhello\r\n", b"0\r\nTrailer: 1\r\n\r\n", b"0\r\nX: 1\n\r\n", b"0\r\n\n", b"0\n\n", b"A\r\n0123456789\r\n",
     b"5;\r\nhello\r\n", b"5\x0b\r\nhello\r\n", b"5; \t\r\nhello\r\n", b"5\r\nhello", b"0\r\nContent-Length: 5\r\n\r\n", b"0\r\n folded\r\n\r\n", b"5\0\r\nhello\r\n", b"0;x\r\n\r\n",
+    b"0\r\n\rX\r\n\r\n", b"0\r\nX: a\rb\r\n\r\n", b"0\r\nX: \0\r\n\r\n", b"0\r\n\r\r\n\r\n", b"0\r\nno colon\r\n\r\n", b"0\r\nX : 1\r\n\r\n", b"0\r\n\r", b"0\r\nX: 1\r\n\n", b"0\r\n: 1\r\n\r\n",
 ]  # fmt: skip
 STARTS = [
     b"GET / HTTP/1.1", b"GET / HTTP/1.1", b"POST /x HTTP/1.1", b"POST /x HTTP/1.1", b"PUT * HTTP/1.0", b"GET http://h/x HTTP/1.1", b"GET /a b HTTP/1.1", b"GET  / HTTP/1.1", b"GET /\tx HTTP/1.1", b"GET / HTTP/1.2",
@@ -47,7 +48,7 @@ REPLIES = [b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok", b"HTTP/1.1 204 No\
 @st.composite
 def requests(draw):
     out = bytearray(draw(st.sampled_from(STARTS)) + draw(END))
-    for line in draw(st.lists(st.sampled_from(LINES), max_size=4)):
+    for line in draw(st.lists(st.sampled_from(LINES), max_size=4, unique_by=lambda line: line if line[:7] != b"Upgrade" else b"Upgrade")):
         out += line + draw(END)
     out += draw(END)
     for piece in draw(st.lists(st.sampled_from(CHUNKS), max_size=3)) if draw(st.booleans()) else [draw(st.sampled_from(BODIES))]:

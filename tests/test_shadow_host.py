@@ -120,6 +120,8 @@ HEADS = [  # head, options, reason
     (b"GET / HTTP/1.1\r\nHost: a\r\nConnection: x-a , Host,content-length, X-B\r\nX-A: 1\r\nX-B: 2\r\nX-C: 3\r\nContent-Length: 0\r\n\r\n", {}, "named by Connection"),
     (b"GET / HTTP/1.1\r\nHost: a\r\nX: 1\r\n 2\r\n\t3\r\nY: 4\r\n\r\n", {}, "a folded line"),
     (b"GET / HTTP/1.1\r\nHost: a\r\nConnection: X\r\nX: 1\r\n 2\r\nY: 4\r\n\r\n", {}, "a folded line that goes"),
+    (b"GET / HTTP/1.1\r\nHost: a\r\nConnection: close,\r\n x-a\r\nX-A: 1\r\nX-B: 2\r\n\r\n", {}, "named by Connection in a folded line"),
+    (b"GET / HTTP/1.1\r\nHost: a\r\nConnection: x-a\r\nConnection:x-b,,\r\nX-A: 1\r\nX-B: 2\r\n\r\n", {}, "named by two Connection fields"),
     (b"GET / HTTP/1.1\r\nHost: a\r\n\r\n", {"set_host": b"lit:9"}, "a literal host has no suffix"),
     (b"GET / HTTP/1.1\r\nHost: a:1\r\n\r\n", {"suffix": b"-x"}, "another suffix"),
     (b"GET / HTTP/1.1\r\nHost: a\r\nX: 1\r\nY: 2\r\nx: 3\r\n\r\n", {"set_headers": ((b"X", b"new"), (b"Z", b"late"))}, "set: in place, or at the end"),

@@ -7,7 +7,7 @@ TOKEN = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 REQUEST_LINE = re.compile(rb"([!#$%&'*+.^_`|~0-9A-Za-z-]{1,32}) ([^\n]+) HTTP/1\.([0-9])\r?\n")
 # What may still become one: a method, then anything but a line end.
 REQUEST_BEGINS = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]{0,32}|[!#$%&'*+.^_`|~0-9A-Za-z-]{1,32} [^\n]*")
-STATUS_LINE = re.compile(rb"HTTP/1\.[0-9] ([0-9]{3})( [^\n]*)?\r?\n")
+STATUS_BEGINS = re.compile(rb"HTTP/1\.[0-9] ([0-9]{0,3})")  # the rest of a status line decides nothing
 FRAMING_NAMES = (b"host", b"content-length", b"transfer-encoding")
 MOST = 2**63 - 1
 NO, MAYBE, YES, HTTP2 = range(4)
@@ -15,7 +15,7 @@ NO, MAYBE, YES, HTTP2 = range(4)
 
 def request_line(data: bytes) -> int:
     """H1: does it begin with one? MAYBE: it is not whole yet."""
-    if data.startswith(b"PRI * HTTP/2.0"):
+    if re.match(rb"PRI \* HTTP/2\.0\r?\n", data):
         return HTTP2
     if b"\n" in data:
         return YES if REQUEST_LINE.match(data) else NO
@@ -23,8 +23,8 @@ def request_line(data: bytes) -> int:
 
 
 def status_line(data: bytes) -> int:
-    if b"\n" in data:
-        return YES if STATUS_LINE.match(data) else NO
+    if len(data) >= 9:
+        return YES if STATUS_BEGINS.match(data) else NO
     return MAYBE if b"HTTP/1.".startswith(data[:7]) else NO
 
 
@@ -52,7 +52,7 @@ class Head:
 
 
 def parse_fields(lines: list[bytes], head: Head) -> list[tuple[bytes, bytes]]:
-    """(lower-case name, value without outer blanks); notes what is odd (H4). A folded line is joined, but not to a field that decides framing."""
+    """(lower-case name, value without outer blanks); notes what is odd (H4). Of a folded field the first line counts."""
     fields: list[tuple[bytes, bytes]] = []
     for line in lines:
         if not line.endswith(b"\r\n"):
@@ -64,8 +64,6 @@ def parse_fields(lines: list[bytes], head: Head) -> list[tuple[bytes, bytes]]:
             text = line.strip(b" \t").lower()
             if not fields or fields[-1][0] in FRAMING_NAMES or text.startswith(FRAMING_NAMES):
                 head.ambiguous = True
-            if fields and fields[-1][0] not in FRAMING_NAMES:
-                fields[-1] = (fields[-1][0], (fields[-1][1] + b" " + line.strip(b" \t")).strip(b" \t"))
             continue
         name, colon, value = line.partition(b":")
         if not colon or not TOKEN.fullmatch(name):
@@ -83,17 +81,18 @@ def set_framing(head: Head, fields: list[tuple[bytes, bytes]]) -> None:
     codings = [value for name, value in fields if name == b"transfer-encoding"]
     lengths = [value for name, value in fields if name == b"content-length"]
     if lengths:
-        head.ambiguous |= len(lengths) > 1 or b"," in lengths[0] or bool(codings)
-        first = lengths[0].split(b",")[0].strip(b" \t")
-        if re.fullmatch(rb"[0-9]+", first) and int(first) <= MOST:
-            head.framing, head.length = "length", int(first)
+        head.ambiguous |= len(lengths) > 1 or bool(codings)
+        found = re.fullmatch(rb"([0-9]+)[ \t]*(,[0-9, \t]*)?", lengths[0])  # of a list the first member counts
+        if found and int(found[1]) <= MOST:
+            head.framing, head.length = "length", int(found[1])
+            head.ambiguous |= bool(found[2])
         elif not codings:
             head.malformed = True
     if codings:
         spelled = b",".join(codings)
         each = [one.strip(b" \t").lower() for one in spelled.split(b",")]
         named = [one for one in each if one]
-        head.ambiguous |= len(codings) > 1 or head.version == 10 or len(named) < len(each) or named.count(b"chunked") > 1
+        head.ambiguous |= len(codings) > 1 or head.version == 10 or len(named) < len(each) or b"chunked" in named[:-1]
         head.ambiguous |= not re.fullmatch(rb"[!#$%&'*+.^_`|~0-9A-Za-z, \t-]*", spelled)
         if [one.strip(b" \t").lower() for one in codings[-1].split(b",") if one.strip(b" \t")][-1:] == [b"chunked"]:
             head.framing = "chunked"
@@ -106,9 +105,9 @@ def parse_head(data: bytes, reply: bool = False) -> Head:
     lines = re.findall(rb"[^\n]*\n", data)
     head = Head()
     if reply:
-        found = STATUS_LINE.match(data)
+        found = STATUS_BEGINS.match(data)
         assert found
-        head.status, head.version = int(found[1]), 10 if data[7:8] == b"0" else 11
+        head.status, head.version = int(found[1] or b"0"), 10 if data[7:8] == b"0" else 11
     else:
         found = REQUEST_LINE.match(data)
         assert found
@@ -124,8 +123,9 @@ def parse_head(data: bytes, reply: bool = False) -> Head:
     head.upgrade = [value for name, value in fields if name == b"upgrade" and value]
     head.expects = any(name == b"expect" and value.lower() == b"100-continue" for name, value in fields)
     head.marked = any(name == b"x-shadow-replay" for name, _ in fields)
-    if head.method != b"CONNECT":
-        set_framing(head, fields)
+    set_framing(head, fields)
+    if head.method == b"CONNECT":  # what follows is a tunnel, or was refused
+        head.framing, head.length, head.malformed = "none", 0, False
     return head
 
 
@@ -164,7 +164,7 @@ class Chunks:
             elif self.state == "size":
                 self.size_line()
             elif byte == b"\n":
-                if not self.line.endswith(b"\r\n"):
+                if not self.line.endswith(b"\r\n") or re.search(rb"[\0\r]", self.line[:-2]):
                     self.ambiguous = True
                 if self.line in (b"\n", b"\r\n"):
                     self.state = "done"
@@ -174,7 +174,7 @@ class Chunks:
     def size_line(self) -> None:
         line = self.line
         if not line.endswith(b"\n"):
-            found = re.fullmatch(rb"[ \t]*([0-9A-Fa-f]*)[ \t]*(;[^\n]*)?\r?", line)
+            found = re.fullmatch(rb"[ \t]*(?:([0-9A-Fa-f]+)[ \t]*(;[^\n]*)?\r?)?", line)
             if not found or int(found[1] or b"0", 16) > MOST:
                 self.state = "bad"
             return

@@ -253,7 +253,10 @@ class Reader:
                 return length
             if s.role == "requests":
                 self.malformed_lines += 1
-        self.lost(side)
+        if s.resynced:
+            s.state = "resync"
+        else:
+            self.lost(side)
         # of a line that goes over segments, the last segment may begin a message itself
         return 0 if before and place.starts else length
 
@@ -338,11 +341,10 @@ class Reader:
         self.doubt(side, m)
         s.current, s.state = None, "start"
         m.whole = m.incomplete is None
-        if m.head.method == b"CONNECT" or m.head.upgrade:
-            if m not in self.open:
-                self.decide(side, m)
-            else:
-                s.state, s.buffer = "hold", b""
+        if m.answered:
+            self.decide(side, m)
+        elif m.head.method == b"CONNECT" or m.head.upgrade:
+            s.state, s.buffer = "hold", b""
 
     @staticmethod
     def refused(m: Message, data: bytes) -> bool:
