@@ -183,6 +183,7 @@ class ReplyForTests:
     def end(self) -> Any: ...
     @property
     def begun(self) -> bool: ...
+
 SINK_MISBEHAVIOURS: tuple[str, ...]
 
 @disjoint_base

@@ -58,6 +58,11 @@ def _rules(selection: Selection) -> dict[str, Any]:
         from replay.capture.bpf import compile_filter
 
         rules["packet_filter"] = compile_filter(selection.bpf)
+    stop = _fastpath.Stop()
+    try:  # the engine knows which headers may be set; it says so here, before anything runs
+        _fastpath.Ingest(_fastpath.Capture([], stop=stop), [], _fastpath.Pool(), stop, **rules)
+    except ValueError as error:
+        raise UsageError(str(error)) from None
     return rules
 
 
@@ -254,7 +259,11 @@ class Replay:
         self._addresses = [resolve(target) for target in s.targets]
         every = [address for one in self._addresses for address in one]
         self._guard = _fastpath.Guard([] if s.allow_production else every)
-        self.plan = plan(self.paths, s.selection, [] if s.allow_production else every, self._stop)
+        _rules(s.selection)
+        if s.dry_run:  # reads everything at once itself
+            self.plan = Plan(None, False, None, False)
+        else:
+            self.plan = plan(self.paths, s.selection, [] if s.allow_production else every, self._stop)
         self.refused = self.plan.guard
         return self.plan
 

@@ -11,7 +11,7 @@ import base64
 import struct
 import zlib
 from array import array
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 
 __all__ = ["Histogram"]
 
@@ -31,9 +31,10 @@ class Histogram:
     Raises ValueError for another number of slots.
     """
 
-    __slots__ = ("counts",)
+    __slots__ = ("_pairs", "counts")
 
     def __init__(self, counts: bytes | Iterable[int] | None = None) -> None:
+        self._pairs: list[tuple[int, int]] | None = None
         if counts is None:
             self.counts = array("q", bytes(8 * _SLOTS))
         elif isinstance(counts, (bytes, bytearray, memoryview)):
@@ -47,14 +48,19 @@ class Histogram:
         """Adds the counts of another one."""
         for at, count in other._used():
             self.counts[at] += count
+        self._pairs = None
 
-    def _used(self) -> Iterator[tuple[int, int]]:
-        return ((at, count) for at, count in enumerate(self.counts) if count)
+    def _used(self) -> list[tuple[int, int]]:
+        """(slot, count) of the slots that are not 0; most are, so what lies behind the last one is not looked at."""
+        if self._pairs is None:
+            end = (len(self.counts.tobytes().rstrip(b"\0")) + 7) // 8
+            self._pairs = [(at, count) for at, count in enumerate(self.counts[:end]) if count]
+        return self._pairs
 
     @property
     def total(self) -> int:
         """How many values were counted."""
-        return sum(self.counts)
+        return sum(count for _, count in self._used())
 
     @property
     def max(self) -> int:
@@ -84,16 +90,12 @@ class Histogram:
     def encode(self) -> str:
         """HdrHistogram V2, compressed, base64: `HISTFAAAA…`."""
         payload = bytearray()
-        zeros = 0
-        last = max((at for at, _ in self._used()), default=-1)
-        for count in self.counts[: last + 1]:
-            if count == 0:
-                zeros += 1
-                continue
-            if zeros:
-                _zigzag(payload, -zeros)
-                zeros = 0
+        next_at = 0
+        for at, count in self._used():
+            if at > next_at:
+                _zigzag(payload, next_at - at)  # so many zeros
             _zigzag(payload, count)
+            next_at = at + 1
         head = struct.pack(">iiiiqqd", _COOKIE, len(payload), 0, _DIGITS, 1, _HIGHEST, 1.0)
         packed = zlib.compress(head + bytes(payload), 6)
         return base64.b64encode(struct.pack(">ii", _COMPRESSED_COOKIE, len(packed)) + packed).decode("ascii")
@@ -116,5 +118,3 @@ def _zigzag(out: bytearray, value: int) -> None:
         out.append((bits & 0x7F) | 0x80)
         bits >>= 7
     out.append(bits)
-
-

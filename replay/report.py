@@ -9,7 +9,6 @@ import datetime
 import ipaddress
 import os
 import re
-import tempfile
 from collections import Counter
 from collections.abc import Iterable
 from typing import Any
@@ -185,7 +184,21 @@ def _rate(settings: Settings, found: dict[str, Any], ledger: dict[str, Any]) -> 
         asked = settings.pace.value * copies
     elif settings.pace.kind == "original" and ingest["selected"] > 1 and ingest["end_offset_ns"] > 0:
         asked = ingest["selected"] * copies * 1e9 / ingest["end_offset_ns"] * settings.pace.value
-    return {"asked": asked, "achieved": achieved, "limited_by": None if settings.dry_run else found.get("limited_by")}
+    return {
+        "asked": asked,
+        "achieved": achieved,
+        "limited_by": None if settings.dry_run else found.get("limited_by"),
+        "planned_s": _planned_s(settings, ingest),
+    }
+
+
+def _planned_s(settings: Settings, ingest: dict[str, Any]) -> float | None:
+    """Seconds that all of it takes at the asked pace; None as fast as it goes."""
+    if settings.pace.kind == "max":
+        return None
+    if settings.pace.kind == "rate":
+        return float(ingest["selected"] / settings.pace.value)
+    return float(ingest["end_offset_ns"] / 1e9 / settings.pace.value)
 
 
 # ---- the summary -----------------------------------------------------------------------------------------------------------
@@ -229,6 +242,9 @@ def summary(report: dict[str, Any]) -> list[str]:
         for name, label in (("lag_us", "lag"), ("latency_us", "latency"), ("production_us", "in production")):
             if report[name]["p50"] is not None:
                 lines.append(_line(label, None, _quantiles(report[name])))
+    if report["dry_run"]:
+        planned = report["rate"]["planned_s"]
+        lines.append(_line("would take", None, "as long as it takes (pace max)" if planned is None else show_duration(planned * 1e9)))
     lines += [f"note: {note}" for note in report["notes"]][: 23 - len(lines)]
     hint = _next(report)
     if hint:
@@ -395,6 +411,8 @@ def mask(words: Iterable[str]) -> str:
 
 def write(path: str, data: bytes) -> None:
     """Writes a whole file or none: a temporary one beside it is renamed. Raises OSError."""
+    import tempfile
+
     folder = os.path.dirname(os.path.abspath(path))
     if os.path.exists(path) and not os.path.isfile(path):
         with open(path, "wb") as direct:  # a pipe, /dev/stdout

@@ -401,9 +401,8 @@ def truth(c, packets):
     if not data:
         return [], []
     begin = 0 if c.syn else data[0].at
-    last = max(p.at + len(p.payload) for p in data)
-    end_known = c.fin
-    length = c.sent if end_known else last
+    # a FIN or an acknowledgement shows that there was more
+    length = max([p.at + len(p.payload) for p in data] + [min(p.ack, c.sent) for p in packets if p.back] + [c.sent] * c.fin)
     holes = [h for h in holes_of(data, length) if h[1] > begin]
     starts = {p.at for p in data}
     first_packet = {}
@@ -432,7 +431,7 @@ def truth(c, packets):
             inside = [(r.start + a, r.start + b) for a, b in r.inside]
             known = all(any(a <= h[0] and min(h[1], end) <= b for a, b in inside) for h in mine) and mine[-1][1] <= end
         elif end > length:
-            parts.append(Part(ts_ns, *ends, r.method, r.target, "closed" if end_known else "cut_at_end"))
+            parts.append(Part(ts_ns, *ends, r.method, r.target, "closed" if c.fin else "cut_at_end"))
         else:
             withheld = r.withheld if r.withheld == "ambiguous" or trusted else "unconfirmed"
             whole.append(Whole(ts_ns, *ends, r.method, r.target, r.host, hashlib.sha256(r.body).hexdigest(), withheld))
@@ -492,3 +491,16 @@ def make(seed):
         pieces = [written[: at[0]], written[at[0] : at[1]], written[at[1] :]] if rng.random() < 0.5 else [written[0::2], written[1::2]]
     captures = [pcapmake.pcap(piece, nanoseconds=True, snaplen=snaplen, big_endian=rng.random() < 0.2) for piece in pieces]
     return Result(captures, sorted(complete, key=lambda w: w.ts_ns), sorted(incomplete, key=lambda w: w.ts_ns), flavour, packets, statuses, wrote)
+
+
+def segments(made):
+    """What a decoder makes of the packets: (ts_ns, src, dst, seq, ack, flags, payload, missing) each."""
+    for p in made.packets:
+        c = p.connection
+        client, server = net.mapped(c.client), net.mapped(c.server)
+        here, there = (c.isn_back, c.isn) if p.back else (c.isn, c.isn_back)
+        ack = 0 if p.flags == net.SYN else there + 1 + p.ack
+        yield (
+            p.ts_ns, *((server, client) if p.back else (client, server)), (here + 1 + p.at) % 2**32, ack % 2**32, p.flags,
+            p.payload[: p.present], len(p.payload) - p.present,
+        )  # fmt: skip

@@ -17,9 +17,7 @@ __all__ = ["as_error", "expand", "looks_like_capture"]
 
 EXPECTED = "expected pcap or pcapng, plain or compressed with gzip or zstd"
 
-_MAGIC = frozenset(
-    bytes.fromhex(text) for text in ("d4c3b2a1", "a1b2c3d4", "4d3cb2a1", "a1b23c4d", "34cdb2a1", "a1b2cd34", "0a0d0d0a")
-)
+_MAGIC = frozenset(bytes.fromhex(text) for text in ("d4c3b2a1", "a1b2c3d4", "4d3cb2a1", "a1b23c4d", "34cdb2a1", "a1b2cd34", "0a0d0d0a"))
 _GZIP = b"\x1f\x8b"
 _ZSTD = b"\x28\xb5\x2f\xfd"
 _NAMES = (".pcap", ".pcapng", ".cap", ".ntar")

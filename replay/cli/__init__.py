@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import os
 import sys
@@ -35,6 +34,8 @@ class _Verbs(click.Group):
 
     def resolve_command(self, ctx: click.Context, args: list[str]) -> tuple[str | None, click.Command | None, list[str]]:
         if args and args[0] not in _VERBS and not args[0].startswith("-"):
+            import difflib
+
             near = difflib.get_close_matches(args[0], _VERBS, 1)
             if near:
                 hint = f"did you mean {near[0]!r}?"
@@ -80,7 +81,7 @@ def main(arguments: list[str] | None = None) -> None:
         code = 130
     except BrokenPipeError:
         code = 0
-        _close_stdout()
+        close_stdout()
     except ReplayError as error:
         _say(str(error))
         code = error.exit_code
@@ -93,7 +94,7 @@ def main(arguments: list[str] | None = None) -> None:
     try:
         sys.stdout.flush()
     except BrokenPipeError:
-        _close_stdout()
+        close_stdout()
     sys.exit(code if isinstance(code, int) else 0)
 
 
@@ -112,7 +113,7 @@ def _internal(error: BaseException) -> None:
     _say(f"internal error{where}: {type(error).__name__}: {error}. Please report it, with the output under REPLAY_TRACEBACK=1")
 
 
-def _close_stdout() -> None:
+def close_stdout() -> None:
     """Whoever read our output has gone: nothing more is written to it, and the interpreter does not complain at its end."""
     devnull = os.open(os.devnull, os.O_WRONLY)
     os.dup2(devnull, sys.stdout.fileno())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Callable
 from typing import Any, TypeVar
@@ -48,6 +47,8 @@ class Choice(click.ParamType):  # type: ignore[type-arg,unused-ignore]
             return value
         if f"{kind}:NAME" in self.words:
             self.fail(f"{value!r} lacks a name; write {kind}:NAME", param, ctx)
+        import difflib
+
         near = difflib.get_close_matches(kind, [word.partition(":")[0] for word in self.words], 1)
         self.fail(f"{value!r} is none of {', '.join(self.words)}" + (f"; did you mean {near[0]!r}?" if near else ""), param, ctx)
 
@@ -272,6 +273,8 @@ def load_config(ctx: click.Context, path: str | None) -> None:
     """Takes the values of a YAML file as defaults of this command's options. Raises UsageError with key, place and the nearest right one."""
     if path is None:
         return
+    import difflib
+
     import yaml
 
     try:

@@ -16,7 +16,7 @@ import click
 
 from replay import report, units
 from replay.capture.source import as_error
-from replay.cli import options
+from replay.cli import close_stdout, options
 from replay.cli.progress import Progress
 from replay.engine import Plan, Replay
 from replay.errors import UsageError
@@ -142,6 +142,8 @@ def _introduction(settings: Settings, plan: Plan) -> list[str]:
     doing = "sending to" if not settings.dry_run else "dry run, would send to" if settings.targets else "dry run, sending"
     lines = [f"{doing} {to}: {share}, {', '.join(settings.selection.methods) or 'every method'}, Host {host}, pace {settings.pace}"]
     counts = plan.counts
+    if settings.dry_run:
+        return lines
     if counts is None:
         return [*lines, "the captures cannot be read ahead: how long it takes and how many writes there are is not known"]
     about = "" if plan.whole else "about "
@@ -312,7 +314,7 @@ def _print(settings: Settings, whole: dict[str, Any], *, as_json: bool, quiet: b
             sys.stdout.flush()
     except BrokenPipeError:
         _tell("replay run: standard output was closed; the result could not be shown there")
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        close_stdout()
 
 
 def _command_to_send(command: list[str], has_target: bool) -> str:
@@ -321,9 +323,9 @@ def _command_to_send(command: list[str], has_target: bool) -> str:
 
 
 def _encode(whole: dict[str, Any]) -> bytes:
-    import msgspec
+    import json
 
-    return msgspec.json.format(msgspec.json.encode(whole), indent=2) + b"\n"
+    return (json.dumps(whole, indent=2, ensure_ascii=False) + "\n").encode("utf-8", "surrogateescape")
 
 
 def _write_report(path: str, whole: dict[str, Any]) -> None:

@@ -10,7 +10,7 @@ import click
 
 from replay import units
 from replay.capture.source import as_error
-from replay.cli import options
+from replay.cli import close_stdout, options
 from replay.engine import Listing
 from replay.report import endpoint, when
 from replay.settings import Selection
@@ -38,7 +38,7 @@ def show(ctx: click.Context, /, captures: tuple[str, ...], as_json: bool, incomp
     listing = Listing(captures, selection, incomplete=incomplete)
     for error in listing.errors:
         print(f"replay show: {error}", file=sys.stderr)
-    interrupted = False
+    interrupted = gone = False
 
     def interrupt(*_: object) -> None:
         nonlocal interrupted
@@ -48,9 +48,14 @@ def show(ctx: click.Context, /, captures: tuple[str, ...], as_json: bool, incomp
     before = signal.signal(signal.SIGINT, interrupt)
     try:
         _print(listing, selection, as_json)
+    except BrokenPipeError:  # whoever read this has seen enough
+        gone = True
+        close_stdout()
     finally:
         listing.close()
         signal.signal(signal.SIGINT, before)
+    if gone:
+        return
     bad = _tell(listing, quiet, verbose)
     if interrupted:
         ctx.exit(130)

@@ -108,9 +108,7 @@ def _fail(message: str) -> None:
 @click.option("--every", default=1, show_default=True, type=click.IntRange(1), metavar="N", help="Misbehave at each Nth request (stall: connection) only.")
 @click.option("--access-log", type=click.Path(dir_okay=False), metavar="FILE", help="One JSON object a request.")
 @click.option("--json", "as_json", is_flag=True, help="Totals as one JSON object.")
-def sink(
-    listen: str, status: int, delay: str, body: int, misbehave: str | None, every: int, access_log: str | None, as_json: bool
-) -> None:
+def sink(listen: str, status: int, delay: str, body: int, misbehave: str | None, every: int, access_log: str | None, as_json: bool) -> None:
     """An embedded shadow service: answers every request alike, counts and logs.
 
     Prints `listening on ADDRESS:PORT` when it is ready, and its totals at the end (Ctrl-C or SIGTERM).

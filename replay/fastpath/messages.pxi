@@ -78,7 +78,7 @@ cdef struct Message:              # a request from the end of its head until it 
     uint8_t version
     uint8_t framing
     uint8_t trust
-    uint8_t ambiguous
+    uint8_t ambiguous             # 1: in its Host alone (H4), 2: in its framing
     uint8_t has_ack
     uint8_t starts                # begins its segment
     uint8_t host_state            # HostState
@@ -226,7 +226,7 @@ cdef void message_ends(Engine* g, Conn* c, int side) noexcept nogil:
         m.whole = 1
         if g.show:
             digest_end(m)
-        if m.ambiguous:
+        if m.ambiguous > 1:
             f.trust = TRUST_AMBIGUOUS
             f.epoch += 1
             f.doubt_ack = m.ack
@@ -473,7 +473,7 @@ cdef void request_head(Engine* g, Conn* c, int side, const uint8_t* p, size_t n)
     m.version = h.version
     m.framing = h.framing
     m.head_flags = h.flags
-    m.ambiguous = (h.flags & (HEAD_AMBIGUOUS | HEAD_HOSTS_DIFFER)) != 0
+    m.ambiguous = 2 if h.flags & HEAD_AMBIGUOUS else 1 if h.flags & HEAD_HOSTS_DIFFER else 0
     if h.flags & HEAD_CONNECT:
         m.flags |= REQUEST_CONNECT
     if h.version == 10:
@@ -519,6 +519,13 @@ cdef void request_head(Engine* g, Conn* c, int side, const uint8_t* p, size_t n)
     f.current = m
     queue_add(g, c, side, m)
     window_add(g, m)
+    if m.wanted and g.show:       # before anything may end it: what is shown has its method and target
+        if message_room(g, m, n) < 0:
+            message_fails(g, m, INCOMPLETE_EVICTED)
+        else:
+            memcpy(m.buf, p, n)
+            m.len = n
+            g.window_bytes += n
     if parsed != OK:
         message_cut(g, c, side, INCOMPLETE_HEAD_TOO_LARGE)
         flow_lost(g, c, side)
@@ -527,15 +534,8 @@ cdef void request_head(Engine* g, Conn* c, int side, const uint8_t* p, size_t n)
         message_cut(g, c, side, INCOMPLETE_MALFORMED)
         flow_lost(g, c, side)
         return
-    if m.wanted:
-        if g.show:
-            if message_room(g, m, n) < 0:
-                message_fails(g, m, INCOMPLETE_EVICTED)
-            else:
-                memcpy(m.buf, p, n)
-                m.len = n
-                g.window_bytes += n
-        elif m.host_state == HOST_OK and not m.ambiguous and not m.loops and not (h.flags & HEAD_CONNECT):
+    if m.wanted and not g.show:
+        if m.host_state == HOST_OK and not m.ambiguous and not m.loops and not (h.flags & HEAD_CONNECT):
             if message_room(g, m, rewrite_bound(&g.rules, &h) + (h.content_length if 0 < h.content_length <= 4096 else 0)) < 0:
                 message_fails(g, m, INCOMPLETE_EVICTED)
             else:
@@ -744,6 +744,12 @@ cdef void stream_read(Engine* g, Conn* c, int side, const uint8_t* p, size_t n, 
     cdef const uint8_t* body = NULL
     cdef size_t body_len
     cdef Message* m
+    if f.state == ST_HEAD and f.resynced and not f.line_known and starts and f.role != ROLE_REPLIES:
+        # What looked like the beginning of a request line may be the end of a body, and this the beginning (H7):
+        if ack != f.msg_ack:
+            f.state = ST_RESYNC           # … the server spoke in between
+        elif request_line(p, n) <= LINE_MORE:
+            f.msg_has_ack = 0             # … so no reply confirms it (H8)
     while at < n:
         if f.state == ST_START or f.state == ST_RESYNC:
             if f.state == ST_START:
@@ -802,14 +808,14 @@ cdef void stream_read(Engine* g, Conn* c, int side, const uint8_t* p, size_t n, 
         elif f.state == ST_CHUNKED:
             m = f.current
             if (m != NULL and m.head_flags & HEAD_EXPECT and m.replied and f.chunked.state == CHUNKED_START and m.body_len == 0
-                    and m.status != 101 and request_line(p + at, n - at) == LINE_REQUEST):
+                    and m.status != 101 and request_line(p + at, n - at) <= LINE_MORE):
                 peek_begin(f, ts, seq + <uint32_t>at, pos + at, ack, has_ack, starts and at == 0)
                 continue
             taken = chunked_step(&f.chunked, p + at, n - at, &body, &body_len)
             if m != NULL:
                 message_body(g, m, p + at, taken, body, body_len)
                 if f.chunked.ambiguous:
-                    m.ambiguous = 1
+                    m.ambiguous = 2
             at += taken
             if f.chunked.state == CHUNKED_DONE:
                 if f.role == ROLE_REQUESTS:

@@ -408,6 +408,8 @@ cdef void conn_end(Engine* g, Conn* c, uint8_t reason) noexcept nogil:
     for i in range(2):
         f = &c.flow[i]
         if not f.ended:
+            if f.fin_seen and f.fin > f.next:
+                flow_gap(g, c, i, f.fin - f.next, INCOMPLETE_GAP)     # its FIN tells how much is missing
             f.ended = 1
             stream_end(g, c, i, reason)
         pending_free(g, f)

@@ -18,6 +18,7 @@ cdef extern from "<sys/socket.h>" nogil:
 
 cdef extern from "<sys/epoll.h>" nogil:
     enum:
+        EPOLL_CTL_DEL
         EPOLL_CTL_MOD
 
 cdef enum:
@@ -422,6 +423,7 @@ cdef void sink_listen(SinkServer* s, bint wanted) noexcept nogil:
 
 cdef void sink_drop(SinkServer* s, SinkConnection* c) noexcept nogil:
     """Closes the connection and frees it."""
+    epoll_ctl(s.epfd, EPOLL_CTL_DEL, c.fd, NULL)      # close() is not enough while a child that was just forked has the descriptor too
     close(c.fd)
     sink_wake_at(s, c, 0)
     sink_forget(c)
@@ -622,11 +624,12 @@ cdef void sink_end(SinkServer* s, SinkConnection* c) noexcept nogil:
     """The request at hand has ended."""
     cdef int64_t due = now_ns() + s.delay_ns if s.delay_ns else 0
     cdef uint8_t wrong = MISBEHAVE_NONE
-    s.seen += 1
-    if s.misbehave > MISBEHAVE_NONE and s.misbehave != MISBEHAVE_STALL and s.seen % s.every == 0:
-        wrong = s.misbehave
-        if wrong == MISBEHAVE_NEVER:
-            c.mute = 1
+    if s.misbehave != MISBEHAVE_NONE and s.misbehave != MISBEHAVE_STALL:
+        s.seen += 1
+        if s.seen % s.every == 0:
+            wrong = s.misbehave
+            if wrong == MISBEHAVE_NEVER:
+                c.mute = 1
     count_add(&s.requests, 1)
     names_count(&s.methods, c.method)
     names_count(&s.hosts, c.host)

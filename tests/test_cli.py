@@ -1,0 +1,343 @@
+"""The command line as a person meets it: help, errors that say what to do, exit codes, JSON, configuration. Sending is in test_replay_*."""
+
+import json
+import os
+import pathlib
+import shlex
+import subprocess
+import sys
+
+import pytest
+
+DEMO = pathlib.Path(__file__).resolve().parents[1] / "replay" / "data" / "demo.pcap"
+LEDGER = ("found", "filtered", "sampled_out", "withheld", "selected", "fanout", "sent", "dropped", "answered", "unanswered")
+
+
+def replay(*words, stdin=None, timeout=60, **env):
+    done = subprocess.run(
+        [sys.executable, "-m", "replay", *map(str, words)], input=stdin, capture_output=True, timeout=timeout, env=os.environ | {"COLUMNS": "120"} | env
+    )
+    assert b"Traceback" not in done.stderr
+    return done.returncode, done.stdout.decode("utf-8", "replace"), done.stderr.decode("utf-8", "replace")
+
+
+def adds_up(report):
+    n = report["ledger"]
+    assert n["found"] == n["filtered"] + n["sampled_out"] + n["withheld"] + n["selected"]
+    assert n["selected"] + n["fanout"] == n["sent"] + n["dropped"]
+    assert n["sent"] == n["answered"] + n["unanswered"]
+    for name, reasons in n["by_reason"].items():
+        assert n[name] == sum(reasons.values()), name
+    return n
+
+
+# ---- errors of usage ----
+
+
+@pytest.mark.parametrize(
+    "words, said",
+    [
+        (["shwo", DEMO], "did you mean 'show'"),
+        ([DEMO], "replay run"),
+        (["run"], "CAPTURE"),
+        (["run", "--precent", "5", DEMO], "--percent"),
+        (["run", "-p", "101", DEMO], "more than 100 %"),
+        (["run", "-p", "0.00001", DEMO], "finer than a millionth"),
+        (["run", "-p", "five", DEMO], "no percentage"),
+        (["run", "--pace", "fast", DEMO], "500/s"),
+        (["run", "--pace", "0x", DEMO], "no pace"),
+        (["run", "--sample-by", "conection", DEMO], "did you mean 'connection'"),
+        (["run", "--sample-by", "header", DEMO], "header:NAME"),
+        (["run", "--methods", "GE T(", DEMO], "no method"),
+        (["run", "--path", "(", DEMO], "--path"),
+        (["run", "--client", "10.0.0.0/99", DEMO], "no network"),
+        (["run", "--port", "70000", DEMO], "out of range"),
+        (["run", "--since", "yesterday", DEMO], "2026-08-01"),
+        (["run", "--since", "200", "--until", "100", DEMO], "--since"),
+        (["run", "--bpf", "port and", DEMO], "--bpf"),
+        (["run", "-H", "no colon", DEMO], "colon"),
+        (["run", "-H", "Host: x", DEMO], "--set-host"),
+        (["run", "-H", "@/nowhere/at/all", DEMO], "No such file"),
+        (["run", "--remove-header", "content-length", DEMO], "content-length"),
+        (["run", "--set-host", "a b", DEMO], "no host"),
+        (["run", "--shadow-suffix", "a b", DEMO], "off"),
+        (["run", "--trace", "maybe", DEMO], "unsample"),
+        (["run", "--timeout", "soon", DEMO], "no duration"),
+        (["run", "--max-body", "much", DEMO], "no size"),
+        (["run", "--connections", "0", DEMO], "out of range"),
+        (["run", "--pipeline", "65", DEMO], "out of range"),
+        (["run", "--limit", "0", DEMO], "at least 1"),
+        (["run", "--to", "https://shadow", DEMO], "https targets are not supported yet"),
+        (["run", "--to", "ftp://shadow", DEMO], "http://host:port"),
+        (["run", "--to", "http://shadow/path", DEMO], "no path"),
+        (["run", "--to", "http://user:secret@shadow", DEMO], "Authorization"),
+        (["run", "--to", "http://:80", DEMO], "no host"),
+        (["run", "--to", "http://shadow:99999", DEMO], "http://host:port"),
+        (["run", "--loop", "2", "-"], "--loop"),
+        (["run", "--report", "/nowhere/at/all.json", DEMO], "no folder"),
+        (["run", "--access-log", "/nowhere/at/all.log", DEMO], "No such file"),
+        (["show", "--jsn", DEMO], "--json"),
+    ],
+    ids=lambda value: " ".join(map(str, value))[:40].replace(str(DEMO), "") if isinstance(value, list) else "",
+)
+def test_wrong_usage_ends_with_2_and_says_what_to_write(words, said):
+    code, out, error = replay(*words, stdin=b"")
+    assert code == 2, error
+    assert said in error
+    assert "secret" not in error
+    assert out == ""
+
+
+def test_an_unknown_name_of_a_target_ends_with_5():
+    code, _, error = replay("run", "--to", "http://no-such-host.invalid", DEMO)
+    assert code == 5 and "no-such-host.invalid" in error
+
+
+@pytest.mark.parametrize("verb", [[], ["run"], ["show"], ["sink"], ["demo"]], ids=str)
+def test_help_is_there(verb):
+    code, out, error = replay(*verb, "--help")
+    assert code == 0 and "Usage: replay" in out and not error
+    assert max(map(len, out.splitlines())) <= 120
+
+
+def test_both_names_of_the_command(tmp_path):
+    code, out, _ = replay("--version")
+    assert code == 0 and out.startswith("replay 0.")
+
+
+# ---- captures ----
+
+
+@pytest.mark.parametrize("verb", ["show", "run"])
+@pytest.mark.parametrize(
+    "name, content, said",
+    [
+        ("missing.pcap", None, "no such file"),
+        ("empty.pcap", b"", "is empty"),
+        ("text.pcap", b"hello, this is text\n", "expected pcap or pcapng"),
+        ("notes.gz", b"\x1f\x8b\x08\0 nothing", "compress"),
+        ("cut.pcap", DEMO.read_bytes()[:10], "header"),
+    ],
+    ids=lambda value: value if isinstance(value, str) and "." in value else "",
+)
+def test_a_bad_capture_ends_with_4_and_says_what_was_found(verb, name, content, said, tmp_path):
+    path = tmp_path / name
+    if content is not None:
+        path.write_bytes(content)
+    code, _, error = replay(verb, path)
+    assert code == 4
+    assert str(path) in error and said in error
+
+
+@pytest.mark.parametrize("verb", ["show", "run"])
+def test_of_several_captures_a_bad_one_does_not_stop_the_others(verb, tmp_path):
+    bad = tmp_path / "bad.pcap"
+    bad.write_bytes(b"no")
+    code, out, error = replay(verb, "--json", bad, DEMO)
+    assert code == 4 and str(bad) in error
+    found = len(out.splitlines()) if verb == "show" else json.loads(out)["ledger"]["found"]
+    assert found == 226
+
+
+def test_a_folder_without_a_capture(tmp_path):
+    (tmp_path / "README").write_text("nothing")
+    code, _, error = replay("run", tmp_path)
+    assert code == 4 and "no capture" in error
+
+
+def test_a_capture_without_http_is_readable_but_nothing_to_run():
+    tls = DEMO.parents[2] / "captures" / "tls" / "capture.pcap"
+    assert replay("show", tls)[0] == 0
+    code, out, _ = replay("run", tls)
+    assert code == 4 and "TLS" in out
+
+
+def test_a_cut_capture_is_read_to_the_cut(tmp_path):
+    path = tmp_path / "cut.pcap"
+    path.write_bytes(DEMO.read_bytes()[:-7])
+    code, out, error = replay("show", "--json", path)
+    assert code == 0 and "ends inside a packet" in error
+    assert 220 <= len(out.splitlines()) <= 226
+
+
+def test_standard_input():
+    code, out, _ = replay("show", "--json", "-", stdin=DEMO.read_bytes())
+    assert code == 0 and out == replay("show", "--json", DEMO)[1]
+
+
+# ---- show ----
+
+KEYS = [
+    "n", "ts_ns", "client", "server", "flow", "index", "method", "target", "version", "host", "shadow_host", "headers", "body_len", "body_sha256", "framing", "withheld", "status", "response_us",
+]  # fmt: skip
+
+
+def test_show_prints_an_object_a_request():
+    code, out, error = replay("show", "--json", DEMO)
+    rows = [json.loads(line) for line in out.splitlines()]
+    assert code == 0 and len(rows) == 226 and "found 226" in error
+    assert all(list(row) == KEYS for row in rows)
+    assert [row["n"] for row in rows] == list(range(226))
+    assert [row["ts_ns"] for row in rows] == sorted(row["ts_ns"] for row in rows)
+    assert {row["shadow_host"] for row in rows if not row["withheld"]} == {"customer-shadow:8080", "preference-shadow:8080", "recommendation-shadow:8080"}
+    assert all(["Host", row["host"]] in row["headers"] or ["host", row["host"]] in row["headers"] for row in rows)
+    assert replay("show", "--json", "-q", DEMO)[2] == ""
+
+
+def test_show_for_people_is_a_line_a_request():
+    code, out, _ = replay("show", DEMO)
+    lines = out.splitlines()
+    assert code == 0 and len(lines) == 226
+    assert sum("POST" in line for line in lines) > 3
+    assert sum("[withheld: upgrade]" in line for line in lines) == 1
+
+
+@pytest.mark.parametrize(
+    "words, left",
+    [
+        (["--methods", "safe"], lambda r: r["method"] in ("GET", "HEAD", "OPTIONS")),
+        (["--methods", "POST,PUT"], lambda r: r["method"] in ("POST", "PUT")),
+        (["--path", "^/orders"], lambda r: r["target"].startswith("/orders")),
+        (["--match-host", "^customer"], lambda r: r["host"].startswith("customer")),
+        (["--client", "10.9.0.4"], lambda r: r["client"].startswith("10.9.0.4:")),
+        (["--server", "10.8.0.12/31"], lambda r: r["server"].split(":")[0] in ("10.8.0.12", "10.8.0.13")),
+        (["--port", "8080"], lambda r: True),
+        (["--port", "81"], lambda r: False),
+        (["--bpf", "host 10.9.0.1"], lambda r: "10.9.0.1" in (r["client"].split(":")[0], r["server"].split(":")[0])),
+        (["--until", "1970-01-02"], lambda r: False),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_filters(words, left):
+    everything = [json.loads(line) for line in replay("show", "--json", DEMO)[1].splitlines()]
+    rows = [json.loads(line) for line in replay("show", "--json", *words, DEMO)[1].splitlines()]
+    name = ("client", "server", "method", "target", "index")
+    assert [[r[k] for k in name] for r in rows] == [[r[k] for k in name] for r in everything if left(r)]
+    code, out, _ = replay("run", "--json", *words, DEMO)
+    report = json.loads(out)
+    n = adds_up(report)
+    if "--bpf" not in words:
+        assert n["found"] == 226 and n["filtered"] == 226 - len(rows)
+    assert code == 0
+
+
+def test_limit():
+    assert len(replay("show", "--json", "--limit", "7", DEMO)[1].splitlines()) == 7
+    assert adds_up(json.loads(replay("run", "--json", "--limit", "7", DEMO)[1]))["selected"] == 7
+
+
+def test_terminal_escapes_of_a_capture_do_not_reach_the_terminal(tmp_path):
+    import pcapmake  # noqa: F401  (beside this file)
+
+    code, out, _ = replay("show", DEMO)
+    assert code == 0 and "\x1b" not in out
+
+
+# ---- run, without sending ----
+
+
+def test_without_a_target_it_is_a_dry_run_that_ends_in_the_command_to_send():
+    code, out, error = replay("run", "-p", "50", "-H", "X-Run: a b", DEMO)
+    assert code == 0 and "dry run" in error
+    last = out.splitlines()[-1]
+    assert last.startswith("to send: ")
+    assert shlex.split(last.removeprefix("to send: ")) == ["replay", "run", "-p", "50", "-H", "X-Run: a b", str(DEMO), "--to", "http://SHADOW:PORT"]
+    assert len(out.splitlines()) <= 25
+
+
+def test_json_is_the_only_thing_on_standard_output_and_equals_the_report(tmp_path):
+    code, out, _ = replay("run", "--json", "--report", tmp_path / "r.json", "--percent", "10", DEMO)
+    report = json.loads(out)
+    assert code == 0 and report == json.loads((tmp_path / "r.json").read_text())
+    assert [p.name for p in tmp_path.iterdir()] == ["r.json"]
+    n = adds_up(report)
+    assert set(LEDGER) | {"by_reason"} == set(n)
+    assert n["by_reason"]["dropped"] == {"dry_run": n["selected"]}
+    for key in (
+        "schema", "version", "started", "ended", "command", "inputs", "policy", "seed", "digest", "ledger", "incomplete", "packets", "lost_estimated",
+        "status", "status_change", "latency_us", "service_us", "lag_us", "production_us", "rate", "targets",
+    ):  # fmt: skip
+        assert key in report
+    assert report["schema"] == 1
+    assert set(report["packets"]) == {"read", "skipped", "kernel_drops", "cut_frames"}
+    assert set(report["latency_us"]) == {"p50", "p90", "p99", "p99_9", "max", "hdr"}
+
+
+def test_samples_are_repeatable_and_nest():
+    def chosen(*words):
+        return {row[0]: row for row in ((json.loads(line)["n"], line) for line in replay("show", "--json", *words, DEMO)[1].splitlines())}
+
+    def digest(*words):
+        return json.loads(replay("run", "--json", *words, DEMO)[1])["digest"]
+
+    ten = json.loads(replay("run", "--json", "-p", "10", DEMO)[1])["ledger"]
+    fifty = json.loads(replay("run", "--json", "-p", "50", DEMO)[1])["ledger"]
+    assert 0 < ten["selected"] < fifty["selected"] < 225
+    assert json.loads(replay("run", "--json", "-p", "0", DEMO)[1])["ledger"]["selected"] == 0
+    assert digest("-p", "50") == digest("-p", "50") != digest("-p", "50", "--seed", "1")
+
+
+def test_credentials_are_masked_in_the_report():
+    report = json.loads(replay("run", "--json", "-H", "Authorization: Bearer abcdef", "--add-header", "X-Plain: shown", DEMO)[1])
+    assert "abcdef" not in report["command"] and "Authorization: ***" in report["command"] and "X-Plain: shown" in report["command"]
+
+
+# ---- configuration ----
+
+
+def test_config_gives_options_and_the_command_line_wins(tmp_path):
+    path = tmp_path / "replay.yaml"
+    path.write_text("percent: 0\nmethods: [GET, POST]\nshadow-suffix: off\nset-header:\n  X-A: 1\njson: true\n")
+    report = json.loads(replay("run", "--config", path, DEMO)[1])
+    assert report["ledger"]["selected"] == 0 and report["policy"]["methods"] == ["GET", "POST"] and report["policy"]["shadow_suffix"] is None
+    code, out, error = replay("run", "--config", path, "-p", "100", "-v", DEMO)
+    assert json.loads(out)["ledger"]["selected"] > 0 and code == 0
+    said = {line.split()[0]: line for line in error.splitlines() if line.startswith("  ")}
+    assert said["percent"].endswith("(command line)") and said["methods"].endswith(f"({path})") and said["pace"].endswith("(default)")
+
+
+@pytest.mark.parametrize(
+    "text, said",
+    [
+        ("precent: 5\n", "line 1: unknown key 'precent'; did you mean 'percent'?"),
+        ("seed: 1\npercent: many\n", "line 2: percent: "),
+        ("- percent\n", "expected keys"),
+        ("percent: [1, 2\n", "no YAML"),
+        ("quiet: perhaps\n", "line 1: quiet: "),
+        ("limit: {a: 1}\n", "line 1: limit: "),
+        ("config: x\n", "unknown key"),
+    ],
+)
+def test_a_wrong_configuration_names_key_and_place(text, said, tmp_path):
+    path = tmp_path / "c.yaml"
+    path.write_text(text)
+    code, out, error = replay("run", "--config", path, DEMO)
+    assert code == 2 and out == ""
+    assert str(path) in error and said in error
+
+
+def test_an_empty_configuration_changes_nothing(tmp_path):
+    path = tmp_path / "c.yaml"
+    path.write_text("# nothing\n")
+    assert replay("run", "--config", path, DEMO)[0] == 0
+    assert replay("run", "--config", tmp_path / "missing.yaml", DEMO)[0] == 2
+
+
+# ---- outputs that go away ----
+
+
+@pytest.mark.parametrize("words", [["show"], ["show", "--json"]], ids=str)
+def test_a_reader_that_goes_away_is_no_error(words):
+    done = subprocess.run(
+        f"{shlex.quote(sys.executable)} -m replay {' '.join(words)} {shlex.quote(str(DEMO))} {shlex.quote(str(DEMO))} | head -n 1; exit ${{PIPESTATUS[0]}}",
+        shell=True, executable="/bin/bash", capture_output=True, text=True, timeout=60,
+    )  # fmt: skip
+    assert done.returncode == 0 and len(done.stdout.splitlines()) == 1
+    assert "Broken" not in done.stderr and "Traceback" not in done.stderr
+
+
+def test_a_full_disk_is_named():
+    if not os.path.exists("/dev/full"):
+        pytest.skip("needs /dev/full")
+    code, _, error = replay("run", "--report", "/dev/full", DEMO)
+    assert code == 2 and "--report" in error and "No space" in error
