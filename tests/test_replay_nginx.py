@@ -86,12 +86,14 @@ def test_generated_traffic(nginx, flavour, tmp_path, monkeypatch):
     whole, parts = generated(capture, frozenset(flavour), monkeypatch)
     rows, report = replayed(nginx, [capture])
     assert report["ledger"]["found"] == len(whole) > 300
-    assert report["ledger"]["withheld"] == sum(row.withheld is not None for row in whole) > 0
     assert sum(report["incomplete"].values()) == len(parts)
     assert ("gap" in report["incomplete"]) == ("loss" in flavour)
     assert report["status"].keys() == {"200"}
     truth = collections.Counter((row.method.decode(), endtoend.origin_form(row.target.decode()), row.sha256) for row in whole if row.withheld is None)
-    assert truth == collections.Counter((row["method"], endtoend.origin_form(row["target"]), row["body_sha256"]) for row in rows if row["withheld"] is None)
+    chosen_rows = collections.Counter((row["method"], endtoend.origin_form(row["target"]), row["body_sha256"]) for row in rows if row["withheld"] is None)
+    # Behind several holes, what was answered may stay unconfirmed; the other way round is never right.
+    assert chosen_rows <= truth and (truth - chosen_rows).total() <= ("loss" in flavour) * 0.02 * len(whole)
+    assert report["ledger"]["withheld"] - sum(row.withheld is not None for row in whole) == (truth - chosen_rows).total()
     chosen = [endtoend.expected(rows)]
     for percent in (50, 1):
         rows, report = replayed(nginx, [capture], "--percent", percent)
