@@ -5,14 +5,17 @@ import contextlib
 import hashlib
 import json
 import pathlib
+import random
 import signal
 import socket
 import subprocess
 import sys
 import time
+import unittest.mock
 
 import packetmake as net
 import pcapmake
+import trafficgen
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 DEMO = ROOT / "replay" / "data" / "demo.pcap"
@@ -101,6 +104,30 @@ def unique(path, count, connections=1, step_ns=100_000, **more):
         requests = [request(b"/%d" % i, **more) for i in range(each, count, connections)]
         talks.append(conversation(requests, each, step_ns=step_ns * connections, start_ns=1_700_000_000_000_000_000 + each * step_ns))
     return write(path, *talks)
+
+
+def generated(path, flavour, wanted=lambda made: True, connections=150, seed=20):
+    """A capture of trafficgen's connections, of requests that are `wanted`. (the whole requests in it, the parts of others)."""
+    rng, make = random.Random(seed), trafficgen.request
+
+    def chosen(*arguments):
+        while True:
+            made = make(*arguments)
+            if wanted(made):
+                return made
+
+    with unittest.mock.patch.object(trafficgen, "request", chosen):
+        talks = [trafficgen.connection(rng, i, frozenset(flavour)) for i in range(connections)]
+    packets = trafficgen.interleave(rng, talks)
+    for damage in ("lose", "reorder"):
+        if damage.replace("lose", "loss") in flavour:
+            packets = getattr(trafficgen, damage)(rng, packets)
+    path.write_bytes(pcapmake.pcap(trafficgen.frames(rng, packets, 262144), nanoseconds=True))
+    by_connection = collections.defaultdict(list)
+    for packet in packets:
+        by_connection[id(packet.connection)].append(packet)
+    truths = [trafficgen.truth(c, by_connection[id(c)]) for c in talks]
+    return [row for whole, _ in truths for row in whole], [row for _, parts in truths for row in parts]
 
 
 # ---- what was logged ---------------------------------------------------------------------------------------------------------

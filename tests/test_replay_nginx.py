@@ -1,12 +1,9 @@
 """A replay into a real nginx: what it logged is what the ledger says, request by request, with and without packet loss, also when it starts anew."""
 
 import collections
-import random
 
 import endtoend
-import pcapmake
 import pytest
-import trafficgen
 
 FOLDERS = ("chunked-upload", "large-body", "python-pipelining", "packet-loss", "curl-keepalive")
 PLAIN_METHODS = frozenset((b"GET", b"POST", b"PUT", b"DELETE", b"PATCH", b"HEAD", b"OPTIONS", b"PROPFIND", b"QUERY", b"M-SEARCH"))
@@ -22,30 +19,6 @@ def plain(made):
     """Whether nginx takes it: it answers 400 or 501 before it reads the body to methods in small letters, `%` and `..` in paths, folded lines and codings."""
     path = made.target.removeprefix(b"http://" + (made.host or b"")).partition(b"?")[0]
     return made.method in PLAIN_METHODS and not any(odd in path for odd in (b"%", b"..", b"&")) and b"X-Fold" not in made.data and b"gzip, chunked" not in made.data
-
-
-def generated(path, flavour, monkeypatch, count=150):
-    """A capture of many connections; the requests that are whole in it, and parts of others."""
-    rng = random.Random(20)
-    make = trafficgen.request
-
-    def friendly(*arguments):
-        while True:
-            made = make(*arguments)
-            if plain(made):
-                return made
-
-    monkeypatch.setattr(trafficgen, "request", friendly)
-    connections = [trafficgen.connection(rng, i, flavour) for i in range(count)]
-    packets = trafficgen.interleave(rng, connections)
-    if "loss" in flavour:
-        packets = trafficgen.lose(rng, packets)
-    path.write_bytes(pcapmake.pcap(trafficgen.frames(rng, packets, 262144), nanoseconds=True))
-    by_connection = collections.defaultdict(list)
-    for packet in packets:
-        by_connection[id(packet.connection)].append(packet)
-    truths = [trafficgen.truth(c, by_connection[id(c)]) for c in connections]
-    return [row for whole, _ in truths for row in whole], [row for _, parts in truths for row in parts]
 
 
 def replayed(nginx, captures, *options, how=()):
@@ -81,9 +54,9 @@ def test_our_captures_merged(nginx, percent):
 
 
 @pytest.mark.parametrize("flavour", [("plain",), ("loss",), ("loss", "reorder")], ids="-".join)
-def test_generated_traffic(nginx, flavour, tmp_path, monkeypatch):
+def test_generated_traffic(nginx, flavour, tmp_path):
     capture = tmp_path / "generated.pcap"
-    whole, parts = generated(capture, frozenset(flavour), monkeypatch)
+    whole, parts = endtoend.generated(capture, flavour, plain)
     rows, report = replayed(nginx, [capture])
     assert report["ledger"]["found"] == len(whole) > 300
     assert sum(report["incomplete"].values()) == len(parts)
