@@ -290,3 +290,52 @@ class Nginx:
             self.process.kill()
         self.process.wait()
         self.output.close()
+
+
+LOGGING_SERVER = r"""
+import os, socket, sys, threading
+def serve(peer):
+    held = b""
+    while True:
+        while b"\r\n\r\n" not in held:
+            more = peer.recv(65536)
+            if not more:
+                return
+            held += more
+        head, held = held.split(b"\r\n\r\n", 1)
+        os.write(log, head.split(b" ")[1] + b"\n")
+        peer.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")
+log = os.open(sys.argv[2], os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+def guarded(peer):
+    try:
+        serve(peer)
+    except OSError:
+        pass
+server = socket.create_server(("127.0.0.1", int(sys.argv[1])), backlog=1024)
+print("listening", flush=True)
+while True:
+    threading.Thread(target=guarded, args=(server.accept()[0],), daemon=True).start()
+"""
+
+
+class LoggingServer:
+    """A server, a process of its own, that logs the target of each request before it answers: whenever it is killed, the log is true."""
+
+    def __init__(self, log, port):
+        self.process = subprocess.Popen([sys.executable, "-c", LOGGING_SERVER, str(port), log], stdout=subprocess.PIPE)
+        assert self.process.stdout.readline() == b"listening\n"
+
+    def stop(self, number=signal.SIGKILL):
+        self.process.send_signal(number)
+        self.process.wait(PATIENCE_S)
+        self.process.stdout.close()
+
+
+def access_log(path):
+    """(target, status, flag, whether a byte was sent) of each line of the access log of a run."""
+    found = []
+    for line in path.read_text().splitlines():
+        words = line.split('"')
+        status, flag, *_ = words[2].split()
+        found.append((words[1].split(" ")[1], int(status), flag, words[-2] != "-"))
+    return found
