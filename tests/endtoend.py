@@ -156,10 +156,13 @@ def logged(rows):
 # ---- servers -----------------------------------------------------------------------------------------------------------------
 
 
-def free_port(host="127.0.0.1"):
-    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
-        probe.bind((host, 0))
-        return probe.getsockname()[1]
+def free_port():
+    """A port of 127.0.0.1 where nobody listens, and which the kernel gives to nobody: below those that outgoing connections have."""
+    while True:
+        port = random.randrange(15000, 32000)
+        with contextlib.suppress(OSError), socket.socket() as probe:
+            probe.bind(("127.0.0.1", port))
+            return port
 
 
 def wait_until(condition, what, seconds=PATIENCE_S, step=0.01):
@@ -293,7 +296,7 @@ class Nginx:
 
 
 LOGGING_SERVER = r"""
-import os, socket, sys, threading
+import os, socket, sys, threading, time
 def serve(peer):
     held = b""
     while True:
@@ -304,6 +307,7 @@ def serve(peer):
             held += more
         head, held = held.split(b"\r\n\r\n", 1)
         os.write(log, head.split(b" ")[1] + b"\n")
+        time.sleep(0.003)
         peer.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")
 log = os.open(sys.argv[2], os.O_WRONLY | os.O_CREAT | os.O_APPEND)
 def guarded(peer):
