@@ -246,7 +246,8 @@ def test_an_interruption_of_the_start(tmp_path, after_s):
         took = time.monotonic() - began
         lines = sink.stop()
     assert took < QUICK_S + 0.3
-    assert run.returncode in (130, -signal.SIGINT), errors.decode()
+    # In its first moments the process is Python's alone, which has codes of its own.
+    assert run.returncode == 130 or (run.returncode != 0 and not out), (run.returncode, errors.decode())
     if out:
         assert len(lines) <= endtoend.balanced(json.loads(out))["ledger"]["sent"]
     else:
