@@ -5,7 +5,9 @@ Here is what a run is (threads, passes, guards, the order of stopping); what is 
 
 from __future__ import annotations
 
+import contextlib
 import ipaddress
+import resource
 import socket
 import threading
 import time
@@ -16,6 +18,7 @@ from typing import Any
 from replay import _fastpath
 from replay.capture import source
 from replay.errors import CaptureError, ReplayError, TargetError, UsageError
+from replay.histogram import Histogram
 from replay.settings import Selection, Settings, Target
 
 __all__ = ["Counts", "Listing", "Plan", "Replay", "plan", "resolve"]
@@ -100,6 +103,15 @@ def resolve(target: Target) -> list[Address]:
         elif family == socket.AF_INET6:
             addresses[ipaddress.IPv6Address(str(where[0]).partition("%")[0]).packed, target.port] = None
     return list(addresses)
+
+
+def _descriptors(need: int) -> None:
+    """Raises the soft limit on open files as far as is needed and allowed."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != resource.RLIM_INFINITY and soft < need:
+        most = need if hard == resource.RLIM_INFINITY else min(need, hard)
+        with contextlib.suppress(OSError, ValueError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, most), hard))
 
 
 # ---- before the run ----------------------------------------------------------------------------------------------------
@@ -271,6 +283,7 @@ class Replay:
         """Starts the threads."""
         s = self.settings
         self._pool = _fastpath.Pool(s.selection.batch_budget)
+        _descriptors(s.connections * len(s.targets) + 128)
         if not self.refused:
             targets: list[tuple[Target | None, list[Address]]] = list(zip(s.targets, self._addresses, strict=True))
             for target, addresses in [(None, [])] if s.dry_run else targets:
@@ -378,6 +391,13 @@ class Replay:
             "passes": len(self._captures),
             "elapsed_s": time.monotonic() - self._began,
         }
+
+    def lag_us(self) -> int | None:
+        """p99 of sent minus due over all targets, so far; None when nothing was sent."""
+        total = Histogram()
+        for way in self._ways:
+            total.add(Histogram(way.sender.histograms()["lag_us"]))
+        return total.percentile(0.99)
 
     # -- after --
 

@@ -282,6 +282,8 @@ def _next(report: dict[str, Any]) -> str | None:
         return "the run was stopped; run it again for the rest"
     if not n["found"]:
         return _nothing(report)
+    if dropped.get("stopped"):
+        return f"the run ended at --duration, {show_count(dropped['stopped'])} requests were left: raise it, or leave it out"
     if dropped.get("target_down"):
         return f"the target went away ({last_errors[0] if last_errors else 'no answer'}): look at its log, then run again"
     if unanswered:

@@ -125,7 +125,7 @@ LAYERS = {  # module of replay (by its first name) -> what it may import of repl
     "histogram": set(),
     "capture": {"units", "errors", "_fastpath"},
     "report": {"settings", "histogram", "units", "errors"},
-    "engine": {"capture", "settings", "units", "errors", "_fastpath"},
+    "engine": {"capture", "settings", "histogram", "units", "errors", "_fastpath"},
     "cli": {"engine", "report", "capture", "settings", "units", "errors", "_fastpath", "data"},
     "_reference": {"errors", "units"},
     "data": set(),

@@ -423,7 +423,9 @@ def truth(c, packets):
             trusted = False
         ts_ns = first_packet[id(r)].ts_ns
         ends = net.mapped(c.client), net.mapped(c.server)
-        if c.answered:
+        before = [p for p in data if p.at < r.start and p.present > 1]
+        follows = bool(before) and first_packet[id(r)].ack <= max(before, key=lambda p: p.at).ack
+        if c.answered and not follows:
             trusted = True  # the server answered where this request's packet acknowledged (H8)
         known = True
         if mine:

@@ -29,6 +29,7 @@ class Message:
     trust: str  # certain, unconfirmed, ambiguous
     epoch: int
     doubt_ack: int
+    follows: bool  # client data just before it acknowledged as much
     body: bytes = b""
     whole: bool = False
     incomplete: str | None = None
@@ -71,6 +72,7 @@ class Place:
     seq: int
     ack: int | None
     starts: bool
+    follows: bool = False
 
 
 class Side:
@@ -87,6 +89,7 @@ class Side:
         self.current: Message | None = None
         self.trust, self.epoch, self.doubt_ack = "certain", 0, 0
         self.peeked_from = ""
+        self.data_ack: int | None = None  # of the data that was read last
 
 
 class Reader:
@@ -111,6 +114,19 @@ class Reader:
                 s.certain = self.sides[1 - side].certain = False
 
     def data(self, side: int, data: bytes, ts_ns: int, seq: int, ack: int | None, starts: bool) -> None:
+        """Ordered bytes of one flow, all of one segment."""
+        s = self.sides[side]
+        if s.state == "head" and s.resynced and starts and s.role != "replies" and self.judge(s, s.buffer) != YES:
+            # what looked like the beginning of a request line may be the end of a body, and this the beginning (H7)
+            if ack != s.place.ack:
+                s.state, s.buffer = "resync", b""
+            elif framing.request_line(data) in (YES, MAYBE):
+                s.place.ack = None
+        self.feed(side, data, ts_ns, seq, ack, starts)
+        if len(data) > 1:  # one byte may be a keep-alive probe
+            s.data_ack = ack
+
+    def feed(self, side: int, data: bytes, ts_ns: int, seq: int, ack: int | None, starts: bool) -> None:
         s = self.sides[side]
         at = 0
         while at < len(data) and s.state not in ("skip", "until_end"):
@@ -189,6 +205,7 @@ class Reader:
     def begin(self, side: int, data: bytes, place: Place, resynced: bool) -> int:
         s = self.sides[side]
         s.state, s.place, s.resynced, s.buffer = "head", place, resynced, b""
+        place.follows = s.data_ack is not None and place.ack is not None and not 0 < (place.ack - s.data_ack) % 2**32 < 2**31
         return self.read_head(side, data, place)
 
     def judge(self, s: Side, data: bytes) -> int:
@@ -261,7 +278,7 @@ class Reader:
         self.index += 1
         m = Message(
             place.ts_ns, self.ends[side], self.ends[1 - side], place.seq, place.ack, place.starts, self.index - 1, data, head,
-            s.trust, s.epoch, s.doubt_ack, ambiguous=head.ambiguous or head.hosts_differ,
+            s.trust, s.epoch, s.doubt_ack, place.follows, ambiguous=head.ambiguous or head.hosts_differ,
         )  # fmt: skip
         self.sink.append(m)
         return m
@@ -378,7 +395,7 @@ class Reader:
             s.state = s.peeked_from
             if s.current is not None:
                 s.current.head.expects = False
-        self.data(side, held, place.ts_ns, place.seq, place.ack, place.starts)
+        self.feed(side, held, place.ts_ns, place.seq, place.ack, place.starts)
         return len(data)
 
     # ---- tunnels (H10) ----
@@ -397,7 +414,7 @@ class Reader:
         s = self.sides[side]
         held, s.buffer, s.state = s.buffer, b"", "start"
         if held:
-            self.data(side, held, s.place.ts_ns, s.place.seq, s.place.ack, s.place.starts)
+            self.feed(side, held, s.place.ts_ns, s.place.seq, s.place.ack, s.place.starts)
 
     def hold_over(self, side: int) -> None:
         """No answer: a request line means that it was refused."""
@@ -415,11 +432,11 @@ class Reader:
         if s.certain:
             m = self.open[0] if self.open else None
         else:
-            m = next((each for each in self.open if each.ack == seq), None)
+            m = next((each for each in self.open if each.ack == seq and not each.follows), None)
             if m is not None:
                 del self.open[: self.open.index(m)]
                 s.certain = True
-        if m is not None and m.ack == seq:
+        if m is not None and m.ack == seq and not m.follows:
             self.confirm(1 - side, m)
         return m
 

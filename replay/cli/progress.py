@@ -11,9 +11,11 @@ from replay.units import show_bytes, show_count, show_duration, show_rate
 class Progress:
     """One line that is drawn anew. Use as a context; `update` with snapshots of the engine."""
 
-    def __init__(self, *, enabled: bool, span_ns: int | None) -> None:
+    def __init__(self, *, enabled: bool, span_ns: int | None = None, asked: float | None = None) -> None:
         self._live: Any = None
         self._span = span_ns
+        self._asked = asked
+        self._lag: float | None = None
         self._last = (0.0, 0)
         self._rate: float | None = None
         self._enabled = enabled and sys.stderr.isatty()
@@ -32,10 +34,15 @@ class Progress:
             self._live.__exit__(None, None, None)
             self._live = None
 
-    def update(self, seen: dict[str, Any]) -> None:
-        """Draws what the counters say now."""
+    @property
+    def shown(self) -> bool:
+        return self._live is not None
+
+    def update(self, seen: dict[str, Any], lag_us: float | None) -> None:
+        """Draws what the counters say now. lag_us: p99 of sent minus due, so far."""
         if self._live is None or seen["ingest"] is None:
             return
+        self._lag = lag_us
         import rich.text
 
         self._live.update(rich.text.Text(self.line(seen), no_wrap=True, overflow="ellipsis"))
@@ -66,7 +73,9 @@ class Progress:
         words.append(f"found {show_count(ingest['found'])}")
         words.append(f"sent {show_count(sent)}")
         if self._rate is not None:
-            words.append(show_rate(self._rate))
+            words.append(show_rate(self._rate) + (f" of {show_rate(self._asked)}" if self._asked else ""))
+        if self._lag is not None:
+            words.append(f"lag {show_duration(self._lag * 1000)}")
         waiting = sum(one["waiting"] for one in senders)
         if waiting:
             words.append(f"late {show_count(waiting)}")

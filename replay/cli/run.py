@@ -99,13 +99,15 @@ def perform(settings: Settings, *, command: list[str], log: IO[str] | None, repo
             _tell(*_introduction(settings, plan))
         replay.start()
         limits = _Limits(settings)
-        with Progress(enabled=not quiet and not as_json and not settings.dry_run, span_ns=_duration(settings, plan)) as progress:
+        asked = _asked(settings, plan)
+        with Progress(enabled=not quiet and not as_json and not settings.dry_run, span_ns=_duration(settings, plan), asked=asked) as progress:
             writer = _LogWriter(replay, log)
             while replay.running:
                 replay.wait(_POLL_S)
                 seen = replay.snapshot()
                 limits.look(seen)
-                progress.update(seen)
+                if progress.shown:
+                    progress.update(seen, replay.lag_us())
             writer.end()
         found = replay.result()
     found["limited_by"] = limits.verdict(found)
@@ -168,6 +170,16 @@ def _duration(settings: Settings, plan: Plan) -> int | None:
     if plan.span_ns is None or settings.pace.kind != "original":
         return None
     return plan.span_ns * settings.loop
+
+
+def _asked(settings: Settings, plan: Plan) -> float | None:
+    """Requests a second to all targets by the plan; None when that is not known, or as fast as it goes."""
+    copies = max(len(settings.targets), 1)
+    if settings.pace.kind == "rate":
+        return settings.pace.value * copies
+    if settings.pace.kind == "max" or plan.counts is None or not plan.counts["end_offset_ns"]:
+        return None
+    return float(plan.counts["selected"] * copies * 1e9 / plan.counts["end_offset_ns"] * settings.pace.value)
 
 
 def _planned(settings: Settings, plan: Plan) -> str:

@@ -80,6 +80,7 @@ cdef struct Message:              # a request from the end of its head until it 
     uint8_t trust
     uint8_t ambiguous             # 1: in its Host alone (H4), 2: in its framing
     uint8_t has_ack
+    uint8_t follows               # client data just before it acknowledged as much: a body may go on here (H8)
     uint8_t starts                # begins its segment
     uint8_t host_state            # HostState
     uint8_t loops
@@ -309,6 +310,7 @@ cdef void message_from(Engine* g, Conn* c, int side, Message* m) noexcept nogil:
     m.ack = f.msg_ack
     m.has_ack = f.msg_has_ack
     m.starts = f.msg_starts
+    m.follows = f.msg_follows
     m.flow = c.id
     m.index = c.index - 1
     m.trust = f.trust
@@ -378,10 +380,10 @@ cdef Message* queue_match(Engine* g, Conn* c, int side, uint32_t seq) noexcept n
     cdef Flow* f = &c.flow[side]
     cdef Message* m = c.queue
     if f.certain:
-        if m != NULL and m.has_ack and m.ack == seq:
+        if m != NULL and m.has_ack and m.ack == seq and not m.follows:
             queue_confirm(g, c, 1 - side, m)
         return m
-    while m != NULL and not (m.has_ack and m.ack == seq):
+    while m != NULL and not (m.has_ack and m.ack == seq and not m.follows):
         m = m.queue_next
     if m == NULL:
         return NULL
@@ -781,6 +783,7 @@ cdef void stream_read(Engine* g, Conn* c, int side, const uint8_t* p, size_t n, 
             f.msg_ack = ack
             f.msg_has_ack = has_ack
             f.msg_starts = starts and at == 0
+            f.msg_follows = f.has_data_ack and <int32_t>(ack - f.data_ack) <= 0
         if f.state == ST_HEAD:
             taken = read_head(g, c, side, p + at, n - at)
             if taken == 0 and f.state == ST_RESYNC:
@@ -907,6 +910,9 @@ cdef void stream_bytes(Engine* g, Conn* c, int side, const uint8_t* p, size_t n,
     if f.state == ST_NEW:
         stream_begins(c, side)
     stream_read(g, c, side, p, n, ts, seq, pos, ack, has_ack, starts)
+    if n > 1:                     # one byte may be a keep-alive probe
+        f.has_data_ack = has_ack
+        f.data_ack = ack
 
 
 cdef inline void stream_begins(Conn* c, int side) noexcept nogil:

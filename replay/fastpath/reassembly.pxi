@@ -7,7 +7,7 @@ cdef enum:
     R_FITS_BEHIND = 1024 * 1024             # R7: so far before the start of the flow it may still be a late copy
     R_FLOW_WAITS = 4 * 1024 * 1024          # R4: bytes that wait in one flow
     R_ASIDE = 64 * 1024                     # R7
-    R_CLOSED_KEPT = 32768                   # ended connections kept for late copies
+    R_CLOSED_KEPT = 4096                    # ended connections kept for late copies
     R_HALF_OPEN_KEPT = 16384                # connections without a byte
     R_HOLD_PACKETS = 64                     # R4
 
@@ -83,6 +83,9 @@ cdef struct Flow:                           # one direction of a connection
     uint32_t msg_ack
     uint8_t msg_has_ack
     uint8_t msg_starts                      # it begins its segment
+    uint8_t msg_follows                     # the data before it acknowledged as much
+    uint8_t has_data_ack
+    uint32_t data_ack                       # what the data that was read last acknowledged
     uint64_t left                           # of a body of known length
     Chunked chunked
     Message* current                        # request being read; borrows (see Message.holders)
