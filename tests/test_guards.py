@@ -162,7 +162,8 @@ def late(path, production, server=LOOPBACK4, before=30):
     """Requests to somebody else, a second without any, then those to production."""
     start = 1_700_000_000_000_000_000
     first = endtoend.conversation([endtoend.request(b"/else/%d" % i) for i in range(before)], start_ns=start)
-    second = endtoend.conversation([endtoend.request(b"/%d" % i) for i in range(20)], 1, start_ns=start + 2 * 10**9, server=(server, production.port))
+    client = (b"\x0a\0\0\1" if len(server) == 4 else b"\xfd" + bytes(14) + b"\1", 40001)
+    second = endtoend.conversation([endtoend.request(b"/%d" % i) for i in range(20)], start_ns=start + 2 * 10**9, client=client, server=(server, production.port))
     return endtoend.write(path, first, second)
 
 
