@@ -19,6 +19,8 @@ from typing import NamedTuple
 import packetmake as net
 import pcapmake
 
+from replay._reference import framing
+
 START = 1_700_000_000_123_456_789
 TOKENS = (b"GET", b"POST", b"PUT", b"DELETE", b"PATCH", b"HEAD", b"OPTIONS", b"PROPFIND", b"QUERY", b"M-SEARCH", b"x", b"!#$%&'*+-.^_`|~1")
 BODIES = b"abcdefghijklmnopqrstuvwxyz0123456789 \0\xff{}&="  # no line end: nothing in a body begins like a request line
@@ -425,6 +427,9 @@ def truth(c, packets):
         ends = net.mapped(c.client), net.mapped(c.server)
         before = [p for p in data if p.at < r.start and p.present > 1]
         follows = bool(before) and first_packet[id(r)].ack <= max(before, key=lambda p: p.at).ack
+        if not known:  # nor does its line, if it goes on in a packet that could begin a request itself (H7)
+            begins = [framing.request_line(p.payload[: p.present]) for p in data if r.start < p.at < line]
+            follows = follows or framing.YES in begins or framing.MAYBE in begins
         if c.answered and not follows:
             trusted = True  # the server answered where this request's packet acknowledged (H8)
         known = True

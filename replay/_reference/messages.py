@@ -121,7 +121,7 @@ class Reader:
             if ack != s.place.ack:
                 s.state, s.buffer = "resync", b""
             elif framing.request_line(data) in (YES, MAYBE):
-                s.place.ack = None
+                s.place.follows = True
         self.feed(side, data, ts_ns, seq, ack, starts)
         if len(data) > 1:  # one byte may be a keep-alive probe
             s.data_ack = ack
@@ -268,9 +268,9 @@ class Reader:
         """H7: look for the next message."""
         s = self.sides[side]
         s.state, s.buffer = "resync", b""
-        if s.role == "replies":
+        if s.role != "requests":  # the first reply may be lost, so that the role is not known yet
             s.certain = False
-        else:
+        if s.role != "replies":
             self.sides[1 - side].certain = False
 
     # ---- requests ----
