@@ -24,6 +24,8 @@ cdef struct Pending:                        # bytes that wait, with their segmen
     Pending* next
     uint64_t pos
     int64_t ts_ns
+    int64_t acked_ts                        # when the other side had acknowledged what is before it (R4); -1: it has not
+    uint32_t acked_no                       # and the connection's packet that said so
     uint32_t len
     uint32_t missing                        # D3, follows the bytes
     uint32_t ack
@@ -56,6 +58,7 @@ cdef struct Flow:                           # one direction of a connection
     uint8_t ended
     uint8_t pending_syn
     Pending* first                          # owns; ordered by pos, without overlap
+    Pending* unacked                        # borrows: the first one whose beginning is not acknowledged
     Pending* last_hint                      # borrows: the last one added, where the next is likely to go
     # what kept-aside bytes (R7) begin at
     Pending* aside                          # owns; in order of arrival
@@ -110,6 +113,7 @@ cdef struct Conn:
     uint16_t a_port
     uint16_t b_port
     uint8_t list                            # ListName
+    uint32_t packets                        # wraps
     uint8_t waits                           # in the waiting list
     uint8_t counted                         # a byte was seen: counts as a connection
     uint8_t reset
@@ -350,6 +354,7 @@ cdef void pending_free(Engine* g, Flow* f) noexcept nogil:
         free(p)
         p = after
     f.first = NULL
+    f.unacked = NULL
     f.last_hint = NULL
     f.waiting = 0
     p = f.aside
@@ -508,6 +513,12 @@ cdef int pending_add(Engine* g, Conn* c, Flow* f, uint64_t pos, const Segment* s
         p.data = <uint8_t*>p + sizeof(Pending)
         memcpy(p.data, data, size)
         p.next = q
+        p.acked_ts = -1
+        p.acked_no = c.packets
+        if pos <= f.acked:
+            p.acked_ts = s.ts_ns
+        elif f.unacked == NULL or pos < f.unacked.pos:
+            f.unacked = p
         at[0] = p
         f.last_hint = p
         f.waiting += <uint32_t>size
@@ -560,6 +571,8 @@ cdef bint flow_deliver(Engine* g, Conn* c, int side) noexcept nogil:
         if p.has_ack and not p.forced and p.pos + p.len > f.next and flow_must_wait(other, p.ack):
             break
         f.first = p.next
+        if f.unacked == p:
+            f.unacked = p.next
         if f.last_hint == p:
             f.last_hint = NULL
         f.waiting -= p.len
@@ -615,24 +628,33 @@ cdef void flow_force(Engine* g, Conn* c, int side) noexcept nogil:
     flow_deliver(g, c, side)
 
 
+cdef bint flow_hole_overdue(Engine* g, Conn* c, int side, int64_t ts) noexcept nogil:
+    """R4: the other side has had the end of this hole for long enough. True: it is closed, as a gap.
+
+    Each hole has a wait of its own, or in a capture that lacks much a connection would fall behind ever more."""
+    cdef Flow* f = &c.flow[side]
+    cdef Pending* p = f.first
+    if p == NULL or f.ended or p.pos <= f.next or p.acked_ts < 0:
+        return False
+    if ts - p.acked_ts < R_HOLD_NS and c.packets - p.acked_no < R_HOLD_PACKETS:
+        return False
+    flow_gap(g, c, side, p.pos - f.next, INCOMPLETE_GAP)
+    return True
+
+
 cdef void flow_overdue(Engine* g, Conn* c, int side, int64_t ts) noexcept nogil:
-    """R4: the other side has these bytes, and they did not come."""
+    """R4: bytes that wait for the other side's, which cannot be; or a tail that the other side has, and that did not come."""
     cdef Flow* f = &c.flow[side]
     cdef uint64_t n
-    if f.beyond_ts < 0 or f.ended:
+    if f.beyond_ts < 0 or f.ended or (f.first != NULL and f.first.pos > f.next):
         return
     if ts - f.beyond_ts < R_HOLD_NS and f.beyond_packets < R_HOLD_PACKETS:
         return
-    if f.first != NULL and f.first.pos <= f.next:
-        # no hole: they wait for the other side, which cannot be
+    if f.first != NULL:
         f.first.forced = 1
         return
-    if f.first != NULL and f.first.pos > f.acked:
-        return                              # the end of the hole is not acknowledged yet
     n = f.acked - f.next
-    if f.first != NULL:
-        n = f.first.pos - f.next
-    elif f.first == NULL and n == 1:
+    if n == 1:
         # the FIN, which takes a number, was not captured
         flow_forward(f, 1)
         f.beyond_ts = -1
@@ -644,7 +666,7 @@ cdef void flow_overdue(Engine* g, Conn* c, int side, int64_t ts) noexcept nogil:
         f.beyond_packets = 0
 
 
-cdef void flow_acked(Flow* f, uint32_t ack, int64_t ts) noexcept nogil:
+cdef void flow_acked(Flow* f, uint32_t ack, int64_t ts, uint32_t packet) noexcept nogil:
     """The other side acknowledges up to `ack`."""
     cdef uint64_t pos
     if not f.started or f.ended:
@@ -653,6 +675,10 @@ cdef void flow_acked(Flow* f, uint32_t ack, int64_t ts) noexcept nogil:
     if pos > f.next + R_FITS_AHEAD or pos <= f.acked:
         return
     f.acked = pos
+    while f.unacked != NULL and f.unacked.pos <= pos:
+        f.unacked.acked_ts = ts
+        f.unacked.acked_no = packet
+        f.unacked = f.unacked.next
     if pos <= f.next or (f.fin_seen and f.next >= f.fin):
         return
     if f.beyond_ts < 0 or (f.first != NULL and f.first.pos > f.next and f.beyond < f.first.pos <= pos):
@@ -762,6 +788,7 @@ cdef void conn_segment(Engine* g, Conn* c, int side, const Segment* s) noexcept 
     cdef uint64_t pos = 0
     cdef uint64_t skip
     cdef bint plain
+    c.packets += 1
     if s.flags & TCP_SYN:
         seq += 1                            # data on a SYN has the next number (R3)
         if not f.started or (not f.has_bytes and not other.has_bytes and not f.first and f.from_syn and s.len == 0 and f.seq != seq):
@@ -791,7 +818,7 @@ cdef void conn_segment(Engine* g, Conn* c, int side, const Segment* s) noexcept 
     if s.flags & TCP_ACK and not (s.flags & TCP_SYN):
         if other.aside != NULL and conn_aside_acked(g, c, 1 - side, s):
             pass
-        flow_acked(other, s.ack, s.ts_ns)
+        flow_acked(other, s.ack, s.ts_ns, c.packets)
     if s.len or s.missing:
         if f.pending_syn and seq == f.pending_seq + 1 and not (s.flags & TCP_SYN) and f.started and flow_pos(f, seq) != f.next:
             # R6: data follows the SYN directly
@@ -835,6 +862,8 @@ cdef void conn_segment(Engine* g, Conn* c, int side, const Segment* s) noexcept 
     if f.beyond_ts >= 0 or other.beyond_ts >= 0:
         f.beyond_packets += 1
         other.beyond_packets += 1
+        while flow_hole_overdue(g, c, side, s.ts_ns) or flow_hole_overdue(g, c, 1 - side, s.ts_ns):
+            flow_settle(g, c)
         flow_overdue(g, c, side, s.ts_ns)
         flow_overdue(g, c, 1 - side, s.ts_ns)
         flow_settle(g, c)
