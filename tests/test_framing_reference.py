@@ -4,14 +4,10 @@ Both must find the same requests, withhold them for the same reasons and call th
 """
 
 import packetmake as net
-import pcapmake
 import pytest
-from enginerun import run
+from bothways import check
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
-
-from replay._reference import messages
-from replay._reference.streams import Segment
 
 LINES = [
     b"Host: a", b"Host: a", b"Host : a", b" Host: a", b"Host:\ta ", b"Host: a\r\n b",
@@ -82,34 +78,6 @@ def packets_of(conversation, syn=True, fin=True):
     if fin:
         out += [(False, at[0], at[1], net.FIN | net.ACK, b""), (True, at[1], at[0] + 1, net.FIN | net.ACK, b"")]
     return [(10**18 + i * 1_000_000, *packet) for i, packet in enumerate(out)]
-
-
-def both_ways(packets):
-    """(rows of the engine, rows of the oracle, the engine's counters, the oracle's readers)."""
-    ends = net.CLIENT, net.SERVER
-    frames = [(ts, net.frame(ends[back], ends[1 - back], seq, ack, flags, data)) for ts, back, seq, ack, flags, data in packets]
-    rows, counters = run(pcapmake.pcap(frames, nanoseconds=True), incomplete=True)
-    mapped = [net.mapped(end) for end in ends]
-    found, readers = messages.read(Segment(ts, mapped[back], mapped[1 - back], seq, ack, flags, data, 0) for ts, back, seq, ack, flags, data in packets)
-    found = [m for m in found if m.whole or m.incomplete]
-    engine = [row_of(r["ts_ns"], r["seq"], r["incomplete"], r["withheld"], r["method"], r["target"], r["host"], r["body_sha256"], r["framing"], r["status"]) for r in rows]
-    oracle = [row_of(m.ts_ns, m.seq, m.incomplete, m.withheld() if m.whole else None, m.head.method, m.head.target, m.host, m.sha256, m.head.framing, m.status) for m in found]
-    return sorted(engine, key=lambda r: r[:2]), sorted(oracle, key=lambda r: r[:2]), counters, readers
-
-
-def row_of(ts_ns, seq, incomplete, withheld, method, target, *more):
-    """What is compared: of what is incomplete no further columns, and of a malformed head not the request line."""
-    if incomplete:
-        return (ts_ns, seq, incomplete) if incomplete == "malformed" else (ts_ns, seq, incomplete, method, target)
-    return ts_ns, seq, None, withheld, method, target, *more
-
-
-def check(packets):
-    engine, oracle, counters, readers = both_ways(packets)
-    assert engine == oracle
-    shown = sum(1 for row in engine if row[2] == "malformed")
-    assert counters["incomplete"].get("malformed", 0) == shown + sum(r.malformed_lines for r in readers)
-    assert counters["lost_estimated"] == sum(r.orphans for r in readers)
 
 
 @settings(max_examples=800, deadline=None, suppress_health_check=list(HealthCheck))
