@@ -105,6 +105,40 @@ def resolve(target: Target) -> list[Address]:
     return list(addresses)
 
 
+_LOOPBACK = ipaddress.ip_network("127.0.0.0/8")
+
+
+def guarded(addresses: list[Address]) -> list[Address]:
+    """The addresses that nothing may be sent to when they are captured servers: of this machine all, when one of them is meant.
+
+    A server that listens on the wildcard address is reached by each address of its machine, and so is a target that names it."""
+    own = local_addresses()
+    found = dict.fromkeys(addresses)
+    for packed, port in addresses:
+        address = ipaddress.IPv6Address(packed)
+        plain = address.ipv4_mapped or address
+        if plain.is_unspecified or packed in own or (isinstance(plain, ipaddress.IPv4Address) and plain in _LOOPBACK):
+            found |= dict.fromkeys((one, port) for one in own)
+    return list(found)
+
+
+def local_addresses() -> set[bytes]:
+    """This machine's addresses (of this network namespace) as 16 bytes, as the kernel lists them; loopback and wildcard always."""
+    mapped = bytes(10) + b"\xff\xff"
+    found = {mapped + bytes((127, 0, 0, 1)), mapped + bytes(4), ipaddress.IPv6Address("::1").packed, bytes(16)}
+    with contextlib.suppress(OSError, ValueError):
+        with open("/proc/net/if_inet6", encoding="ascii") as file:
+            found |= {bytes.fromhex(line.split()[0]) for line in file}
+    with contextlib.suppress(OSError, ValueError):
+        with open("/proc/net/fib_trie", encoding="ascii") as file:
+            before = ""
+            for line in file:  # a leaf "|-- 10.0.0.2", and below it "/32 host LOCAL"
+                if "/32 host LOCAL" in line and "|--" in before:
+                    found.add(mapped + ipaddress.IPv4Address(before.split()[-1]).packed)
+                before = line if "|--" in line else before
+    return found
+
+
 def _descriptors(need: int) -> None:
     """Raises the soft limit on open files as far as is needed and allowed."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -142,9 +176,9 @@ class Plan:
 
 
 def plan(paths: list[str], selection: Selection, addresses: list[Address], stop: _fastpath.Stop, most_bytes: int = PLAN_BYTES) -> Plan:
-    """Reads the beginning of the captures, as they will be read, without keeping a request. With a pipe among them nothing is read."""
+    """Reads the beginning of the captures, as they will be read, without keeping a request. With a pipe or standard input among them nothing is read."""
     capture = _fastpath.Capture(paths, stop=stop, most_bytes=most_bytes)
-    if not paths or capture.progress()["bytes_total"] is None:
+    if not paths or "-" in paths or capture.progress()["bytes_total"] is None:
         return Plan(None, False, None, False)
     guard = _fastpath.Guard(addresses)
     ingest = _fastpath.Ingest(capture, [], _fastpath.Pool(), stop, guard=guard, limit=selection.limit or 0, **_rules(selection))
@@ -270,12 +304,13 @@ class Replay:
             raise UsageError("--loop needs captures that can be read again; standard input (-) cannot, write it to a file first")
         self._addresses = [resolve(target) for target in s.targets]
         every = [address for one in self._addresses for address in one]
-        self._guard = _fastpath.Guard([] if s.allow_production else every)
+        if not s.allow_production:
+            self._guard = _fastpath.Guard(guarded(every))
         _rules(s.selection)
         if s.dry_run:  # reads everything at once itself
             self.plan = Plan(None, False, None, False)
         else:
-            self.plan = plan(self.paths, s.selection, [] if s.allow_production else every, self._stop)
+            self.plan = plan(self.paths, s.selection, [] if s.allow_production else guarded(every), self._stop)
         self.refused = self.plan.guard
         return self.plan
 
@@ -418,7 +453,7 @@ class Replay:
             "addresses": [way.addresses for way in self._ways],
             "histograms": [way.sender.histograms() for way in self._ways],
             "faults": self.faults,
-            "guard": bool(self._guard.tripped) or self.refused,
+            "guard": self.refused or (self._guard is not None and bool(self._guard.tripped)),
             "never_connected": any(self._never(way) for way in self._ways),
             "interrupted": self.stopped,
         }

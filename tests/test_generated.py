@@ -10,14 +10,6 @@ from replay._reference import messages, rewrite
 from replay._reference.streams import Segment
 
 SEEDS = range(300)
-SEVERAL_HOLES = "replies go on without the requests while a second hole waits: what follows stays unconfirmed"
-KNOWN = dict.fromkeys((68, 89, 130, 158, 210, 269, 289), SEVERAL_HOLES)
-
-
-def seeds(known=KNOWN):
-    return [pytest.param(s, marks=pytest.mark.xfail(reason=known[s], strict=False)) if s in known else s for s in SEEDS]
-
-
 def by_time(rows):
     return sorted(rows, key=lambda r: (r.ts_ns, r.client))
 
@@ -45,7 +37,7 @@ def parts(rows):
     return by_time(trafficgen.Part(r["ts_ns"], r["client"], r["server"], r["method"], r["target"], r["incomplete"]) for r in rows if r["incomplete"])
 
 
-@pytest.mark.parametrize("seed", seeds())
+@pytest.mark.parametrize("seed", SEEDS)
 def test_found_and_incomplete_are_the_truth(seed):
     made = trafficgen.make(seed)
     rows, counters = run(*made.captures, incomplete=True)
@@ -73,7 +65,7 @@ def test_the_oracle_finds_the_truth(seed):
     assert parts(rows) == by_time(made.incomplete)
 
 
-@pytest.mark.parametrize("seed", seeds())
+@pytest.mark.parametrize("seed", SEEDS)
 def test_engine_and_oracle_agree_on_every_column(seed):
     made = trafficgen.make(seed)
     expected, readers = oracle(made)

@@ -338,7 +338,6 @@ def test_two_hosts_are_withheld(raw):
         assert [r["withheld"] for r in rows] == ["ambiguous"] == [m.withheld() for m in found] and counters["selected"] == 0
 
 
-@pytest.mark.xfail(reason="what follows two different Hosts is not trusted, but H4 says that it is", strict=False)
 @pytest.mark.parametrize("raw", [row[0] for row in TWO_HOSTS], ids=[row[1] for row in TWO_HOSTS])
 def test_what_follows_two_hosts_is_trusted(raw):
     rows, _, found = through([raw + VICTIM])
@@ -346,7 +345,6 @@ def test_what_follows_two_hosts_is_trusted(raw):
     assert [r["withheld"] for r in rows] == ["ambiguous", None]
 
 
-@pytest.mark.xfail(reason="an ambiguous message with a gap inside its body does not cast doubt on what follows (H4)", strict=False)
 def test_what_follows_an_ambiguous_message_with_a_gap_is_not_trusted():
     body = b"x" * 100
     raw = post(b"Content-Length: 4", b"Transfer-Encoding: chunked", body=b"12c\r\n" + 3 * body + b"\r\n" + LAST) + VICTIM
@@ -358,7 +356,6 @@ def test_what_follows_an_ambiguous_message_with_a_gap_is_not_trusted():
     assert [(r["target"], r["withheld"]) for r in rows] == [(b"/victim", "ambiguous")]
 
 
-@pytest.mark.xfail(reason="a CONNECT with a body frames in two ways (RFC 9110 9.3.6); its end is taken for certain", strict=False)
 @pytest.mark.parametrize("line", [b"Content-Length: 5", b"Transfer-Encoding: chunked"])
 def test_what_follows_a_connect_with_a_body_is_not_trusted(line):
     raw = b"CONNECT a:1 HTTP/1.1\r\nHost: a\r\n" + line + b"\r\n\r\nhelloGET /hidden HTTP/1.1\r\nHost: a\r\n\r\n"

@@ -245,7 +245,7 @@ def connection(rng, number, flavour):
             send(rng, c, False, data[: len(data) - rng.randrange(1, len(one.data))], mode)  # and no more of it
             unanswered.pop()
         else:
-            send(rng, c, False, data, mode, 20 if c.tidy else 0)
+            send(rng, c, False, data, mode, 20 if c.tidy or not c.syn else 0)
         if c.answered:
             if rng.random() < 0.5:
                 acknowledge(c, True)
@@ -429,7 +429,7 @@ def truth(c, packets):
         follows = bool(before) and first_packet[id(r)].ack <= max(before, key=lambda p: p.at).ack
         if not known:  # nor does its line, if it goes on in a packet that could begin a request itself (H7)
             begins = [framing.request_line(p.payload[: p.present]) for p in data if r.start < p.at < line]
-            follows = follows or framing.YES in begins or framing.MAYBE in begins
+            follows = follows or framing.MAYBE in begins
         if c.answered and not follows:
             trusted = True  # the server answered where this request's packet acknowledged (H8)
         known = True

@@ -125,6 +125,7 @@ def parse_head(data: bytes, reply: bool = False) -> Head:
     head.marked = any(name == b"x-shadow-replay" for name, _ in fields)
     set_framing(head, fields)
     if head.method == b"CONNECT":  # what follows is a tunnel, or was refused
+        head.ambiguous |= head.framing == "chunked" or head.length > 0 or head.malformed  # has a body, or has none (RFC 9110 9.3.6)
         head.framing, head.length, head.malformed = "none", 0, False
     return head
 

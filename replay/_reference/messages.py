@@ -118,9 +118,10 @@ class Reader:
         s = self.sides[side]
         if s.state == "head" and s.resynced and starts and s.role != "replies" and self.judge(s, s.buffer) != YES:
             # what looked like the beginning of a request line may be the end of a body, and this the beginning (H7)
-            if ack != s.place.ack:
+            line = framing.request_line(data)
+            if ack != s.place.ack or line == YES:
                 s.state, s.buffer = "resync", b""
-            elif framing.request_line(data) in (YES, MAYBE):
+            elif line == MAYBE:
                 s.place.follows = True
         self.feed(side, data, ts_ns, seq, ack, starts)
         if len(data) > 1:  # one byte may be a keep-alive probe

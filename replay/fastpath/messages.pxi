@@ -223,15 +223,15 @@ cdef void message_ends(Engine* g, Conn* c, int side) noexcept nogil:
     if m == NULL:
         return
     m.is_current = 0
+    if m.ambiguous > 1:           # whole or not: where it ends is in doubt (H4)
+        f.trust = TRUST_AMBIGUOUS
+        f.epoch += 1
+        f.doubt_ack = m.ack
+        c.flow[1 - side].certain = 0
     if not m.incomplete:
         m.whole = 1
         if g.show:
             digest_end(m)
-        if m.ambiguous > 1:
-            f.trust = TRUST_AMBIGUOUS
-            f.epoch += 1
-            f.doubt_ack = m.ack
-            c.flow[1 - side].certain = 0
         if m.flags & REQUEST_CONNECT or (m.head_flags & HEAD_UPGRADE and not m.replied):
             f.state = ST_HOLD
         if m.replied:
@@ -478,6 +478,8 @@ cdef void request_head(Engine* g, Conn* c, int side, const uint8_t* p, size_t n,
     m.ambiguous = 2 if h.flags & HEAD_AMBIGUOUS else 1 if h.flags & HEAD_HOSTS_DIFFER else 0
     if h.flags & HEAD_CONNECT:
         m.flags |= REQUEST_CONNECT
+        if h.framing == FRAMING_CHUNKED or h.content_length > 0 or h.flags & HEAD_MALFORMED:
+            m.ambiguous = 2       # has a body, or has none (RFC 9110 9.3.6)
     if h.version == 10:
         m.flags |= REQUEST_HTTP10
     if h.method_len == 4 and memcmp(p, b"HEAD", 4) == 0:
@@ -754,9 +756,10 @@ cdef void stream_read(Engine* g, Conn* c, int side, const uint8_t* p, size_t n, 
     cdef Message* m
     if f.state == ST_HEAD and f.resynced and not f.line_known and starts and f.role != ROLE_REPLIES:
         # What looked like the beginning of a request line may be the end of a body, and this the beginning (H7):
-        if ack != f.msg_ack:
-            f.state = ST_RESYNC           # … the server spoke in between
-        elif request_line(p, n) <= LINE_MORE:
+        judged = request_line(p, n)
+        if ack != f.msg_ack or judged == LINE_REQUEST:
+            f.state = ST_RESYNC           # … the server spoke in between, or the line is whole
+        elif judged == LINE_MORE:
             f.msg_has_ack = 0             # … so no reply confirms it (H8)
     while at < n:
         if f.state == ST_START or f.state == ST_RESYNC:

@@ -412,7 +412,16 @@ cdef void conn_end(Engine* g, Conn* c, uint8_t reason) noexcept nogil:
         q = c.flow[1].first
         if p == NULL and q == NULL:
             break
-        flow_force(g, c, 1 if p == NULL or (q != NULL and q.ts_ns < p.ts_ns) else 0)
+        i = 1 if p == NULL or (q != NULL and q.ts_ns < p.ts_ns) else 0
+        f = &c.flow[i]
+        if f.first.pos <= f.next and f.first.has_ack and flow_must_wait(&c.flow[1 - i], f.first.ack) and flow_hole(&c.flow[1 - i]):
+            flow_gap(g, c, 1 - i, flow_hole(&c.flow[1 - i]), INCOMPLETE_GAP)    # what it waits for is a hole: that is closed first
+        else:
+            flow_force(g, c, i)
+    for i in range(2):
+        f = &c.flow[i]
+        if flow_hole(f):
+            flow_gap(g, c, i, flow_hole(f), INCOMPLETE_GAP)
     for i in range(2):
         f = &c.flow[i]
         if not f.ended:
@@ -614,6 +623,17 @@ cdef void flow_settle(Engine* g, Conn* c) noexcept nogil:
         pass
 
 
+cdef uint64_t flow_hole(const Flow* f) noexcept nogil:
+    """Length of the hole at `next`; 0: none that is known. What is acknowledged existed; one byte alone is the number of a FIN that was not captured."""
+    if not f.started or f.ended:
+        return 0
+    if f.first != NULL:
+        return f.first.pos - f.next if f.first.pos > f.next else 0
+    if f.fin_seen:
+        return f.fin - f.next if f.fin > f.next else 0
+    return f.acked - f.next if f.acked > f.next + 1 else 0
+
+
 cdef void flow_force(Engine* g, Conn* c, int side) noexcept nogil:
     """The wait is over: the hole before what waits becomes a gap, or the bytes go on without the other side's."""
     cdef Flow* f = &c.flow[side]
@@ -651,10 +671,16 @@ cdef void flow_overdue(Engine* g, Conn* c, int side, int64_t ts) noexcept nogil:
     if ts - f.beyond_ts < R_HOLD_NS and f.beyond_packets < R_HOLD_PACKETS:
         return
     if f.first != NULL:
-        f.first.forced = 1
+        if flow_hole(&c.flow[1 - side]) == 0:       # a hole there is about to be closed
+            f.first.forced = 1
         return
-    n = f.acked - f.next
-    if n == 1:
+    if f.beyond <= f.next:                          # those came; what was acknowledged since waits from now on
+        f.beyond = f.acked
+        f.beyond_ts = ts
+        f.beyond_packets = 0
+        return
+    n = f.beyond - f.next
+    if f.acked - f.next == 1:
         # the FIN, which takes a number, was not captured
         flow_forward(f, 1)
         f.beyond_ts = -1

@@ -136,7 +136,9 @@ cdef void window_emit(Engine* g, Message* m) noexcept nogil:
         return
     n = count_get(&g.n_found)
     count_add(&g.n_found, 1)
-    offset = offset_of(g, m.ts_ns)
+    offset = 0
+    if m.filtered != FILTERED_TIME:       # what is outside of --since and --until is not waited for
+        offset = offset_of(g, m.ts_ns)
     if n == 0 or m.ts_ns > g.n_last_ns:
         atomic_set(&g.n_last_ns, m.ts_ns)
     if m.filtered:
