@@ -18,7 +18,7 @@ from replay.histogram import Histogram
 from replay.settings import Settings
 from replay.units import show_count, show_duration, show_rate, show_share
 
-__all__ = ["access_line", "build", "check", "endpoint", "mask", "share_text", "summary", "when", "write"]
+__all__ = ["access_line", "build", "check", "endpoint", "mask", "share_text", "summary", "text", "when", "write"]
 
 SCHEMA = 1
 _HISTOGRAMS = ("latency_us", "service_us", "lag_us", "production_us")
@@ -379,6 +379,14 @@ def _text(value: bytes | None) -> str:
         return "-"
     text = value.decode("latin-1")
     return "".join(c if " " <= c <= "~" and c not in '"\\' else f"\\x{ord(c):02x}" for c in text)
+
+
+def text(value: bytes) -> str:
+    """Bytes of a capture as text: UTF-8, or latin-1 where that does not fit."""
+    try:
+        return value.decode()
+    except UnicodeDecodeError:
+        return value.decode("latin-1")
 
 
 def when(seconds: float) -> str:

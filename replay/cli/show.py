@@ -12,7 +12,7 @@ from replay import units
 from replay.capture.source import as_error
 from replay.cli import close_stdout, options
 from replay.engine import Listing
-from replay.report import endpoint, when
+from replay.report import endpoint, text, when
 from replay.settings import Selection
 
 _WRITE = 1 << 16
@@ -133,14 +133,6 @@ def _shadow(row: dict[str, Any], selection: Selection) -> str | None:
     if selection.suffix is None:
         return text(row["authority"])
     return text(shadow_host(row["authority"], selection.suffix.encode()))
-
-
-def text(value: bytes) -> str:
-    """Bytes of a capture as text: UTF-8, or latin-1 where that does not fit."""
-    try:
-        return value.decode()
-    except UnicodeDecodeError:
-        return value.decode("latin-1")
 
 
 def headers(head: bytes) -> list[list[str]]:

@@ -14,17 +14,8 @@ from typing import IO, Any
 import click
 
 from replay._fastpath import Sink, Stop
-
-_DURATION = re.compile(r"(\d+(?:\.\d+)?)(ns|us|ms|s|m|)")
-_UNITS = {"ns": 1, "us": 1_000, "ms": 1_000_000, "s": 1_000_000_000, "m": 60_000_000_000, "": 1_000_000_000}
-
-
-def _duration(text: str) -> int:
-    """Nanoseconds of `5ms`, `0.5s`, `2` (seconds). Raises ValueError."""
-    found = _DURATION.fullmatch(text.strip())
-    if found is None:
-        raise ValueError(f"{text!r} is no duration, such as 5ms or 2s")
-    return round(float(found[1]) * _UNITS[found[2]])
+from replay.cli import options
+from replay.report import endpoint, text
 
 
 def _address(text: str) -> tuple[bytes, int]:
@@ -47,23 +38,11 @@ def _address(text: str) -> tuple[bytes, int]:
     return ip.packed if ip.version == 6 else bytes(10) + b"\xff\xff" + ip.packed, int(port)
 
 
-def _shown(address: tuple[bytes, int], port: int) -> str:
-    ip = ipaddress.IPv6Address(address[0])
-    return f"{ip.ipv4_mapped}:{port}" if ip.ipv4_mapped else f"[{ip}]:{port}"
-
-
-def _text(value: bytes) -> str:
-    try:
-        return value.decode()
-    except UnicodeDecodeError:
-        return value.decode("latin-1")
-
-
 def _line(row: dict[str, Any]) -> str:
     """A row of the access log."""
-    row["method"], row["target"] = _text(row["method"]), _text(row["target"])
-    row["host"] = None if row["host"] is None else _text(row["host"])
-    row["headers"] = [(_text(name), _text(value)) for name, value in row["headers"]]
+    row["method"], row["target"] = text(row["method"]), text(row["target"])
+    row["host"] = None if row["host"] is None else text(row["host"])
+    row["headers"] = [(text(name), text(value)) for name, value in row["headers"]]
     return json.dumps(row, separators=(",", ":")) + "\n"
 
 
@@ -101,14 +80,14 @@ def _fail(message: str) -> None:
 @click.command()
 @click.option("--listen", default="127.0.0.1:8080", show_default=True, metavar="ADDRESS:PORT", help="Port 0: any that is free.")
 @click.option("--status", default=200, show_default=True, type=click.IntRange(200, 599), help="Of each reply.")
-@click.option("--delay", default="0ms", show_default=True, metavar="TIME", help="Reply so long after the request, such as 5ms.")
+@click.option("--delay", type=options.DURATION, default="0ms", show_default=True, help="Reply so long after the request, such as 5ms.")
 @click.option("--body", default=0, show_default=True, type=click.IntRange(0, 1 << 26), metavar="BYTES", help="Length of each reply's body.")
 @click.option("--misbehave", type=click.Choice(["close", "reset", "stall", "never", "slow"]),
               help="Close or reset instead of a reply, accept and never read, never answer, or answer a byte each 100 ms.")  # fmt: skip
 @click.option("--every", default=1, show_default=True, type=click.IntRange(1), metavar="N", help="Misbehave at each Nth request (stall: connection) only.")
 @click.option("--access-log", type=click.Path(dir_okay=False), metavar="FILE", help="One JSON object a request.")
 @click.option("--json", "as_json", is_flag=True, help="Totals as one JSON object.")
-def sink(listen: str, status: int, delay: str, body: int, misbehave: str | None, every: int, access_log: str | None, as_json: bool) -> None:
+def sink(listen: str, status: int, delay: int, body: int, misbehave: str | None, every: int, access_log: str | None, as_json: bool) -> None:
     """An embedded shadow service: answers every request alike, counts and logs.
 
     Prints `listening on ADDRESS:PORT` when it is ready, and its totals at the end (Ctrl-C or SIGTERM).
@@ -117,7 +96,7 @@ def sink(listen: str, status: int, delay: str, body: int, misbehave: str | None,
     with contextlib.ExitStack() as stack:
         try:
             address = _address(listen)
-            server = Sink(address, stop=stop, status=status, body=body, delay_ns=_duration(delay), misbehave=misbehave or "", every=every, log=bool(access_log))
+            server = Sink(address, stop=stop, status=status, body=body, delay_ns=delay, misbehave=misbehave or "", every=every, log=bool(access_log))
         except ValueError as error:
             return _fail(str(error))
         except OSError as error:
@@ -132,7 +111,7 @@ def sink(listen: str, status: int, delay: str, body: int, misbehave: str | None,
         thread = threading.Thread(target=server.run, name="sink")
         thread.start()
         try:
-            click.echo(f"listening on {_shown(address, server.port)}")
+            click.echo(f"listening on {endpoint(address[0], server.port)}")
             if log is None:
                 thread.join()
             else:

@@ -1,0 +1,121 @@
+"""What a person is told of a run's plan before it starts, and of its limits when it is over; and what held it up."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from replay import report, units
+from replay.engine import Plan
+from replay.settings import Settings
+
+
+def introduction(settings: Settings, plan: Plan) -> list[str]:
+    """What is about to be done: target, share, methods, writes, planned duration."""
+    to = ", ".join(one.url for one in settings.targets) or "nowhere"
+    host = settings.selection.set_host or (f"NAME{settings.selection.suffix}" if settings.selection.suffix else "as captured")
+    share = report.share_text(settings)
+    doing = "sending to" if not settings.dry_run else "dry run, would send to" if settings.targets else "dry run, sending"
+    lines = [f"{doing} {to}: {share}, {', '.join(settings.selection.methods) or 'every method'}, Host {host}, pace {settings.pace}"]
+    counts = plan.counts
+    if settings.dry_run:
+        return lines
+    if counts is None:
+        return [*lines, "the captures cannot be read ahead: how long it takes and how many writes there are is not known"]
+    about = "" if plan.whole else "about "
+    factor = 1.0 if plan.whole or not plan.share_read else 1 / plan.share_read
+    copies = max(len(settings.targets), 1) * settings.loop
+    selected, writes = int(counts["selected"] * factor) * copies, int(counts["writes"] * factor) * copies
+    lines.append(f"planned: {about}{selected:,} requests, {about}{writes:,} of them writes, {_planned(settings, plan)}")
+    if counts["gaps_cut"] and settings.pace.kind == "original":
+        lines.append(f"silences: {_silences(settings, counts)}")
+    if plan.guard:
+        lines.append("refused: the target is a server of this capture, nothing is sent (--allow-production, where that is meant)")
+    return lines
+
+
+def _silences(settings: Settings, counts: dict[str, Any]) -> str:
+    most, cut = units.show_duration(settings.selection.max_gap_ns), units.show_duration(counts["gaps_cut_ns"])
+    return f"{counts['gaps_cut']:,} longer than {most}, each cut to that, {cut} in all (--max-gap)"
+
+
+def duration(settings: Settings, plan: Plan) -> int | None:
+    """How long it takes by the plan, in capture time at `original`; None when that is not known."""
+    if plan.span_ns is None or settings.pace.kind != "original":
+        return None
+    return plan.span_ns * settings.loop
+
+
+def asked(settings: Settings, plan: Plan) -> float | None:
+    """Requests a second to all targets by the plan; None when that is not known, or as fast as it goes."""
+    copies = max(len(settings.targets), 1)
+    if settings.pace.kind == "rate":
+        return settings.pace.value * copies
+    if settings.pace.kind == "max" or plan.counts is None or not plan.counts["end_offset_ns"]:
+        return None
+    return float(plan.counts["selected"] * copies * 1e9 / plan.counts["end_offset_ns"] * settings.pace.value)
+
+
+def _planned(settings: Settings, plan: Plan) -> str:
+    about = "" if plan.whole else "about "
+    if settings.pace.kind == "max":
+        return "as fast as answers come"
+    if settings.pace.kind == "rate" and plan.counts is not None:
+        ns = plan.counts["selected"] / (1.0 if plan.whole or not plan.share_read else plan.share_read) * settings.loop / settings.pace.value * 1e9
+    else:
+        ns = (plan.span_ns or 0) * settings.loop / settings.pace.value
+    if settings.duration_ns is not None and settings.duration_ns < ns:
+        return f"{units.show_duration(settings.duration_ns)} (--duration; {about}{units.show_duration(ns)} without)"
+    return f"{about}{units.show_duration(ns)}"
+
+
+class Limits:
+    """What held the run up, from looks at its counters: `connections` (all busy, requests waiting), `capture` (the reader), or nothing."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._most = settings.connections
+        self._max = settings.pace.kind == "max"
+        self._looks = self._full = self._late = 0
+
+    def look(self, seen: dict[str, Any]) -> None:
+        for sender in seen["senders"]:
+            self._looks += 1
+            self._late += sender["waiting"] > 0
+            self._full += sender["waiting"] > 0 and sender["connections_open"] >= self._most
+
+    def verdict(self, found: dict[str, Any]) -> str | None:
+        if any(one["limits"].get("descriptors") for one in found["senders"]):
+            return "descriptors"
+        if any(one["limits"].get("local_ports") for one in found["senders"]):
+            return "local_ports"
+        if self._looks < 3:
+            return None
+        if self._full * 2 > self._looks:
+            return "connections"
+        if self._late * 2 > self._looks:
+            return "target"
+        return "capture" if self._max and self._late * 10 < self._looks else None
+
+
+def notes(settings: Settings, found: dict[str, Any]) -> list[str]:
+    """What a person should know beside the numbers."""
+    ingest = found["ingest"]
+    notes = []
+    if ingest["gaps_cut"] and settings.pace.kind == "original":
+        notes.append(f"silences: {_silences(settings, ingest)}")
+    if ingest["overlap_conflict"]:
+        notes.append(f"{ingest['overlap_conflict']:,} packets repeated bytes with another content; the first copy was taken")
+    if ingest["evicted"]:
+        notes.append(f"{ingest['evicted']:,} connections were closed early: more than --max-connections at a time")
+    if ingest["no_memory"]:
+        notes.append(f"{ingest['no_memory']:,} times --max-memory was reached; what did not fit is incomplete: evicted")
+    for to, sender in zip(found["targets"], found["senders"], strict=True):
+        limits = sender["limits"]
+        if limits.get("descriptors"):
+            notes.append("too many open files: raise the limit (ulimit -n) or lower --connections")
+        if limits.get("local_ports"):
+            notes.append(f"no local port was free for {to.url if to else ''}: lower --connections, or raise net.ipv4.ip_local_port_range")
+        if limits.get("memory"):
+            notes.append("the kernel had no memory for a connection")
+        if sender["outcomes_lost"]:
+            notes.append(f"the access log lacks {sender['outcomes_lost']:,} lines: it could not be written fast enough")
+    return notes
