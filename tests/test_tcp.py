@@ -408,6 +408,19 @@ def test_a_hole_closes_by_time_when_nobody_acknowledges():
         assert [row[0] for row in rows] == (["/0", "/2", "/7"] if gaps else ["/0", "/2", "/7", "/1"]), "ordered by their first bytes"
 
 
+def test_what_was_sent_again_does_not_change_places_when_it_is_sent_on():
+    """Shown in the order of first bytes; sent in the order of the connection (the shadow must see a client do one thing after the other)."""
+    one = make.Talk(step=1000).open().ask(get(0))
+    again = one.seq[0]
+    one.seq[0] += len(get(1))
+    one.ask(get(2)).raw(0, again, make.PSH | make.ACK, get(1))
+    packets = one.packets
+    assert targets(read(packets)[0]) == ["/0", "/2", "/1"]
+    rows, _ = read(packets, show=False)
+    assert targets(rows) == ["/0", "/1", "/2"]
+    assert [row["ts_ns"] for row in rows] != sorted(row["ts_ns"] for row in rows)
+
+
 def test_holes_close_at_the_end_of_the_capture_and_of_the_connection():
     one, _ = unanswered_hole(0)
     rows, counters = seen(one.packets)

@@ -315,9 +315,11 @@ cdef int head_parse(const uint8_t* p, size_t n, const LineIndex* x, bint reply, 
                     h.flags |= HEAD_EXPECT
         elif first == 117:
             if name == 7 and http1_same(p + at, b"upgrade", 7) and vend > value:
-                h.flags |= HEAD_UPGRADE
-                if vend - value == 3 and http1_same(p + value, b"h2c", 3):
+                if vend - value != 3 or not http1_same(p + value, b"h2c", 3):
+                    h.flags &= ~<uint32_t>HEAD_UPGRADE_H2C
+                elif not h.flags & HEAD_UPGRADE:
                     h.flags |= HEAD_UPGRADE_H2C
+                h.flags |= HEAD_UPGRADE
         elif first == 107:
             if name == 10 and http1_same(p + at, b"keep-alive", 10):
                 head_drop(h, at, i)

@@ -41,11 +41,14 @@ cdef enum:
     M_QUEUE = 1024                # requests of one connection that wait for their replies
     M_LIVE = 65536                # all of them, beyond which a connection keeps only few
 
+cdef int64_t M_ORDER_NS = 60000000000
+
 cdef struct Message:              # a request from the end of its head until it leaves the window
     Message* prev                 # of the window, oldest first
     Message* after
     Message* queue_next           # of its connection's queue
     int64_t ts_ns
+    int64_t order_ns              # what the window sorts by: ts_ns, or that of the request before it on its connection, where that came later
     int64_t response_ns           # time stamp of the reply's first byte; -1
     uint64_t order                # of its head's end: ties of ts_ns
     uint64_t flow
@@ -306,6 +309,9 @@ cdef void message_from(Engine* g, Conn* c, int side, Message* m) noexcept nogil:
     """Where and when: from the flow's notes on the first byte."""
     cdef Flow* f = &c.flow[side]
     m.ts_ns = f.msg_ts
+    # A request that had to be sent again must not change places with those behind it; a broken clock must not hold the others up.
+    m.order_ns = c.order_ns if not g.show and 0 < c.order_ns - f.msg_ts < M_ORDER_NS else f.msg_ts
+    c.order_ns = m.order_ns
     m.seq = f.msg_seq
     m.ack = f.msg_ack
     m.has_ack = f.msg_has_ack
@@ -544,6 +550,7 @@ cdef void request_head(Engine* g, Conn* c, int side, const uint8_t* p, size_t n,
                 message_fails(g, m, INCOMPLETE_EVICTED)
             else:
                 m.len = rewrite_head(&g.rules, p, &h, host, origin_at, m.buf, &m.host_at, &m.target_at, &m.target_len)
+                m.host_len = <uint32_t>(g.rules.literal.n if g.rules.has_literal else host.n + (g.rules.suffix.n if g.rules.has_suffix else 0))
                 m.head_len = <uint32_t>m.len
                 m.flags |= REQUEST_HAS_HOST
                 g.window_bytes += m.len

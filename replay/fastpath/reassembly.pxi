@@ -105,6 +105,7 @@ cdef struct Conn:
     int64_t head_ts
     uint8_t has_head
     int64_t last_ts
+    int64_t order_ns                        # of its newest request (Message.order_ns)
     uint64_t id
     uint64_t hash
     uint64_t network

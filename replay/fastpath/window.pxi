@@ -16,7 +16,7 @@ cdef void window_add(Engine* g, Message* m) noexcept nogil:
     cdef Message* before = g.window_last
     g.orders += 1
     m.order = g.orders
-    while before != NULL and before.ts_ns > m.ts_ns:
+    while before != NULL and before.order_ns > m.order_ns:
         before = before.prev
     m.prev = before
     if before != NULL:
@@ -55,13 +55,13 @@ cdef void window_release(Engine* g, bint everything) noexcept nogil:
     cdef bint full
     while g.window_first != NULL and not g.finished:
         m = g.window_first
-        full = everything or g.window_count > WINDOW_REQUESTS or g.window_bytes > WINDOW_BYTES or g.packet_ns - m.ts_ns > WINDOW_REPLY_NS
+        full = everything or g.window_count > WINDOW_REQUESTS or g.window_bytes > WINDOW_BYTES or g.packet_ns - m.order_ns > WINDOW_REPLY_NS
         if not full:
             if not ((m.whole and m.replied) or (m.incomplete and not m.is_current)):
                 return
-            if g.wait_first != NULL and g.wait_first.wait_since <= m.ts_ns:
+            if g.wait_first != NULL and g.wait_first.wait_since <= m.order_ns:
                 return            # an older one may still come out of bytes that wait
-            if g.head_first != NULL and g.head_first.head_ts <= m.ts_ns and g.packet_ns - m.ts_ns <= WINDOW_HEAD_NS:
+            if g.head_first != NULL and g.head_first.head_ts <= m.order_ns and g.packet_ns - m.order_ns <= WINDOW_HEAD_NS:
                 return
         window_remove(g, m)
         if m.whole or (m.incomplete and not m.is_current):
