@@ -246,12 +246,10 @@ def test_the_captures_are_whole():
     assert Capture([str(FILES[0])], stop=Stop()).faults == []
 
 
-@pytest.mark.xfail(reason="a limit that is reached ends reading without closing the connections: their memory is kept until the Ingest goes", strict=True)
 def test_memory_is_given_back_when_a_limit_ends_it(tmp_path):
     engine.found(endtoend.unique(tmp_path / "unique.pcap", 6, 3), limit=1)
 
 
-@pytest.mark.xfail(reason="bytes ahead of a flow that a FIN or RST ended begin a message that nobody ends: its memory is lost", strict=True)
 @pytest.mark.parametrize("flags", [net.FIN | net.ACK, net.FIN, net.RST, net.RST | net.ACK], ids=["FIN ACK", "FIN", "RST", "RST ACK"])
 def test_bytes_behind_an_end_and_a_gap_give_their_memory_back(flags):
     """Found by mutations 127451, 277464, 296529 and 400621."""

@@ -7,6 +7,36 @@ import re as _re
 cdef enum:
     TAKE_PACKETS = 256
 
+cdef struct Counters:             # one thread writes, others read
+    int64_t found
+    int64_t selected
+    int64_t writes
+    int64_t sampled_out
+    int64_t no_key
+    int64_t digest
+    int64_t first_ns
+    int64_t last_ns
+    int64_t gaps_cut
+    int64_t gaps_cut_ns
+    int64_t unqueued
+    int64_t packets
+    int64_t segments
+    int64_t first_packet_ns
+    int64_t last_packet_ns
+    int64_t connections
+    int64_t gaps
+    int64_t gap_bytes
+    int64_t conflicts
+    int64_t repeated
+    int64_t evicted
+    int64_t no_memory
+    int64_t over_memory
+    int64_t orphans
+    int64_t filtered[FILTERED_COUNT]
+    int64_t withheld[WITHHELD_COUNT]
+    int64_t incomplete[INCOMPLETE_COUNT]
+    int64_t other[OTHER_COUNT]
+
 cdef struct Engine:               # owned by one Ingest; one thread writes, others read the counters
     # bounds and choices
     uint64_t max_head
@@ -64,35 +94,7 @@ cdef struct Engine:               # owned by one Ingest; one thread writes, othe
     int64_t newest_ns
     int64_t offset
     int64_t offset_base
-    # counters
-    int64_t n_found
-    int64_t n_selected
-    int64_t n_writes
-    int64_t n_sampled_out
-    int64_t n_no_key
-    int64_t n_digest
-    int64_t n_first_ns
-    int64_t n_last_ns
-    int64_t n_gaps_cut
-    int64_t n_gaps_cut_ns
-    int64_t n_unqueued
-    int64_t n_packets
-    int64_t n_segments
-    int64_t n_first_packet_ns
-    int64_t n_last_packet_ns
-    int64_t n_connections
-    int64_t n_gaps
-    int64_t n_gap_bytes
-    int64_t n_conflicts
-    int64_t n_repeated
-    int64_t n_evicted
-    int64_t n_no_memory
-    int64_t n_over_memory
-    int64_t n_orphans
-    int64_t n_filtered[FILTERED_COUNT]
-    int64_t n_withheld[WITHHELD_COUNT]
-    int64_t n_incomplete[INCOMPLETE_COUNT]
-    int64_t n_other[OTHER_COUNT]
+    Counters n
 
 
 cdef int queue_push(void* queue, Batch* batch) noexcept nogil:
@@ -412,6 +414,7 @@ cdef class Ingest:
         cdef Packet packets[TAKE_PACKETS]
         cdef Segment segment
         cdef int n, i
+        cdef Counters counted
         while not atomic_get(g.stop) and not g.finished:
             n = self.source.take(packets, TAKE_PACKETS)
             if n == 0:
@@ -420,22 +423,28 @@ cdef class Ingest:
                 window_release(g, False)
                 batch_publish(g)  # a quiet pipe: what is there is not kept waiting
                 continue
-            if g.n_first_packet_ns == 0:
-                g.n_first_packet_ns = packets[0].ts_ns
+            if g.n.first_packet_ns == 0:
+                g.n.first_packet_ns = packets[0].ts_ns
             for i in range(n):
                 if self.packet_filter is not None and not self.packet_filter.passes(&packets[i]):
                     count_add(&self.n_not_passed, 1)
                 elif decode(&self.decoder, &packets[i], &segment):
-                    count_add(&g.n_segments, 1)
+                    count_add(&g.n.segments, 1)
                     segment_in(g, &segment)
                     if g.window_first != NULL:
                         window_release(g, False)
                         if g.finished:
                             break
-            count_add(&g.n_packets, i + 1 if i < n else n)
-            if packets[n - 1].ts_ns > g.n_last_packet_ns:
-                atomic_set(&g.n_last_packet_ns, packets[n - 1].ts_ns)
-        if not g.finished:
+            count_add(&g.n.packets, i + 1 if i < n else n)
+            if packets[n - 1].ts_ns > g.n.last_packet_ns:
+                atomic_set(&g.n.last_packet_ns, packets[n - 1].ts_ns)
+        if g.finished:            # --limit: what is left is put away, not counted
+            counted = g.n
+            window_drop(g)
+            self.forget()
+            window_drop(g)
+            g.n = counted
+        else:
             self.forget()
             window_release(g, True)
         batch_publish(g)
@@ -448,28 +457,28 @@ cdef class Ingest:
         if count_get(&self.n_not_passed):
             skipped["bpf"] = count_get(&self.n_not_passed)
         return {
-            "found": count_get(&g.n_found),
-            "filtered": {FILTERED[i]: g.n_filtered[i] for i in range(1, FILTERED_COUNT) if g.n_filtered[i]},
-            "sampled_out": {k: v for k, v in (("share", g.n_sampled_out), ("no_key", g.n_no_key)) if v},
-            "withheld": {WITHHELD[i]: g.n_withheld[i] for i in range(1, WITHHELD_COUNT) if g.n_withheld[i]},
-            "selected": count_get(&g.n_selected),
-            "writes": count_get(&g.n_writes),
-            "unqueued": count_get(&g.n_unqueued),
-            "incomplete": {INCOMPLETE[i]: g.n_incomplete[i] for i in range(1, INCOMPLETE_COUNT) if g.n_incomplete[i]},
-            "packets": {"read": count_get(&g.n_packets), "skipped": skipped, "cut_frames": count_get(&self.decoder.cut_frames)},
-            "segments": count_get(&g.n_segments),
-            "connections": count_get(&g.n_connections),
-            "other": {OTHER[i]: g.n_other[i] for i in range(1, OTHER_COUNT) if g.n_other[i]},
-            "gaps": count_get(&g.n_gaps), "gap_bytes": count_get(&g.n_gap_bytes),
-            "overlap_conflict": count_get(&g.n_conflicts), "repeated": count_get(&g.n_repeated),
-            "evicted": count_get(&g.n_evicted), "no_memory": count_get(&g.n_no_memory) + count_get(&g.n_over_memory),
-            "lost_estimated": count_get(&g.n_orphans),
-            "first_ns": count_get(&g.n_first_ns) if g.has_first else None,
-            "last_ns": count_get(&g.n_last_ns) if g.has_first else None,
-            "first_packet_ns": count_get(&g.n_first_packet_ns) or None, "last_packet_ns": count_get(&g.n_last_packet_ns) or None,
+            "found": count_get(&g.n.found),
+            "filtered": {FILTERED[i]: g.n.filtered[i] for i in range(1, FILTERED_COUNT) if g.n.filtered[i]},
+            "sampled_out": {k: v for k, v in (("share", g.n.sampled_out), ("no_key", g.n.no_key)) if v},
+            "withheld": {WITHHELD[i]: g.n.withheld[i] for i in range(1, WITHHELD_COUNT) if g.n.withheld[i]},
+            "selected": count_get(&g.n.selected),
+            "writes": count_get(&g.n.writes),
+            "unqueued": count_get(&g.n.unqueued),
+            "incomplete": {INCOMPLETE[i]: g.n.incomplete[i] for i in range(1, INCOMPLETE_COUNT) if g.n.incomplete[i]},
+            "packets": {"read": count_get(&g.n.packets), "skipped": skipped, "cut_frames": count_get(&self.decoder.cut_frames)},
+            "segments": count_get(&g.n.segments),
+            "connections": count_get(&g.n.connections),
+            "other": {OTHER[i]: g.n.other[i] for i in range(1, OTHER_COUNT) if g.n.other[i]},
+            "gaps": count_get(&g.n.gaps), "gap_bytes": count_get(&g.n.gap_bytes),
+            "overlap_conflict": count_get(&g.n.conflicts), "repeated": count_get(&g.n.repeated),
+            "evicted": count_get(&g.n.evicted), "no_memory": count_get(&g.n.no_memory) + count_get(&g.n.over_memory),
+            "lost_estimated": count_get(&g.n.orphans),
+            "first_ns": count_get(&g.n.first_ns) if g.has_first else None,
+            "last_ns": count_get(&g.n.last_ns) if g.has_first else None,
+            "first_packet_ns": count_get(&g.n.first_packet_ns) or None, "last_packet_ns": count_get(&g.n.last_packet_ns) or None,
             "end_offset_ns": g.offset,
-            "gaps_cut": count_get(&g.n_gaps_cut), "gaps_cut_ns": count_get(&g.n_gaps_cut_ns),
-            "digest": <uint64_t>count_get(&g.n_digest),
+            "gaps_cut": count_get(&g.n.gaps_cut), "gaps_cut_ns": count_get(&g.n.gaps_cut_ns),
+            "digest": <uint64_t>count_get(&g.n.digest),
             "finished": bool(g.finished), "ended": atomic_get(&self.ended) != 0,
             "memory": g.message_bytes + g.waiting,
         }

@@ -190,7 +190,7 @@ cdef void message_body(Engine* g, Message* m, const uint8_t* raw, size_t raw_len
     if not m.wanted:
         return
     if message_room(g, m, raw_len) < 0:
-        count_add(&g.n_over_memory, 1)
+        count_add(&g.n.over_memory, 1)
         message_fails(g, m, INCOMPLETE_EVICTED)
         return
     memcpy(m.buf + m.len, raw, raw_len)
@@ -204,7 +204,7 @@ cdef void message_fails(Engine* g, Message* m, uint8_t reason) noexcept nogil:
     if m.incomplete:
         return
     m.incomplete = reason
-    count_add(&g.n_incomplete[reason], 1)
+    count_add(&g.n.incomplete[reason], 1)
     if g.show_incomplete:
         if m.sha != NULL:
             digest_free(m)
@@ -274,7 +274,7 @@ cdef void message_partial(Engine* g, Conn* c, int side, uint8_t reason) noexcept
     cdef size_t n = 0
     cdef const uint8_t* lf
     cdef size_t end
-    count_add(&g.n_incomplete[reason], 1)
+    count_add(&g.n.incomplete[reason], 1)
     c.index += 1
     if not g.show_incomplete:
         return
@@ -422,7 +422,7 @@ cdef void flow_is_other(Engine* g, Conn* c, uint8_t kind) noexcept nogil:
             c.flow[i].buf_len = 0
     if c.other == OTHER_NONE:
         c.other = kind
-        count_add(&g.n_other[kind], 1)
+        count_add(&g.n.other[kind], 1)
 
 
 cdef void hold_release(Engine* g, Conn* c, int side) noexcept nogil:
@@ -471,7 +471,7 @@ cdef void request_head(Engine* g, Conn* c, int side, const uint8_t* p, size_t n,
     f.buf_len = 0
     m = message_new(g)
     if m == NULL:
-        count_add(&g.n_no_memory, 1)
+        count_add(&g.n.no_memory, 1)
         f.state = ST_RESYNC
         return
     message_from(g, c, side, m)
@@ -589,7 +589,7 @@ cdef void reply_head(Engine* g, Conn* c, int side, const uint8_t* p, size_t n, c
         return
     if m == NULL:
         if h.status != 408:       # a server that gives up waiting answers nobody
-            count_add(&g.n_orphans, 1)
+            count_add(&g.n.orphans, 1)
         if f.certain:
             f.certain = 0
         f.state = ST_RESYNC
@@ -677,7 +677,7 @@ cdef size_t read_head(Engine* g, Conn* c, int side, const uint8_t* p, size_t n) 
         if n > g.max_head + 4 - before:
             have = g.max_head + 4 - before if before < g.max_head + 4 else 0
         if buf_add(g, f, p, have) < 0:
-            count_add(&g.n_no_memory, 1)
+            count_add(&g.n.no_memory, 1)
             message_cut(g, c, side, INCOMPLETE_EVICTED)
             flow_lost(g, c, side)
             return n
@@ -743,10 +743,10 @@ cdef size_t read_failed(Engine* g, Conn* c, int side, const uint8_t* at, size_t 
         f.state = ST_SKIP
         if c.other == OTHER_NONE:
             c.other = kind
-            count_add(&g.n_other[kind], 1)
+            count_add(&g.n.other[kind], 1)
         return n
     if f.role == ROLE_REQUESTS:
-        count_add(&g.n_incomplete[INCOMPLETE_MALFORMED], 1)
+        count_add(&g.n.incomplete[INCOMPLETE_MALFORMED], 1)
     flow_lost(g, c, side)
     return 0 if before else n
 

@@ -394,10 +394,10 @@ cdef void conn_evict(Engine* g) noexcept nogil:
     if g.lists[LIST_CLOSED].first != NULL:
         conn_drop(g, g.lists[LIST_CLOSED].first, INCOMPLETE_CLOSED)
     elif g.lists[LIST_HALF_OPEN].first != NULL:
-        count_add(&g.n_evicted, 1)
+        count_add(&g.n.evicted, 1)
         conn_drop(g, g.lists[LIST_HALF_OPEN].first, INCOMPLETE_EVICTED)
     elif g.lists[LIST_OPEN].first != NULL:
-        count_add(&g.n_evicted, 1)
+        count_add(&g.n.evicted, 1)
         conn_drop(g, g.lists[LIST_OPEN].first, INCOMPLETE_EVICTED)
 
 
@@ -430,6 +430,8 @@ cdef void conn_end(Engine* g, Conn* c, uint8_t reason) noexcept nogil:
                 flow_gap(g, c, i, f.fin - f.next, INCOMPLETE_GAP)     # its FIN tells how much is missing
             f.ended = 1
             stream_end(g, c, i, reason)
+        elif f.current != NULL or f.buf_len:
+            stream_end(g, c, i, reason)         # bytes behind its end, which were read now
         pending_free(g, f)
     conn_waits_no_more(g, c)
     stream_over(g, c)
@@ -510,7 +512,7 @@ cdef int pending_add(Engine* g, Conn* c, Flow* f, uint64_t pos, const Segment* s
             break
         p = <Pending*>malloc(sizeof(Pending) + size)
         if p == NULL:
-            count_add(&g.n_no_memory, 1)
+            count_add(&g.n.no_memory, 1)
             break
         p.pos = pos
         p.ts_ns = s.ts_ns
@@ -540,15 +542,15 @@ cdef int pending_add(Engine* g, Conn* c, Flow* f, uint64_t pos, const Segment* s
             break
         at = &p.next
     if conflict:
-        count_add(&g.n_conflicts, 1)
+        count_add(&g.n.conflicts, 1)
     conn_waits(g, c, s.ts_ns)
     return 0
 
 
 cdef void flow_gap(Engine* g, Conn* c, int side, uint64_t n, uint8_t reason) noexcept nogil:
     cdef Flow* f = &c.flow[side]
-    count_add(&g.n_gaps, 1)
-    count_add(&g.n_gap_bytes, <int64_t>n)
+    count_add(&g.n.gaps, 1)
+    count_add(&g.n.gap_bytes, <int64_t>n)
     flow_forward(f, n)
     stream_gap(g, c, side, n, reason)
 
@@ -613,7 +615,7 @@ cdef inline void flow_take(Engine* g, Conn* c, int side, const uint8_t* data, ui
     cdef uint64_t pos = f.next
     if not f.has_bytes and not c.counted:
         c.counted = 1
-        count_add(&g.n_connections, 1)
+        count_add(&g.n.connections, 1)
     flow_forward(f, n)
     stream_bytes(g, c, side, data, n, ts, seq, pos, ack, has_ack, starts)
 
@@ -878,7 +880,7 @@ cdef void conn_segment(Engine* g, Conn* c, int side, const Segment* s) noexcept 
                 if skip and f.first != NULL and f.first.pos == pos + skip:
                     f.first.starts = 0
         elif s.len > 1 or pos + s.len < f.next:
-            count_add(&g.n_repeated, 1)
+            count_add(&g.n.repeated, 1)
     if s.flags & TCP_FIN and f.started:
         pos = flow_pos(f, seq) + s.len + s.missing
         if (not f.fin_seen or pos == f.next) and f.next <= pos <= f.next + R_FITS_AHEAD:

@@ -71,6 +71,18 @@ cdef void window_release(Engine* g, bint everything) noexcept nogil:
             m.late = 1
 
 
+cdef void window_drop(Engine* g) noexcept nogil:
+    """Puts away what waits, unsent."""
+    cdef Message* m
+    while g.window_first != NULL:
+        m = g.window_first
+        window_remove(g, m)
+        if m.whole or (m.incomplete and not m.is_current):
+            message_let_go(g, m)
+        else:
+            m.late = 1
+
+
 cdef void window_emit_late(Engine* g, Message* m) noexcept nogil:
     """The window did not wait for it; now it is whole (or shown as it is)."""
     m.late = 0
@@ -103,7 +115,7 @@ cdef int64_t offset_of(Engine* g, int64_t ts) noexcept nogil:
     cdef int64_t gap
     if not g.has_first:
         g.has_first = 1
-        atomic_set(&g.n_first_ns, ts)
+        atomic_set(&g.n.first_ns, ts)
         g.newest_ns = ts
         g.offset = g.offset_base
         return g.offset
@@ -115,8 +127,8 @@ cdef int64_t offset_of(Engine* g, int64_t ts) noexcept nogil:
     if gap < 0:                   # beyond 292 years
         gap = INT64_MOST
     if g.max_gap_ns > 0 and gap > g.max_gap_ns:
-        count_add(&g.n_gaps_cut, 1)
-        count_add(&g.n_gaps_cut_ns, gap - g.max_gap_ns if count_get(&g.n_gaps_cut_ns) < INT64_MOST // 2 else 0)
+        count_add(&g.n.gaps_cut, 1)
+        count_add(&g.n.gaps_cut_ns, gap - g.max_gap_ns if count_get(&g.n.gaps_cut_ns) < INT64_MOST // 2 else 0)
         gap = g.max_gap_ns
     if gap > INT64_MOST // 2 - g.offset:
         gap = 0               # three such jumps: time stands still rather than overflows
@@ -132,38 +144,38 @@ cdef void window_emit(Engine* g, Message* m) noexcept nogil:
     cdef int64_t n
     if m.incomplete:
         if g.show_incomplete and not m.filtered:
-            batch_row(g, m, WITHHELD_NONE, 0, count_get(&g.n_found))
+            batch_row(g, m, WITHHELD_NONE, 0, count_get(&g.n.found))
         return
-    n = count_get(&g.n_found)
-    count_add(&g.n_found, 1)
+    n = count_get(&g.n.found)
+    count_add(&g.n.found, 1)
     offset = 0
     if m.filtered != FILTERED_TIME:       # what is outside of --since and --until is not waited for
         offset = offset_of(g, m.ts_ns)
-    if n == 0 or m.ts_ns > g.n_last_ns:
-        atomic_set(&g.n_last_ns, m.ts_ns)
+    if n == 0 or m.ts_ns > g.n.last_ns:
+        atomic_set(&g.n.last_ns, m.ts_ns)
     if m.filtered:
-        count_add(&g.n_filtered[m.filtered], 1)
+        count_add(&g.n.filtered[m.filtered], 1)
         return
     withheld = message_withheld(g, m)
     if withheld != WITHHELD_NONE:
-        count_add(&g.n_withheld[withheld], 1)
+        count_add(&g.n.withheld[withheld], 1)
         if g.show:
             batch_row(g, m, withheld, offset, n)
         return
     if m.sampled != 1:
-        count_add(&g.n_sampled_out if m.sampled == 0 else &g.n_no_key, 1)
+        count_add(&g.n.sampled_out if m.sampled == 0 else &g.n.no_key, 1)
         return
-    count_add(&g.n_selected, 1)
+    count_add(&g.n.selected, 1)
     if m.flags & REQUEST_WRITE:
-        count_add(&g.n_writes, 1)
+        count_add(&g.n.writes, 1)
     memcpy(key, m.client, 16)
     memcpy(key + 16, &m.client_port, 2)
     memcpy(key + 18, m.server, 16)
     memcpy(key + 34, &m.server_port, 2)
     memcpy(key + 36, &m.seq, 4)
-    count_add(&g.n_digest, <int64_t>(xxh64(key, 40, <uint64_t>m.ts_ns) >> 1))
+    count_add(&g.n.digest, <int64_t>(xxh64(key, 40, <uint64_t>m.ts_ns) >> 1))
     batch_row(g, m, WITHHELD_NONE, offset, n)
-    if g.limit and count_get(&g.n_selected) >= g.limit:
+    if g.limit and count_get(&g.n.selected) >= g.limit:
         g.finished = 1
 
 
@@ -182,7 +194,7 @@ cdef void batch_publish(Engine* g) noexcept nogil:
         while not queue_push(<void*>g.queues[i], batch):
             if atomic_get(g.stop):
                 # the senders are stopping too: what they never see is counted here
-                count_add(&g.n_unqueued, batch.count)
+                count_add(&g.n.unqueued, batch.count)
                 batch_release(batch)
                 break
             poll(NULL, 0, 1)
@@ -202,7 +214,7 @@ cdef void batch_row(Engine* g, Message* m, uint8_t withheld, int64_t offset, int
     if batch == NULL:
         batch = batch_take(g.pool, need, g.stop)
         if batch == NULL:
-            count_add(&g.n_unqueued, 1)
+            count_add(&g.n.unqueued, 1)
             return
         batch.loop = g.loop
         g.batch = batch
