@@ -1,120 +1,16 @@
-"""The command `replay`: verbs are loaded when they are used, errors become exit codes in one place (`main`)."""
+"""The command `replay`. This module imports nothing, so that Ctrl-C is minded from the first moment on; verbs and errors are in `group`."""
 
 from __future__ import annotations
-
-import importlib
-import os
-import sys
-from typing import Any
-
-import click
-
-from replay import __version__
-from replay.errors import ReplayError
-
-_VERBS = {
-    "run": "replay captures against a shadow service (without --to: a dry run)",
-    "show": "the requests in a capture, a line each",
-    "sink": "an embedded shadow service: answers, counts, logs",
-    "demo": "the whole story in half a minute, nothing else needed",
-}
-
-
-class _Verbs(click.Group):
-    """A group whose verbs are modules of this package, imported on use; a wrong verb gets the nearest right one."""
-
-    def list_commands(self, ctx: click.Context) -> list[str]:
-        return list(_VERBS)
-
-    def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
-        if name not in _VERBS:
-            return None
-        found: click.Command = getattr(importlib.import_module(f"replay.cli.{name}"), name)
-        return found
-
-    def resolve_command(self, ctx: click.Context, args: list[str]) -> tuple[str | None, click.Command | None, list[str]]:
-        if args and args[0] not in _VERBS and not args[0].startswith("-"):
-            import difflib
-
-            near = difflib.get_close_matches(args[0], _VERBS, 1)
-            if near:
-                hint = f"did you mean {near[0]!r}?"
-            elif os.path.exists(args[0]):
-                hint = f"to replay a capture: replay run {args[0]}"
-            else:
-                hint = f"there are {', '.join(_VERBS)}"
-            raise click.UsageError(f"no such verb: {args[0]!r}; {hint}", ctx)
-        return super().resolve_command(ctx, args)
-
-    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        with formatter.section("Verbs"):
-            formatter.write_dl(list(_VERBS.items()))
-
-
-@click.group(
-    cls=_Verbs,
-    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
-    subcommand_metavar="VERB ...",
-    epilog="Each verb has its own --help. A first look at a capture: replay show CAPTURE",
-)
-@click.version_option(__version__, "-V", "--version", message="replay %(version)s")
-def cli() -> None:
-    """Replays HTTP traffic from captures against a shadow service, as a mesh's mirror would, with every request accounted for."""
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Runs the command line and exits: 0 done, 2 usage, 3 guard, 4 capture, 5 target, 70 our bug, 130 interrupted."""
-    code: Any
+    import sys
+
     try:
-        code = cli.main(arguments, prog_name="replay", standalone_mode=False)
-    except click.exceptions.Exit as end:
-        code = end.exit_code
-    except click.UsageError as error:
-        error.show()
-        code = 2
-    except click.Abort:
-        code = 130
-    except click.ClickException as error:
-        error.show()
-        code = error.exit_code
+        from replay.cli import group
+
+        code = group.run(arguments)
     except KeyboardInterrupt:
         code = 130
-    except BrokenPipeError:
-        code = 0
-        close_stdout()
-    except ReplayError as error:
-        _say(str(error))
-        code = error.exit_code
-    except MemoryError:
-        _say("out of memory; lower --max-memory or --connections")
-        code = 70
-    except Exception as error:
-        code = 70
-        _internal(error)
-    try:
-        sys.stdout.flush()
-    except BrokenPipeError:
-        close_stdout()
-    sys.exit(code if isinstance(code, int) else 0)
-
-
-def _say(text: str) -> None:
-    print(f"replay: {text}", file=sys.stderr)
-
-
-def _internal(error: BaseException) -> None:
-    """Our own bug: where it was, without a wall of text unless it is asked for."""
-    import traceback
-
-    if os.environ.get("REPLAY_TRACEBACK"):
-        traceback.print_exception(error)
-    place = traceback.extract_tb(error.__traceback__)[-1] if error.__traceback__ else None
-    where = f" ({os.path.basename(place.filename)}:{place.lineno})" if place else ""
-    _say(f"internal error{where}: {type(error).__name__}: {error}. Please report it, with the output under REPLAY_TRACEBACK=1")
-
-
-def close_stdout() -> None:
-    """Whoever read our output has gone: nothing more is written to it, and the interpreter does not complain at its end."""
-    devnull = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(devnull, sys.stdout.fileno())
-    os.close(devnull)
+    sys.exit(code)

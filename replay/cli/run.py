@@ -15,7 +15,8 @@ import click
 
 from replay import report, units
 from replay.capture.source import as_error
-from replay.cli import accesslog, close_stdout, options, planned
+from replay.cli import accesslog, options, planned
+from replay.cli.group import close_stdout
 from replay.cli.progress import Progress
 from replay.engine import Replay
 from replay.errors import UsageError

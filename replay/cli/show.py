@@ -10,7 +10,8 @@ import click
 
 from replay import units
 from replay.capture.source import as_error
-from replay.cli import close_stdout, options
+from replay.cli import options
+from replay.cli.group import close_stdout
 from replay.engine import Listing
 from replay.report import endpoint, text, when
 from replay.settings import Selection
