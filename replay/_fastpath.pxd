@@ -30,6 +30,8 @@ cdef extern from "fastpath/scan.h" nogil:
         uint32_t count
         uint32_t odd
     size_t head_index(const uint8_t* p, size_t n, LineIndex* x)
+    size_t scan_name(const uint8_t* p, size_t n)
+    int scan_blank(const uint8_t* p, size_t n)
     size_t head_index_plain(const uint8_t* p, size_t n, LineIndex* x)
 
 

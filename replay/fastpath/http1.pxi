@@ -216,9 +216,8 @@ cdef int head_parse(const uint8_t* p, size_t n, const LineIndex* x, bint reply, 
         h.target_at = <uint32_t>(i + 1)
         h.target_len = <uint32_t>(end - 9 - h.target_at)
         h.version = 10 if p[end - 1] == 48 else 11
-        for i in range(h.target_at, h.target_at + h.target_len):
-            if p[i] <= 32 or p[i] == 127:
-                h.flags |= HEAD_AMBIGUOUS
+        if scan_blank(p + h.target_at, h.target_len):
+            h.flags |= HEAD_AMBIGUOUS
         if h.method_len == 7 and memcmp(p, b"CONNECT", 7) == 0:
             h.flags |= HEAD_CONNECT
         q = p + h.target_at
@@ -254,7 +253,7 @@ cdef int head_parse(const uint8_t* p, size_t n, const LineIndex* x, bint reply, 
             continue
         folds_ok = True
         which = 0
-        colon = at
+        colon = at + scan_name(p + at, n - at)
         while colon < end and HTTP1_TOKEN[p[colon]]:
             colon += 1
         if colon == end or p[colon] != 58 or colon == at:

@@ -71,6 +71,47 @@ static size_t head_index(const uint8_t *p, size_t n, LineIndex *x)
 }
 #endif
 
+/* How many of the first bytes are letters, digits or '-': the most usual ones of a field name. Up to 15 fewer may be said; the caller looks on byte by byte. */
+static inline size_t scan_name(const uint8_t *p, size_t n)
+{
+    size_t i = 0;
+#if defined(__SSE2__)
+    for (; n - i >= 16; i += 16) {
+        const __m128i v = _mm_loadu_si128((const __m128i *)(p + i));
+        const __m128i letter = _mm_sub_epi8(_mm_or_si128(v, _mm_set1_epi8(0x20)), _mm_set1_epi8('a'));
+        const __m128i digit = _mm_sub_epi8(v, _mm_set1_epi8('0'));
+        const __m128i usual = _mm_or_si128(
+            _mm_or_si128(_mm_cmpeq_epi8(_mm_min_epu8(letter, _mm_set1_epi8(25)), letter), _mm_cmpeq_epi8(_mm_min_epu8(digit, _mm_set1_epi8(9)), digit)),
+            _mm_cmpeq_epi8(v, _mm_set1_epi8('-')));
+        const int m = _mm_movemask_epi8(usual);
+        if (m != 0xFFFF)
+            return i + (size_t)__builtin_ctz(~(unsigned)m);
+    }
+#else
+    (void)p;
+    (void)n;
+#endif
+    return i;
+}
+
+/* Is a blank, a control byte or DEL among these bytes? */
+static inline int scan_blank(const uint8_t *p, size_t n)
+{
+    size_t i = 0;
+#if defined(__SSE2__)
+    for (; n - i >= 16; i += 16) {
+        const __m128i v = _mm_loadu_si128((const __m128i *)(p + i));
+        const __m128i bad = _mm_or_si128(_mm_cmpeq_epi8(_mm_min_epu8(v, _mm_set1_epi8(0x20)), v), _mm_cmpeq_epi8(v, _mm_set1_epi8(0x7F)));
+        if (_mm_movemask_epi8(bad))
+            return 1;
+    }
+#endif
+    for (; i < n; i++)
+        if (p[i] <= 0x20 || p[i] == 0x7F)
+            return 1;
+    return 0;
+}
+
 static size_t head_index_plain(const uint8_t *p, size_t n, LineIndex *x)
 {
     size_t i, before = 0;
