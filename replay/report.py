@@ -18,7 +18,7 @@ from replay.histogram import Histogram
 from replay.settings import Settings
 from replay.units import show_count, show_duration, show_rate, show_share
 
-__all__ = ["access_line", "build", "check", "endpoint", "mask", "share_text", "summary", "text", "when", "write"]
+__all__ = ["access_line", "build", "check", "endpoint", "hint", "mask", "share_text", "summary", "text", "when", "write"]
 
 SCHEMA = 1
 _HISTOGRAMS = ("latency_us", "service_us", "lag_us", "production_us")
@@ -67,11 +67,11 @@ def build(settings: Settings, found: dict[str, Any], *, command: list[str], star
             total.add(Histogram(one[name]))
         report[name] = total.as_dict()
     report["rate"] = _rate(settings, found, ledger)
-    report["targets"] = {
-        target.url: _target(addresses, sender)
-        for target, addresses, sender in zip(found["targets"], found["addresses"], senders, strict=True)
-        if target is not None
-    }
+    report["targets"] = {}
+    for target, addresses, sender in zip(found["targets"], found["addresses"], senders, strict=True):
+        if target is not None:  # the same one twice gets two copies, as in a mesh
+            again = sum(url.partition("#")[0] == target.url for url in report["targets"])
+            report["targets"][f"{target.url}#{again + 1}" if again else target.url] = _target(addresses, sender)
     report |= {
         "dry_run": settings.dry_run,
         "interrupted": found["interrupted"],
@@ -243,12 +243,12 @@ def summary(report: dict[str, Any]) -> list[str]:
             if report[name]["p50"] is not None:
                 lines.append(_line(label, None, _quantiles(report[name])))
     if report["dry_run"]:
-        planned = report["rate"]["planned_s"]
+        planned = report["rate"]["planned_s"] if n["selected"] else 0
         lines.append(_line("would take", None, "as long as it takes (pace max)" if planned is None else show_duration(planned * 1e9)))
     lines += [f"note: {note}" for note in report["notes"]][: 23 - len(lines)]
-    hint = _next(report)
-    if hint:
-        lines.append(f"next: {hint}")
+    advice = hint(report)
+    if advice:
+        lines.append(f"next: {advice}")
     return lines
 
 
@@ -268,7 +268,7 @@ def _quantiles(h: dict[str, Any]) -> str:
     return ", ".join(f"{key.replace('_', '.')} {show_duration(h[key] * 1000)}" for key in ("p50", "p90", "p99", "p99_9", "max"))
 
 
-def _next(report: dict[str, Any]) -> str | None:
+def hint(report: dict[str, Any]) -> str | None:
     """What the person should do about the most important loss; None when nothing was lost."""
     n = report["ledger"]
     dropped, unanswered = n["by_reason"]["dropped"], n["by_reason"]["unanswered"]
@@ -277,9 +277,12 @@ def _next(report: dict[str, Any]) -> str | None:
     if report["guard"]:
         return "the target is a server of this capture; give the address of a shadow service, or --allow-production where that is meant"
     if report["never_connected"]:
-        return f"no connection to the target succeeded ({last_errors[0] if last_errors else 'no answer'}): check that the shadow service listens there"
+        never = [url for url, target in report["targets"].items() if not target["connections"]]
+        return (
+            f"no connection to {' or '.join(never)} succeeded ({last_errors[0] if last_errors else 'no answer'}): check that the shadow service listens there"
+        )
     if report["interrupted"]:
-        return "the run was stopped; run it again for the rest"
+        return "the run was stopped; another run sends everything again, writes included, unless --since leaves it out"
     if not n["found"]:
         return _nothing(report)
     if dropped.get("stopped"):
@@ -307,12 +310,14 @@ def _next(report: dict[str, Any]) -> str | None:
         }.get(reason, f"incomplete requests ({reason}) are listed by `replay show --incomplete`")
     if withheld.get("unconfirmed"):
         return "requests behind a gap or a start in mid-stream were withheld: record both directions from the beginning, or --resync loose"
+    if n["by_reason"]["filtered"] and n["filtered"] == n["found"]:
+        return f"every request was filtered out ({_reasons(n['by_reason']['filtered'])}): look at the options that select, or at `replay show` without them"
     if withheld.get("loop"):
         return "the capture holds mirrored requests; they were left out"
-    if withheld:
-        return "withheld requests and their reasons are listed by `replay show`"
-    if n["by_reason"]["sampled_out"].get("no_key"):
+    if n["by_reason"]["sampled_out"].get("no_key", 0) * 10 > n["found"]:
         return f"{show_count(n['by_reason']['sampled_out']['no_key'])} requests lack what --sample-by names; choose another key"
+    if set(withheld) - {"connect", "upgrade"}:  # those two are no requests to be sent, and no loss
+        return "withheld requests and their reasons are listed by `replay show`"
     if report["rate"]["limited_by"] == "connections":
         return "the target was slower than the pace: raise --connections or --pipeline, or choose a slower pace"
     if other and sum(other.values()) > n["found"]:

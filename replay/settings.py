@@ -114,12 +114,14 @@ class Settings:
 def target(text: str) -> Target:
     """A URL of `--to`. Raises UsageError with what to write instead."""
     try:
-        parts = urllib.parse.urlsplit(text if "://" in text else f"http://{text}")
+        parts = urllib.parse.urlsplit(text if "://" in text or text.startswith("unix:") else f"http://{text}")
         port = parts.port
     except ValueError as error:
         raise UsageError(f"--to {_masked(text)}: {error}; write http://host:port") from None
     if parts.scheme == "https":
         raise UsageError(f"--to {_masked(text)}: https targets are not supported yet; use http, or a TLS proxy in front of the shadow service")
+    if parts.scheme == "unix":
+        raise UsageError(f"--to {_masked(text)}: Unix sockets are not supported yet; write http://host:port")
     if parts.scheme != "http":
         raise UsageError(f"--to {_masked(text)}: the scheme {parts.scheme!r} is not supported; write http://host:port")
     if parts.username is not None or parts.password is not None:

@@ -52,4 +52,4 @@ fi
 # real servers), whose bytes the others have read already and which take minutes under a sanitizer. `demo`-sized whole runs are in test_sink and test_captures.
 ASAN_OPTIONS=detect_leaks=0:abort_on_error=1:allocator_may_return_null=1 sanitized -m pytest -q -m "not slow" -p no:cacheprovider \
     --ignore=tests/test_house_rules.py --ignore=tests/test_benchmarks.py --ignore=tests/test_cli.py --ignore=tests/test_guards.py \
-    --ignore=tests/test_replay_nginx.py --ignore=tests/test_replay_sink.py --ignore=tests/test_replay_faults.py ${SANITIZE_ARGS:-}
+    --ignore=tests/test_replay_rivals.py --ignore=tests/test_replay_nginx.py --ignore=tests/test_replay_sink.py --ignore=tests/test_replay_faults.py ${SANITIZE_ARGS:-}

@@ -341,3 +341,74 @@ def test_a_full_disk_is_named():
         pytest.skip("needs /dev/full")
     code, _, error = replay("run", "--report", "/dev/full", DEMO)
     assert code == 2 and "--report" in error and "No space" in error
+
+
+def test_a_full_standard_output_is_named():
+    if not os.path.exists("/dev/full"):
+        pytest.skip("needs /dev/full")
+    for words in (["run"], ["show"]):
+        with open("/dev/full", "wb") as full:
+            done = subprocess.run([sys.executable, "-m", "replay", *words, str(DEMO)], stdout=full, stderr=subprocess.PIPE, text=True, timeout=60)
+        assert done.returncode == 2 and "standard output: No space left on device" in done.stderr
+
+
+# ---- what a person is told ----
+
+
+def test_credentials_stay_out_of_the_report_but_in_the_command_that_is_shown():
+    words = ["run", "-H", "Authorization: Bearer abcdef", DEMO]
+    assert "abcdef" not in replay(*words, "--json")[1]
+    assert "abcdef" in replay(*words)[1].splitlines()[-1]
+
+
+def test_a_dry_run_of_a_configuration_ends_in_a_command_that_sends(tmp_path):
+    path = tmp_path / "c.yaml"
+    path.write_text("dry-run: true\nto: http://127.0.0.1:9\n")
+    last = shlex.split(replay("run", "--config", path, DEMO)[1].splitlines()[-1].removeprefix("to send: "))
+    assert last == ["replay", "run", "--config", str(path), str(DEMO), "--no-dry-run"]
+    assert replay(*last[1:], "--limit", "1", "--pace", "max", "--connect-timeout", "50ms")[0] == 5  # it tries
+
+
+def test_quiet_still_gives_the_result_and_the_error():
+    code, out, error = replay("run", "-q", DEMO)
+    assert code == 0 and out.startswith("found") and error == ""
+    code, out, error = replay("run", "-q", "--to", "http://10.8.0.12:8080", DEMO)
+    assert code == 3 and "--allow-production" in error
+
+
+def test_everything_filtered_out_is_said():
+    code, out, _ = replay("run", "--methods", "PURGE", DEMO)
+    assert code == 0 and out.splitlines()[-1].startswith("next: every request was filtered out (method 226)")
+
+
+def test_many_without_the_key_are_said():
+    code, out, _ = replay("run", "-p", "50", "--sample-by", "header:x-none", DEMO)
+    assert code == 0 and any("lack what --sample-by names" in line for line in out.splitlines())
+
+
+@pytest.mark.parametrize(
+    "words, said",
+    [
+        (["--methods", "get"], "did you mean 'GET'?"),
+        (["--methods", "save"], "did you mean 'safe'?"),
+        (["--max-head", "10"], "out of range"),
+        (["--to", "unix:/run/x"], "Unix sockets are not supported yet"),
+    ],
+    ids=str,
+)
+def test_more_wrong_usage(words, said):
+    code, _, error = replay("run", *words, DEMO)
+    assert code == 2 and said in error
+
+
+def test_a_key_twice_in_a_configuration(tmp_path):
+    path = tmp_path / "c.yaml"
+    path.write_text("percent: 5\nseed: 1\npercent: 6\n")
+    code, _, error = replay("run", "--config", path, DEMO)
+    assert code == 2 and "line 1: the key 'percent' stands there more than once" in error
+
+
+def test_effective_values_are_values():
+    error = replay("run", "-v", DEMO)[2]
+    said = {line.split()[0]: line.split()[1] for line in error.splitlines() if line.startswith("  ")}
+    assert said["percent"] == "100" and said["methods"] == "all" and said["max-head"] == "64"

@@ -41,7 +41,7 @@ def demo(ctx: click.Context, percent: int, pace: Pace) -> None:
                 print(f"   replay run {capture} --to http://{where} -p {percent / 10_000:g} --pace {pace}")
                 print(flush=True)
                 settings = Settings(captures=(str(capture),), selection=Selection(share=percent), targets=(target(f"http://{where}"),), pace=pace)
-                code = perform(settings, command=["replay", "demo"], log=None, report_file=os.path.join(folder, "report.json"), as_json=False, quiet=False)
+                code = perform(settings, words=["demo"], log=None, report_file=os.path.join(folder, "report.json"), as_json=False, quiet=False)
             finally:
                 totals = _end_sink(sink)
         with open(os.path.join(folder, "report.json"), encoding="utf-8") as file:

@@ -69,10 +69,20 @@ LONGER_THAN_0 = Unit("TIME", _positive(units.duration))
 SIZE = Unit("SIZE", units.size)
 COUNT = Unit("N", _positive(units.count))
 COUNT_OR_0 = Unit("N", units.count)
+HEAD_SIZE = Unit("SIZE", _positive(units.size, 256, 16 << 20))
 MOMENT = Unit("TIME", units.moment)
 PACE = Unit("PACE", units.pace)
 CIDR = Unit("CIDR", network)
 PORT = Unit("N", _positive(units.count, 1, 65535))
+
+
+_METHODS = ("GET", "HEAD", "OPTIONS", "POST", "PUT", "PATCH", "DELETE", "TRACE", "CONNECT")
+
+
+def _near(word: str, words: tuple[str, ...]) -> str | None:
+    import difflib
+
+    return next(iter(difflib.get_close_matches(word, words, 1)), None)
 
 
 def _methods(text: str) -> tuple[str, ...]:
@@ -87,6 +97,10 @@ def _methods(text: str) -> tuple[str, ...]:
             return ()
         elif not re.fullmatch(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+", word):
             raise ValueError(f"{word!r} is no method (RFC 9110 9.1)")
+        elif word.upper() in _METHODS and word not in _METHODS:
+            raise ValueError(f"{word!r}: methods are case-sensitive (RFC 9110 9.1); did you mean {word.upper()!r}?")
+        elif word.islower() and _near(word, ("safe", "all")):
+            raise ValueError(f"{word!r} is neither a method that is known nor safe or all; did you mean {_near(word, ('safe', 'all'))!r}?")
         else:
             found.append(word)
     return tuple(dict.fromkeys(found))
@@ -158,7 +172,7 @@ _CHANGE = [
 ]
 
 _BOUNDS = [
-    click.option("--max-head", type=SIZE, default="64KiB", show_default=True, help="A longer head is incomplete: head_too_large."),
+    click.option("--max-head", type=HEAD_SIZE, default="64KiB", show_default=True, help="A longer head is incomplete: head_too_large."),
     click.option("--max-body", type=SIZE, default="64MiB", show_default=True, help="A longer body is incomplete: too_large."),
     click.option(
         "--max-connections", type=COUNT, default="262144", show_default=True, help="Captured connections kept open at a time; beyond that the oldest is closed."
@@ -292,6 +306,10 @@ def load_config(ctx: click.Context, path: str | None) -> None:
         return
     if not isinstance(loaded, dict):
         raise UsageError(f"{path}: expected keys and values like `percent: 5`, found a {type(loaded).__name__}")
+    keys = [key.value for key, _ in tree.value] if tree is not None else []
+    twice = next((key for key, _ in (tree.value if tree is not None else ()) if keys.count(key.value) > 1), None)
+    if twice is not None:
+        raise UsageError(f"{path}, line {twice.start_mark.line + 1}: the key {twice.value!r} stands there more than once")
     places = {key.value: key.start_mark.line + 1 for key, _ in tree.value} if tree is not None else {}
     known = {_key(param): param for param in ctx.command.params if isinstance(param, click.Option) and _key(param) not in ("config", "help", "version")}
     defaults: dict[str, Any] = {}
@@ -365,13 +383,15 @@ def _shown(param: click.Option, value: Any) -> str:
     """A parsed value as a person would write it."""
     from replay.report import mask
 
+    if param.name in ("percent", "methods") and not value and value != 0:
+        return "100 %" if param.name == "percent" else "all"
     if value is None or value == ():
         return "-"
     if param.type is SHARE:
         return units.show_share(value)
     if param.type in (DURATION, LONGER_THAN_0):
         return units.show_duration(value)
-    if param.type is SIZE:
+    if param.type in (SIZE, HEAD_SIZE):
         return units.show_bytes(value)
     if param.type is CIDR:
         return f"{len(value)} networks"

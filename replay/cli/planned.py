@@ -27,7 +27,8 @@ def introduction(settings: Settings, plan: Plan) -> list[str]:
     selected, writes = int(counts["selected"] * factor) * copies, int(counts["writes"] * factor) * copies
     lines.append(f"planned: {about}{selected:,} requests, {about}{writes:,} of them writes, {_planned(settings, plan)}")
     if counts["gaps_cut"] and settings.pace.kind == "original":
-        lines.append(f"silences: {_silences(settings, counts)}")
+        passes = {key: counts[key] * settings.loop for key in ("gaps_cut", "gaps_cut_ns")}
+        lines.append(f"silences: {_silences(settings, passes)}")
     if plan.guard:
         lines.append("refused: the target is a server of this capture, nothing is sent (--allow-production, where that is meant)")
     return lines

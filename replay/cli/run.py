@@ -50,7 +50,7 @@ _POLL_S = 0.05
 @click.option("--drain", type=options.DURATION, default="5s", show_default=True, help="At the end, for what is under way.")
 @options.bounds
 @click.option("--allow-production", is_flag=True, help="Send although the target is a server of the capture.")
-@click.option("--dry-run", is_flag=True, help="Everything but connecting.")
+@click.option("--dry-run/--no-dry-run", "dry_run", help="Everything but connecting (without --to it is one anyway).")
 @click.option("--report", "report_file", metavar="FILE.json", help="Write the whole result there.")
 @click.option("--access-log", metavar="FILE", help="A line a request, in Envoy's default format (- is standard error).")
 @click.option("--json", "as_json", is_flag=True, help="The result on standard output as one JSON object, and nothing else there.")
@@ -65,7 +65,7 @@ def run(ctx: click.Context, /, captures: tuple[str, ...], to: tuple[str, ...], q
     if verbose:
         _tell("options:", *options.effective(ctx))
     selection = options.selection(given)
-    targets = tuple(dict.fromkeys(target(text) for text in to))
+    targets = tuple(target(text) for text in to)
     settings = Settings(
         captures=captures,
         selection=selection,
@@ -83,13 +83,20 @@ def run(ctx: click.Context, /, captures: tuple[str, ...], to: tuple[str, ...], q
     )
     with accesslog.opened(given["access_log"]) as log:
         _writable(given["report_file"])
-        command = ["replay", *sys.argv[1:]]
-        code = perform(settings, command=command, log=log, report_file=given["report_file"], as_json=given["as_json"], quiet=quiet)
+        words = sys.argv[1:]
+        sends = [word for word in words if word not in ("--dry-run", "--no-dry-run")]
+        sends += [] if targets else ["--to", "http://SHADOW:PORT"]
+        sends += ["--no-dry-run"] if given["dry_run"] and "--dry-run" not in words else []  # it stands in a configuration
+        code = perform(settings, words=words, sends=sends, log=log, report_file=given["report_file"], as_json=given["as_json"], quiet=quiet)
     ctx.exit(code)
 
 
-def perform(settings: Settings, *, command: list[str], log: IO[str] | None, report_file: str | None, as_json: bool, quiet: bool) -> int:
-    """Runs it to its end, tells what is to be told, and gives the exit code."""
+def perform(
+    settings: Settings, *, words: list[str], log: IO[str] | None, report_file: str | None, as_json: bool, quiet: bool, sends: list[str] | None = None
+) -> int:
+    """Runs it to its end, tells what is to be told, and gives the exit code.
+
+    words: of the command line.  sends: the words that send what a dry run only shows."""
     replay = Replay(settings, log=log is not None)
     with _signals(replay):
         plan = replay.prepare()
@@ -111,15 +118,19 @@ def perform(settings: Settings, *, command: list[str], log: IO[str] | None, repo
             writer.end()
         found = replay.result()
     found["limited_by"] = limits.verdict(found)
-    whole = report.build(settings, found, command=command, started=replay.started_at, ended=replay.ended_at, notes=planned.notes(settings, found))
+    whole = report.build(settings, found, command=["replay", *words], started=replay.started_at, ended=replay.ended_at, notes=planned.notes(settings, found))
     for fault in found["faults"]:
         _tell(f"replay run: {'' if fault['fatal'] else 'warning: '}{as_error(fault)}")
-    if settings.dry_run:
-        whole["to_send"] = _command_to_send(command, bool(settings.targets))
+    if settings.dry_run and sends:
+        whole["to_send"] = report.mask(["replay", *sends])
     if report_file is not None:
         _write_report(report_file, whole)
-    _print(settings, whole, as_json=as_json, quiet=quiet)
-    return _code(replay, whole)
+    code = _code(replay, whole)
+    hint = report.hint(whole)
+    if code in (3, 4, 5) and hint and (as_json or quiet):
+        _tell(f"replay run: {hint}")
+    _print(whole, as_json, ["replay", *sends] if settings.dry_run and sends and whole["ledger"]["selected"] else [])
+    return code
 
 
 def _code(replay: Replay, whole: dict[str, Any]) -> int:
@@ -138,7 +149,7 @@ def _code(replay: Replay, whole: dict[str, Any]) -> int:
 
 @contextlib.contextmanager
 def _signals(replay: Replay) -> Iterator[None]:
-    """SIGINT and SIGTERM stop the run; a second one ends the process at once."""
+    """SIGINT, SIGTERM and SIGHUP stop the run; a second one ends the process at once."""
 
     def stop(*_: object) -> None:
         if replay.stopped:
@@ -148,7 +159,7 @@ def _signals(replay: Replay) -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = {one: signal.signal(one, stop) for one in (signal.SIGINT, signal.SIGTERM)}
+    before = {one: signal.signal(one, stop) for one in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
     try:
         yield
     finally:
@@ -159,25 +170,27 @@ def _signals(replay: Replay) -> Iterator[None]:
 # ---- after -------------------------------------------------------------------------------------------------------------------
 
 
-def _print(settings: Settings, whole: dict[str, Any], *, as_json: bool, quiet: bool) -> None:
-    """The result on standard output. Whoever reads it may have gone; the exit code still holds."""
+def _print(whole: dict[str, Any], as_json: bool, to_send: list[str]) -> None:
+    """The result on standard output. Whoever reads it may have gone; the exit code still holds. Raises UsageError when it cannot be written."""
     try:
         if as_json:
             sys.stdout.buffer.write(_encode(whole))
             sys.stdout.buffer.flush()
-        elif not quiet:
+        else:
             print("\n".join(report.summary(whole)))
-            if settings.dry_run and whole["ledger"]["selected"]:
-                print(f"to send: {whole['to_send']}")
+            if to_send:
+                print(f"to send: {shlex.join(to_send)}")
             sys.stdout.flush()
     except BrokenPipeError:
         _tell("replay run: standard output was closed; the result could not be shown there")
         close_stdout()
+    except OSError as error:
+        close_stdout()
+        raise UsageError(f"standard output: {error.strerror}; {_done(whole)}") from None
 
 
-def _command_to_send(command: list[str], has_target: bool) -> str:
-    words = [word for word in command if word != "--dry-run"]
-    return shlex.join(words) + ("" if has_target else " --to http://SHADOW:PORT")
+def _done(whole: dict[str, Any]) -> str:
+    return f"the run itself is over: {whole['ledger']['sent']:,} sent, {whole['ledger']['answered']:,} answered"
 
 
 def _encode(whole: dict[str, Any]) -> bytes:
@@ -190,8 +203,7 @@ def _write_report(path: str, whole: dict[str, Any]) -> None:
     try:
         report.write(path, _encode(whole))
     except OSError as error:
-        done = f"the run itself is over: {whole['ledger']['sent']:,} sent, {whole['ledger']['answered']:,} answered"
-        raise UsageError(f"--report {path}: {error.strerror}; {done}") from None
+        raise UsageError(f"--report {path}: {error.strerror}; {_done(whole)}") from None
 
 
 def _writable(path: str | None) -> None:

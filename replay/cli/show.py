@@ -13,6 +13,7 @@ from replay.capture.source import as_error
 from replay.cli import options
 from replay.cli.group import close_stdout
 from replay.engine import Listing
+from replay.errors import UsageError
 from replay.report import endpoint, text, when
 from replay.settings import Selection
 
@@ -52,6 +53,9 @@ def show(ctx: click.Context, /, captures: tuple[str, ...], as_json: bool, incomp
     except BrokenPipeError:  # whoever read this has seen enough
         gone = True
         close_stdout()
+    except OSError as error:
+        close_stdout()
+        raise UsageError(f"standard output: {error.strerror}") from None
     finally:
         listing.close()
         signal.signal(signal.SIGINT, before)

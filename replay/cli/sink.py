@@ -50,6 +50,7 @@ def _drain(sink: Sink, log: IO[str]) -> bool:
     """Writes the rows that wait; False when there were none."""
     rows = sink.take()
     log.writelines(map(_line, rows))
+    log.flush()
     return bool(rows)
 
 
