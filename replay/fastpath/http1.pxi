@@ -253,6 +253,9 @@ cdef int head_parse(const uint8_t* p, size_t n, const LineIndex* x, bint reply, 
             continue
         folds_ok = True
         which = 0
+        if reply and p[at] | 32 != 99 and p[at] | 32 != 116:
+            at = i                # of a reply only its framing matters: Content-Length, Transfer-Encoding
+            continue
         colon = at + scan_name(p + at, n - at)
         while colon < end and HTTP1_TOKEN[p[colon]]:
             colon += 1
