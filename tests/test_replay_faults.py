@@ -20,7 +20,7 @@ def long_ones(tmp_path_factory):
     folder = tmp_path_factory.mktemp("long")
     capture = endtoend.unique(folder / "unique.pcap", 1000, 4)
     sink = endtoend.Sink(folder / "sink.log")
-    slow = endtoend.Sink(folder / "slow.log", "--misbehave", "slow")
+    slow = endtoend.Sink(folder / "slow-sink.log", "--misbehave", "slow")
     names = {"down": f"http://127.0.0.1:{endtoend.free_port()}", "vanishes": sink.url, "slow": slow.url}
     captures = {"slow": endtoend.unique(folder / "three.pcap", 3, 3)}
     runs = {
