@@ -275,8 +275,8 @@ class Replay:
     plan: Plan | None = None
     stopped: bool = False
     refused: bool = False
-    _stop: Any = None
-    _stop_reading: Any = None
+    _stop: _fastpath.Stop = field(default_factory=_fastpath.Stop)
+    _stop_reading: _fastpath.Stop = field(default_factory=_fastpath.Stop)
     _guard: Any = None
     _pool: Any = None
     _ways: list[_Way] = field(default_factory=list)
@@ -298,7 +298,6 @@ class Replay:
         """Names, addresses, the beginning of the captures. Nothing is sent. Raises UsageError, TargetError."""
         s = self.settings
         self.started_at = time.time()
-        self._stop, self._stop_reading = _fastpath.Stop(), _fastpath.Stop()
         self.paths, self.errors = source.expand(s.captures)
         if s.loop != 1 and "-" in self.paths:
             raise UsageError("--loop needs captures that can be read again; standard input (-) cannot, write it to a file first")
@@ -381,9 +380,8 @@ class Replay:
     def stop(self) -> None:
         """Ends everything within some 0.1 s; the numbers still add up."""
         self.stopped = True
-        if self._stop is not None:
-            self._stop_reading.set()
-            self._stop.set()
+        self._stop_reading.set()
+        self._stop.set()
 
     @property
     def running(self) -> bool:

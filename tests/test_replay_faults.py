@@ -335,3 +335,20 @@ def test_a_slow_reply_is_waited_for(long_ones):
     """A byte each 100 ms."""
     report, _ = ended(long_ones, "slow", 0)
     assert endtoend.outcome(report) == (3, 3, 0, {}) and report["service_us"]["p50"] > 2e6
+
+
+def test_a_stop_before_the_start_stops():
+    """A signal may come between the handler and the first line of the run."""
+    from replay.engine import Replay
+    from replay.settings import Settings, target
+
+    replay = Replay(Settings(captures=(str(endtoend.DEMO),), targets=(target("127.0.0.1:9"),)))
+    replay.stop()
+    began = time.monotonic()
+    replay.prepare()
+    replay.start()
+    while replay.running:
+        replay.wait(0.05)
+    found = replay.result()
+    assert time.monotonic() - began < QUICK_S and found["interrupted"]
+    assert found["ingest"]["found"] == 0 and found["senders"][0]["sent"] == 0
