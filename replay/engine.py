@@ -26,7 +26,10 @@ __all__ = ["Counts", "Listing", "Plan", "Replay", "plan", "resolve"]
 #: How much of the captures is read before the first request is sent: for the plan, and for the guard.
 PLAN_BYTES = 64 << 20
 
-#: Rows that a listing may be ahead of its reader.
+#: Batches (of 512 requests at most) that reading may be ahead of a sender: enough for any pace, and little memory.
+_QUEUE_BATCHES = 4
+
+#: Batches that a listing may be ahead of its reader.
 _LISTING_BATCHES = 64
 
 Counts = dict[str, Any]
@@ -332,7 +335,7 @@ class Replay:
 
     def _way(self, target: Target | None, addresses: list[Address]) -> _Way:
         s = self.settings
-        queue = _fastpath.Queue(self._pool, 1024)
+        queue = _fastpath.Queue(self._pool, _QUEUE_BATCHES)
         outcomes = _fastpath.Outcomes(1 << 17) if self.log else None
         rate = s.pace.value if s.pace.kind == "rate" else 0.0
         speed = s.pace.value if s.pace.kind == "original" else 1.0

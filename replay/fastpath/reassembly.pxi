@@ -7,7 +7,7 @@ cdef enum:
     R_FITS_BEHIND = 1024 * 1024             # R7: so far before the start of the flow it may still be a late copy
     R_FLOW_WAITS = 4 * 1024 * 1024          # R4: bytes that wait in one flow
     R_ASIDE = 64 * 1024                     # R7
-    R_CLOSED_KEPT = 4096                    # ended connections kept for late copies
+    R_CLOSED_KEPT = 2048                    # ended connections kept for late copies
     R_HALF_OPEN_KEPT = 16384                # connections without a byte
     R_HOLD_PACKETS = 64                     # R4
 
