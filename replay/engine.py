@@ -284,9 +284,10 @@ class Replay:
     _pool: Any = None
     _ways: list[_Way] = field(default_factory=list)
     _addresses: list[list[Address]] = field(default_factory=list)
-    _captures: list[Any] = field(default_factory=list)
-    _done: list[Counts] = field(default_factory=list)
-    _ingest: Any = None
+    _rules: dict[str, Any] = field(default_factory=dict)
+    # (counters of the passes that ended, the capture and the ingest of now, passes begun): replaced as a whole, so that any thread may read it.
+    _now: tuple[Counts | None, Any, Any, int] = (None, None, None, 0)
+    _faults: dict[tuple[str, str, Any], dict[str, Any]] = field(default_factory=dict)
     _threads: list[threading.Thread] = field(default_factory=list)
     _failures: list[BaseException] = field(default_factory=list)
     _began: float = 0.0
@@ -308,7 +309,7 @@ class Replay:
         every = [address for one in self._addresses for address in one]
         if not s.allow_production:
             self._guard = _fastpath.Guard(guarded(every))
-        _rules(s.selection)
+        self._rules = _rules(s.selection)
         if s.dry_run:  # reads everything at once itself
             self.plan = Plan(None, False, None, False)
         else:
@@ -359,14 +360,15 @@ class Replay:
                 capture = _fastpath.Capture(self.paths, stop=self._stop_reading)
                 ingest = _fastpath.Ingest(
                     capture, queues, self._pool, self._stop_reading, limit=left or 0, guard=self._guard,
-                    offset_ns=offset, loop=turn, last=False, **_rules(s.selection),
+                    offset_ns=offset, loop=turn, last=False, **self._rules,
                 )  # fmt: skip
-                self._captures.append(capture)
-                self._ingest = ingest
+                before = self._now[0]
+                self._now = (before, capture, ingest, turn + 1)
                 ingest.run()
                 counts = ingest.counters()
-                self._done.append(counts)
-                self._ingest = None
+                for fault in capture.faults:
+                    self._faults.setdefault((fault["path"], fault["code"], fault["offset"]), fault)
+                self._now = (counts if before is None else _passes([before, counts]), capture, None, turn + 1)
                 if left is not None:
                     left -= counts["selected"]
                 if left == 0 or self._stop_reading.is_set() or not counts["found"]:
@@ -417,14 +419,14 @@ class Replay:
 
     def snapshot(self) -> Counts:
         """Counters of now: `ingest`, `senders` (one a target), `read` (bytes), `elapsed_s`."""
-        running = self._ingest
-        passes = self._done + ([running.counters()] if running is not None else [])
-        read = self._captures[-1].progress() if self._captures else {"bytes_read": 0, "bytes_total": None}
+        ended, capture, running, begun = self._now
+        passes = ([ended] if ended is not None else []) + ([running.counters()] if running is not None else [])
+        read = capture.progress() if capture is not None else {"bytes_read": 0, "bytes_total": None}
         return {
             "ingest": _passes(passes) if passes else None,
             "senders": [way.sender.counters() for way in self._ways],
             "read": read,
-            "passes": len(self._captures),
+            "passes": begun,
             "elapsed_s": time.monotonic() - self._began,
         }
 
@@ -453,7 +455,7 @@ class Replay:
             "targets": [way.target for way in self._ways],
             "addresses": [way.addresses for way in self._ways],
             "histograms": [way.sender.histograms() for way in self._ways],
-            "faults": self.faults,
+            "faults": list(self._faults.values()),
             "guard": self.refused or (self._guard is not None and bool(self._guard.tripped)),
             "never_connected": any(self._never(way) for way in self._ways),
             "interrupted": self.stopped,
@@ -463,12 +465,3 @@ class Replay:
         """Requests were to be sent, and no connection ever stood."""
         counts = way.sender.counters()
         return way.target is not None and bool(counts["never_connected"] or (counts["dropped"].get("target_down") and not counts["connections_opened"]))
-
-    @property
-    def faults(self) -> list[dict[str, Any]]:
-        """What was wrong with captures, each once."""
-        found: dict[tuple[str, str, Any], dict[str, Any]] = {}
-        for capture in self._captures:
-            for fault in capture.faults:
-                found.setdefault((fault["path"], fault["code"], fault["offset"]), fault)
-        return list(found.values())

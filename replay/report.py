@@ -242,8 +242,8 @@ def summary(report: dict[str, Any]) -> list[str]:
         for name, label in (("lag_us", "lag"), ("latency_us", "latency"), ("production_us", "in production")):
             if report[name]["p50"] is not None:
                 lines.append(_line(label, None, _quantiles(report[name])))
-    if report["dry_run"]:
-        planned = report["rate"]["planned_s"] if n["selected"] else 0
+    if report["dry_run"] and n["selected"]:
+        planned = report["rate"]["planned_s"]
         lines.append(_line("would take", None, "as long as it takes (pace max)" if planned is None else show_duration(planned * 1e9)))
     lines += [f"note: {note}" for note in report["notes"]][: 23 - len(lines)]
     advice = hint(report)
