@@ -21,7 +21,7 @@ from replay.errors import CaptureError, ReplayError, TargetError, UsageError
 from replay.histogram import Histogram
 from replay.settings import Selection, Settings, Target
 
-__all__ = ["Counts", "Listing", "Plan", "Replay", "plan", "resolve"]
+__all__ = ["Counts", "Health", "Listing", "Plan", "Replay", "plan", "resolve"]
 
 #: How much of the captures is read before the first request is sent: for the plan, and for the guard.
 PLAN_BYTES = 64 << 20
@@ -249,6 +249,15 @@ class Listing:
         return found
 
 
+@dataclass(frozen=True, slots=True)
+class Health:
+    """alive: the threads run that should.  ready: requests are captured, or read.  why: what is wrong, else ""."""
+
+    alive: bool
+    ready: bool
+    why: str = ""
+
+
 # ---- run ---------------------------------------------------------------------------------------------------------------
 
 
@@ -418,17 +427,35 @@ class Replay:
                     yield way.target, way.addresses, one
 
     def snapshot(self) -> Counts:
-        """Counters of now: `ingest`, `senders` (one a target), `read` (bytes), `elapsed_s`."""
+        """Counters of now: `ingest`, `senders` (one a target, as `targets`), `read` (bytes), `elapsed_s`. Any thread may ask."""
         ended, capture, running, begun = self._now
+        ways = tuple(self._ways)
         passes = ([ended] if ended is not None else []) + ([running.counters()] if running is not None else [])
         read = capture.progress() if capture is not None else {"bytes_read": 0, "bytes_total": None}
         return {
             "ingest": _passes(passes) if passes else None,
-            "senders": [way.sender.counters() for way in self._ways],
+            "senders": [way.sender.counters() for way in ways],
+            "targets": [way.target for way in ways],
             "read": read,
             "passes": begun,
             "elapsed_s": time.monotonic() - self._began,
         }
+
+    def histograms(self) -> list[dict[str, bytes]]:
+        """Of each target `lag_us`, `latency_us`, `service_us`, `production_us`, as `histogram.Histogram` reads them."""
+        return [way.sender.histograms() for way in self._ways]
+
+    def health(self) -> Health:
+        """Whether the threads run. Any thread may ask, before the start and after the end too."""
+        if self._failures:
+            error = self._failures[0]
+            return Health(False, False, f"a thread ended with {type(error).__name__}: {error}")
+        if self.refused or self.stopped:
+            return Health(True, False, "refused: the target is a server of the captures" if self.refused else "it was stopped")
+        if not self._threads:
+            return Health(True, False, "it has not begun yet")
+        running = any(thread.is_alive() for thread in self._threads)
+        return Health(True, running, "" if running else "it is over")
 
     def lag_us(self) -> int | None:
         """p99 of sent minus due over all targets, so far; None when nothing was sent."""
@@ -452,9 +479,8 @@ class Replay:
         if ingest is None:
             raise ReplayError("nothing was read, though no thread failed: please report this")
         return found | {
-            "targets": [way.target for way in self._ways],
             "addresses": [way.addresses for way in self._ways],
-            "histograms": [way.sender.histograms() for way in self._ways],
+            "histograms": self.histograms(),
             "faults": list(self._faults.values()),
             "guard": self.refused or (self._guard is not None and bool(self._guard.tripped)),
             "never_connected": any(self._never(way) for way in self._ways),

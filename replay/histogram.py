@@ -13,7 +13,7 @@ import zlib
 from array import array
 from collections.abc import Iterable
 
-__all__ = ["Histogram"]
+__all__ = ["Histogram", "slot_ends"]
 
 _DIGITS = 3
 _HALF = 1024
@@ -106,6 +106,11 @@ def _value(at: int) -> int:
     bucket = max(0, (at >> 10) - 1)
     within = at - (bucket << 10)
     return ((within + 1) << bucket) - 1
+
+
+def slot_ends() -> list[int]:
+    """The highest value of each slot, microseconds, in order."""
+    return [_value(at) for at in range(_SLOTS)]
 
 
 def _zigzag(out: bytearray, value: int) -> None:

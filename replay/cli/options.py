@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
 import click
 from click.core import ParameterSource
 
 from replay import units
+from replay.daemon.address import listen_address
 from replay.errors import UsageError
 from replay.settings import SAFE_METHODS, Selection, network
 
@@ -180,6 +182,14 @@ _BOUNDS = [
     click.option("--max-memory", type=SIZE, default="128MiB", show_default=True, help="For requests that are being read or wait to be sent."),
 ]
 
+_METRICS = [
+    click.option(
+        "--metrics",
+        type=Unit("ADDRESS:PORT", listen_address),
+        help="Serve Prometheus metrics there, with /healthz and /readyz (127.0.0.1:9917; :9917 is all addresses).",
+    ),
+]
+
 _CONFIG = [
     click.option(
         "--config",
@@ -213,6 +223,27 @@ def change(command: F) -> F:
 def bounds(command: F) -> F:
     """How much memory."""
     return _apply(_BOUNDS, command)
+
+
+def metrics(command: F) -> F:
+    """--metrics."""
+    return _apply(_METRICS, command)
+
+
+@contextlib.contextmanager
+def served(address: tuple[str, int] | None, counted: Any) -> Iterator[str | None]:
+    """The metrics of an engine at `--metrics`, until the block ends; gives the address, or None without one. Raises UsageError."""
+    if address is None:
+        yield None
+        return
+    try:
+        from replay.daemon.server import MetricsServer
+    except ImportError as error:
+        if error.name is None or error.name.partition(".")[0] != "prometheus_client":
+            raise
+        raise UsageError("--metrics needs prometheus-client: pip install 'shadow-replay[metrics]'") from None
+    with MetricsServer(address, counted) as server:
+        yield server.address
 
 
 def config(command: F) -> F:

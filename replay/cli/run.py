@@ -54,6 +54,7 @@ _POLL_S = 0.05
 @click.option("--report", "report_file", metavar="FILE.json", help="Write the whole result there.")
 @click.option("--access-log", metavar="FILE", help="A line a request, in Envoy's default format (- is standard error).")
 @click.option("--json", "as_json", is_flag=True, help="The result on standard output as one JSON object, and nothing else there.")
+@options.metrics
 @options.config
 @click.pass_context
 def run(ctx: click.Context, /, captures: tuple[str, ...], to: tuple[str, ...], quiet: bool, verbose: bool, **given: Any) -> None:
@@ -87,18 +88,23 @@ def run(ctx: click.Context, /, captures: tuple[str, ...], to: tuple[str, ...], q
         sends = [word for word in words if word not in ("--dry-run", "--no-dry-run")]
         sends += [] if targets else ["--to", "http://SHADOW:PORT"]
         sends += ["--no-dry-run"] if given["dry_run"] and "--dry-run" not in words else []  # it stands in a configuration
-        code = perform(settings, words=words, sends=sends, log=log, report_file=given["report_file"], as_json=given["as_json"], quiet=quiet)
+        code = perform(
+            settings, words=words, sends=sends, log=log, report_file=given["report_file"], as_json=given["as_json"], quiet=quiet, metrics=given["metrics"]
+        )
     ctx.exit(code)
 
 
 def perform(
-    settings: Settings, *, words: list[str], log: IO[str] | None, report_file: str | None, as_json: bool, quiet: bool, sends: list[str] | None = None
+    settings: Settings, *, words: list[str], log: IO[str] | None, report_file: str | None, as_json: bool, quiet: bool, sends: list[str] | None = None,
+    metrics: tuple[str, int] | None = None,
 ) -> int:
     """Runs it to its end, tells what is to be told, and gives the exit code.
 
     words: of the command line.  sends: the words that send what a dry run only shows."""
     replay = Replay(settings, log=log is not None)
-    with _signals(replay):
+    with _signals(replay), options.served(metrics, replay) as served:
+        if served and not quiet:
+            _tell(f"metrics at http://{served}/metrics")
         plan = replay.prepare()
         for error in replay.errors:
             _tell(f"replay run: {error}")
