@@ -1,12 +1,13 @@
 """Each benchmark runs, with a tiny input, and prints the JSON it promises. Nothing is timed here."""
 
-import importlib.util
+import importlib
 import io
 import json
 import os
 import pathlib
 import subprocess
 import sys
+import unittest.mock
 
 import dpkt
 import pytest
@@ -15,62 +16,146 @@ BENCHMARKS = pathlib.Path(__file__).resolve().parents[1] / "benchmarks"
 
 
 def bench(name, *arguments, tmp_path):
+    """The result of a benchmark, as JSON; its table is made from the same values, so it is asked for once as well."""
     done = subprocess.run(
-        [sys.executable, BENCHMARKS / name, *arguments], capture_output=True, text=True, timeout=120, env=os.environ | {"TMPDIR": str(tmp_path), "PYTHONSAFEPATH": ""}
+        [sys.executable, BENCHMARKS / name, "--json", *arguments], capture_output=True, text=True, timeout=120, env=os.environ | {"TMPDIR": str(tmp_path), "PYTHONSAFEPATH": ""}
     )
     assert done.returncode == 0, done.stderr
     result = json.loads(done.stdout)
-    assert result["machine"]["cores"] and "commit" in result
+    assert result["machine"]["cores"] and "commit" in result and result["question"]
+    for one in result["bars"]:
+        assert one["verdict"] in ("stretch", "reach", "in part", "missed", "not measured")
+        assert (one["min"] is None) == (one["verdict"] == "not measured") == ("why" in one)
     return result
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def generate():
-    spec = importlib.util.spec_from_file_location("generate", BENCHMARKS / "generate.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return module("generate")
+
+
+@pytest.fixture(scope="module")
+def measure():
+    return module("measure")
+
+
+def module(name):
+    """A module of benchmarks/, which is not a package."""
+    with unittest.mock.patch.object(sys, "path", [str(BENCHMARKS), *sys.path]):
+        return importlib.import_module(name)
 
 
 def test_parse(tmp_path):
-    result = bench("bench_parse.py", "--requests", "200", "--connections", "7", "--rounds", "2", tmp_path=tmp_path)
-    assert result["requests"] == 200
-    assert result["replay"]["cpu_s"]["rounds"] == result["dpkt"]["cpu_s"]["rounds"] == 2
-    assert result["replay"]["ns_per_request"]["min"] > 0 and result["dpkt_over_replay"]["median"] > 0
+    result = bench("bench_parse.py", "--requests", "2000", "--connections", "7", "--rounds", "2", tmp_path=tmp_path)
+    assert result["requests"] == 2000
+    ours = result["measured"]["replay"]["ns CPU a request"]
+    assert ours["rounds"] == 2 and 0 < ours["min"] <= ours["median"]
+    assert {"dpkt", "plain Python", "httptools on streams"} <= set(result["measured"])
+
+
+def test_parse_read_through_a_pipe(tmp_path):
+    result = bench("bench_parse.py", "--requests", "500", "--connections", "7", "--rounds", "1", "--peers", "none", "--engine", "read", tmp_path=tmp_path)
+    assert result["engine"] == "read" and result["measured"]["replay"]["requests"] == 500
 
 
 def test_first_request(tmp_path):
-    result = bench("bench_first_request.py", "--bytes", "300k", "--requests", "100", "--rounds", "1", tmp_path=tmp_path)
-    assert result["capture_bytes"] >= 300_000
-    assert result["first_request_s"]["min"] > 0
+    result = bench("bench_first_request.py", "--bytes", "1m", "--requests", "100", "--rounds", "1", tmp_path=tmp_path)
+    assert result["capture_bytes"] >= 1_000_000 and result["requests"] >= 200
+    assert result["first_request_ms"]["min"] > 0
 
 
 def test_memory(tmp_path):
     result = bench("bench_memory.py", "--bytes", "100k", "1m", "--requests", "50", tmp_path=tmp_path)
-    small, large = result["runs"]
-    assert 50 <= small["requests"] < large["requests"] and large["requests"] % 50 == 0
-    assert large["peak_rss"] > 1_000_000
+    small, _, large, piped = result["runs"]
+    assert 50 <= small["requests"] < large["requests"] == piped["requests"] and large["requests"] % 50 == 0
+    assert large["peak_mb"]["min"] > 1
 
 
-def test_the_generated_capture_is_what_it_says(generate):
-    """Read back by dpkt: requests, bodies, sizes, time going forward, one address a connection and copy."""
-    into = io.BytesIO()
-    written, requests = generate.write(into, requests=300, connections=11, seed=3, most=900_000)
-    assert written == len(into.getvalue()) and requests % 300 == 0 and requests >= 600
-    into.seek(0)
-    heads, bodies, sizes, last, clients = 0, 0, [], 0, set()
-    for ts, frame in dpkt.pcap.Reader(into):
+# ---- what they measure with --------------------------------------------------------------------------------------------------
+
+
+def requests_in(data):
+    """(order of requests as numbers, sizes of their first frames, clients) of a capture, read by dpkt; checksums and time are looked at."""
+    numbers, sizes, last, clients = [], [], 0, set()
+    for ts, frame in dpkt.pcap.Reader(io.BytesIO(data)):
         assert ts >= last
         last = ts
         ip = dpkt.ethernet.Ethernet(frame).data
         assert ip.len == len(frame) - 14
+        assert dpkt.in_cksum(frame[14:34]) == 0
         if ip.data.dport == 80 and ip.data.data[:4] in (b"GET ", b"POST"):
-            heads += 1
-            bodies += ip.data.data[:4] == b"POST"
+            numbers.append(int(ip.data.data.partition(b"customers/")[2][:8]))
             sizes.append(len(frame))
             clients.add((ip.src, ip.data.sport))
-    assert heads == requests
-    assert 0.10 < bodies / heads < 0.20
+    return numbers, sizes, clients
+
+
+def made(generate, **how):
+    into = io.BytesIO()
+    written, requests = generate.write(into, **how)
+    assert written == len(into.getvalue())
+    return into.getvalue(), requests
+
+
+def test_the_generated_capture_is_what_it_says(generate):
+    """Read back by dpkt: requests, bodies, sizes, time going forward, one address a connection and copy."""
+    data, requests = made(generate, requests=300, connections=11, seed=3, most=1_500_000)
+    assert requests % 300 == 0 and requests >= 600
+    numbers, sizes, clients = requests_in(data)
+    assert numbers == list(range(300)) * (requests // 300)
     assert len(clients) == 11 * requests // 300
     gets = sorted(sizes)[: len(sizes) // 2]
-    assert 650 < sum(gets) / len(gets) < 900
+    assert 650 < sum(gets) / len(gets) < 750
+    assert 2_000 < len(data) / requests < 2_400
+    assert 0.10 < data.count(b"POST /api") / requests < 0.20
+    assert made(generate, requests=300, connections=11, seed=3, most=1_500_000)[0] == data
+
+
+def test_a_connection_for_each_request(generate):
+    data, requests = made(generate, requests=50, one_each=True)
+    numbers, _, clients = requests_in(data)
+    assert numbers == list(range(50)) and len(clients) == 50 == requests
+
+
+@pytest.mark.parametrize("variant", ["disordered", "duplicated", "overlapping", "cut", "bytes"])
+def test_variants_hold_the_same_requests(generate, tmp_path, variant):
+    """Another order, more or other packets, the same requests: found by `replay show`, byte by byte in their headers and by digest in their bodies."""
+    rows = []
+    clean, few = made(generate, requests=120, connections=9, seed=5), 120
+    data, requests = made(generate, requests=120, connections=9, seed=5, variant=variant)
+    assert requests == few and data != clean[0]
+    for name, content in (("clean", clean[0]), (variant, data)):
+        path = tmp_path / f"{name}.pcap"
+        path.write_bytes(content)
+        done = subprocess.run([sys.executable, "-m", "replay", "show", "--json", path], capture_output=True, check=True)
+        rows.append(sorted((r["target"], json.dumps(r["headers"]), r["body_sha256"], r["client"]) for r in map(json.loads, done.stdout.splitlines())))
+    assert rows[0] == rows[1] and len(rows[0]) == few
+
+
+def test_streams_are_the_connections(generate):
+    """What the streams hold is what the capture's clients sent: all requests, each connection's together and in order."""
+    into = io.BytesIO()
+    generate.write_streams(into, requests=200, connections=9, seed=2)
+    data = into.getvalue()
+    seen, at, connections = [], 0, 0
+    while at < len(data):
+        length = int.from_bytes(data[at : at + 8], "little")
+        numbers = [int(one[:8]) for one in data[at + 8 : at + 8 + length].split(b"/api/v2/customers/")[1:]]
+        assert numbers == sorted(numbers)
+        seen += numbers
+        at += 8 + length
+        connections += 1
+    assert sorted(seen) == list(range(200)) and connections == 9
+
+
+def test_a_bar_is_judged_by_minima_and_medians(measure):
+    def verdict(low, middle, sense=measure.AT_MOST):
+        return measure.bar("x", {"min": low, "median": middle}, sense, 10, 5)["verdict"]
+
+    assert [verdict(4, 5), verdict(4, 6), verdict(9, 11), verdict(11, 12)] == ["stretch", "reach", "in part", "missed"]
+    assert [verdict(10, 10, measure.AT_LEAST), verdict(4, 6, measure.AT_LEAST)] == ["stretch", "missed"]
+
+
+def test_a_lost_request_ends_a_benchmark(measure):
+    with pytest.raises(SystemExit, match="found 9 of 10"):
+        measure.exactly("x", 9, 10)
