@@ -5,6 +5,7 @@ import io
 import json
 import os
 import pathlib
+import shutil
 import subprocess
 import sys
 import unittest.mock
@@ -69,6 +70,25 @@ def test_memory(tmp_path):
     small, _, large, piped = result["runs"]
     assert 50 <= small["requests"] < large["requests"] == piped["requests"] and large["requests"] % 50 == 0
     assert large["peak_mb"]["min"] > 1
+
+
+needs_nginx = pytest.mark.skipif(not (shutil.which("nginx") or os.path.exists("/usr/sbin/nginx")), reason="needs nginx")
+
+
+@needs_nginx
+@pytest.mark.skipif(not shutil.which("wrk"), reason="needs wrk")
+def test_send(tmp_path):
+    result = bench("bench_send.py", "--requests", "2000", "--connections", "50", "--seconds", "1", "--rounds", "1", tmp_path=tmp_path)
+    assert result["measured"]["replay"]["requests"]["min"] == 2000
+    assert [one["verdict"] != "not measured" for one in result["bars"]] == [True, True]
+
+
+@needs_nginx
+@pytest.mark.skipif(not (shutil.which("wrk") and shutil.which("h2load")), reason="needs wrk and h2load")
+def test_pipeline(tmp_path):
+    result = bench("bench_pipeline.py", "--requests", "2000", "--connections", "50", "--seconds", "1", "--rounds", "1", "--depth", "4", tmp_path=tmp_path)
+    assert set(result["measured"]) == {"replay", "wrk", "h2load"}
+    assert result["measured"]["h2load"]["requests"]["min"] == result["measured"]["replay"]["requests"]["min"] == 2000
 
 
 # ---- what they measure with --------------------------------------------------------------------------------------------------
