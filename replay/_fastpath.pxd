@@ -172,6 +172,7 @@ cdef enum RequestFlag:
     REQUEST_INCOMPLETE = 16       # show --incomplete only
     REQUEST_WRITE = 32            # method not safe (RFC 9110 9.2.1)
     REQUEST_AUTHORITY = 64        # authority_at/len come from the target, not from Host
+    REQUEST_HOST_CAPTURED = 128   # the captured head had a Host field (record)
 
 cdef struct Request:
     int64_t ts_ns                 # of the packet with its first byte
@@ -194,6 +195,8 @@ cdef struct Request:
     uint32_t authority_at         # what the shadow host is made of: the target's authority, else Host (show)
     uint32_t authority_len
     uint32_t flags                # RequestFlag
+    uint32_t captured_host_len    # record: the captured Host and target stand in front of data, in this order
+    uint32_t captured_target_len
     uint16_t status               # of the captured final reply; 0 unknown
     uint8_t version               # 10 or 11
     uint8_t framing               # Framing

@@ -29,6 +29,12 @@ PLAN_BYTES = 64 << 20
 #: Batches (of 512 requests at most) that reading may be ahead of a sender: enough for any pace, and little memory.
 _QUEUE_BATCHES = 4
 
+#: Requests that ended and were not judged or logged yet; beyond that they are counted as lost.
+_OUTCOMES = 1 << 17
+
+#: Bytes of a head that a line of the access log needs.
+_LOGGED_HEAD = 8192
+
 #: Batches that a listing may be ahead of its reader.
 _LISTING_BATCHES = 64
 
@@ -270,6 +276,7 @@ class _Way:
     queue: _fastpath.Queue
     sender: _fastpath.Sender
     outcomes: _fastpath.Outcomes | None
+    onward: _fastpath.Outcomes | None = None
     thread: threading.Thread | None = None
 
 
@@ -278,10 +285,13 @@ class Replay:
     """One run. `prepare`, `start`, then `running` and `snapshot` until it is over, then `result`.
 
     stop() may be called at any time, from a signal handler too.
+    log: `outcomes` gives each request that ended.  results: `lines` gives a line of JSON for each.  judged: endpoints and a time line are counted.
     """
 
     settings: Settings
     log: bool = False
+    results: bool = False
+    judged: bool = True
     errors: list[CaptureError] = field(default_factory=list)
     paths: list[str] = field(default_factory=list)
     plan: Plan | None = None
@@ -300,6 +310,9 @@ class Replay:
     _threads: list[threading.Thread] = field(default_factory=list)
     _failures: list[BaseException] = field(default_factory=list)
     _began: float = 0.0
+    _judge: Any = None
+    _judge_thread: threading.Thread | None = None
+    _lines: Any = None
     _finishing: bool = False
     _swept: bool = False
     started_at: float = 0.0
@@ -335,6 +348,14 @@ class Replay:
             targets: list[tuple[Target | None, list[Address]]] = list(zip(s.targets, self._addresses, strict=True))
             for target, addresses in [(None, [])] if s.dry_run else targets:
                 self._ways.append(self._way(target, addresses))
+        sources = [way.outcomes for way in self._ways if way.outcomes is not None]
+        if sources:
+            self._lines = _fastpath.Lines() if self.results else None
+            onward = [way.onward for way in self._ways if way.onward is not None]
+            names = [way.target.url for way in self._ways if way.target is not None]
+            self._judge = _fastpath.Judge(sources, forward=onward, lines=self._lines, names=names)
+            self._judge_thread = _thread("judge", self._judge.run, self._failures)
+            self._judge_thread.start()
         self._began = time.monotonic()
         self._threads = [_thread("ingest", self._read, self._failures)]
         for way in self._ways:
@@ -346,7 +367,8 @@ class Replay:
     def _way(self, target: Target | None, addresses: list[Address]) -> _Way:
         s = self.settings
         queue = _fastpath.Queue(self._pool, _QUEUE_BATCHES)
-        outcomes = _fastpath.Outcomes(1 << 17) if self.log else None
+        wanted = self.log or self.results or (self.judged and not s.dry_run)
+        outcomes = _fastpath.Outcomes(_OUTCOMES, head=_LOGGED_HEAD if self.log else 0) if wanted else None
         rate = s.pace.value if s.pace.kind == "rate" else 0.0
         speed = s.pace.value if s.pace.kind == "original" else 1.0
         try:
@@ -357,7 +379,7 @@ class Replay:
             )  # fmt: skip
         except OSError as error:
             raise ReplayError(f"cannot make a sender: {error.strerror}; raise the limit on open files (ulimit -n), or lower --connections") from None
-        return _Way(target, addresses, queue, sender, outcomes)
+        return _Way(target, addresses, queue, sender, outcomes, _fastpath.Outcomes(_OUTCOMES) if self.log else None)
 
     def _read(self) -> None:
         """The ingest thread: one pass after the other."""
@@ -369,7 +391,7 @@ class Replay:
                 capture = _fastpath.Capture(self.paths, stop=self._stop_reading)
                 ingest = _fastpath.Ingest(
                     capture, queues, self._pool, self._stop_reading, limit=left or 0, guard=self._guard,
-                    offset_ns=offset, loop=turn, last=False, **self._rules,
+                    offset_ns=offset, loop=turn, last=False, record=self.results, **self._rules,
                 )  # fmt: skip
                 before = self._now[0]
                 self._now = (before, capture, ingest, turn + 1)
@@ -402,10 +424,7 @@ class Replay:
         """False when all threads have ended. Call it now and then: `--duration` ends here."""
         limit = self.settings.duration_ns
         if limit is not None and not self._finishing and time.monotonic() - self._began >= limit / 1e9:
-            self._finishing = True
-            self._stop_reading.set()
-            for way in self._ways:
-                way.sender.finish()
+            self.finish()
         if self._failures:
             self.stop()
         return any(thread.is_alive() for thread in self._threads)
@@ -422,9 +441,50 @@ class Replay:
     def outcomes(self, most: int = 4096) -> Iterator[tuple[Target | None, list[Address], dict[str, Any]]]:
         """Requests that ended since the last call, with `log` only."""
         for way in self._ways:
-            if way.outcomes is not None:
-                for one in way.outcomes.get(most):
+            if way.onward is not None:
+                for one in way.onward.get(most):
                     yield way.target, way.addresses, one
+
+    def lines(self) -> bytes | None:
+        """A block of whole lines of JSON, with `results` only; None when there is none now."""
+        block: bytes | None = self._lines.take() if self._lines is not None else None
+        return block
+
+    def finish(self) -> None:
+        """Begins nothing more, as at the end of `--duration`: what is under way is drained, the rest is dropped as stopped."""
+        if not self._finishing:
+            self._finishing = True
+            self._stop_reading.set()
+            for way in self._ways:
+                way.sender.finish()
+
+    def settle(self) -> None:
+        """When nothing runs any more: accounts for what a stop left over, and lets the judge read to the end. Then outcomes and lines are complete."""
+        for thread in self._threads:
+            while thread.is_alive():
+                thread.join(0.05)
+        if not self._swept:
+            self._swept = True
+            for way in self._ways:
+                if not self._failures:
+                    way.sender.sweep()
+            self.ended_at = time.time()
+            if self._judge is not None and self._judge_thread is not None:
+                self._judge.end()
+                self._judge_thread.join()
+
+    def judgement(self) -> Counts | None:
+        """What the judge counted so far: `endpoints`, `timeline`, `response` (a histogram), `judged`; None without one."""
+        if self._judge is None:
+            return None
+        found: Counts = self._judge.counters() | {
+            "endpoints": self._judge.endpoints(),
+            "timeline": self._judge.timeline(),
+            "response": self._judge.response(),
+            "forward_lost": self._judge.forward_lost,
+            "results": None if self._lines is None else {"lines": self._lines.lines - self._lines.lost, "lost": self._lines.lost},
+        }
+        return found
 
     def snapshot(self) -> Counts:
         """Counters of now: `ingest`, `senders` (one a target, as `targets`), `read` (bytes), `elapsed_s`. Any thread may ask."""
@@ -468,17 +528,22 @@ class Replay:
 
     def result(self) -> Counts:
         """Everything that was counted; all threads have ended. Raises what a thread raised."""
+        self.settle()
         _join(self._threads, self._failures)
-        if not self._swept:
-            self._swept = True
-            for way in self._ways:
-                way.sender.sweep()
-            self.ended_at = time.time()
         found = self.snapshot()
         ingest = found["ingest"]
         if ingest is None:
             raise ReplayError("nothing was read, though no thread failed: please report this")
-        return found | {
+        return found | self._told()
+
+    def so_far(self) -> Counts:
+        """As `result`, while it runs: the numbers need not add up yet."""
+        found = self.snapshot()
+        return found | self._told()
+
+    def _told(self) -> Counts:
+        return {
+            "judged": self.judgement(),
             "addresses": [way.addresses for way in self._ways],
             "histograms": self.histograms(),
             "faults": list(self._faults.values()),

@@ -15,37 +15,46 @@ from collections.abc import Iterable
 
 __all__ = ["Histogram", "slot_ends"]
 
-_DIGITS = 3
-_HALF = 1024
-_BUCKETS = 22
-_SLOTS = (_BUCKETS + 1) * _HALF
 _HIGHEST = 3_600_000_000
 _COOKIE = 0x1C849303 | 0x10
 _COMPRESSED_COOKIE = 0x1C849304 | 0x10
 _QUANTILES = {"p50": 0.5, "p90": 0.9, "p99": 0.99, "p99_9": 0.999}
+#: significant digits -> (bits of half a bucket, buckets): 3 for whole runs, 2 for each endpoint
+_SHAPES = {3: (10, 22), 2: (7, 25)}
+
+
+def _slots(digits: int) -> int:
+    bits, buckets = _SHAPES[digits]
+    return (buckets + 1) << bits
 
 
 class Histogram:
-    """Counts a slot, as the engine gives them (bytes of native int64) or as a list.
+    """Counts a slot, as the engine gives them (bytes of native int64 with 3 significant digits, of int32 with 2) or as a list.
 
     Raises ValueError for another number of slots.
     """
 
-    __slots__ = ("_pairs", "counts")
+    __slots__ = ("_pairs", "counts", "digits")
 
-    def __init__(self, counts: bytes | Iterable[int] | None = None) -> None:
+    def __init__(self, counts: bytes | Iterable[int] | None = None, digits: int = 3) -> None:
+        if digits not in _SHAPES:
+            raise ValueError(f"significant digits are 2 or 3, not {digits}")
+        self.digits = digits
         self._pairs: list[tuple[int, int]] | None = None
+        slots = _slots(digits)
         if counts is None:
-            self.counts = array("q", bytes(8 * _SLOTS))
+            self.counts = array("q", bytes(8 * slots))
         elif isinstance(counts, (bytes, bytearray, memoryview)):
-            self.counts = array("q", bytes(counts))
+            self.counts = array("q", bytes(counts)) if digits == 3 else array("q", array("i", bytes(counts)))
         else:
             self.counts = array("q", counts)
-        if len(self.counts) != _SLOTS:
-            raise ValueError(f"a histogram has {_SLOTS} slots, not {len(self.counts)}")
+        if len(self.counts) != slots:
+            raise ValueError(f"a histogram of {digits} digits has {slots} slots, not {len(self.counts)}")
 
     def add(self, other: Histogram) -> None:
-        """Adds the counts of another one."""
+        """Adds the counts of another one. Raises ValueError when its precision is another."""
+        if other.digits != self.digits:
+            raise ValueError(f"histograms of {self.digits} and {other.digits} digits cannot be added")
         for at, count in other._used():
             self.counts[at] += count
         self._pairs = None
@@ -65,7 +74,7 @@ class Histogram:
     @property
     def max(self) -> int:
         """The largest value, within its slot; 0 when there is none."""
-        return max((_value(at) for at, _ in self._used()), default=0)
+        return max((_value(at, self.digits) for at, _ in self._used()), default=0)
 
     def percentile(self, share: float) -> int | None:
         """The smallest value that at least this share (0 to 1) of all values does not exceed; None when there is none."""
@@ -77,7 +86,7 @@ class Histogram:
         for at, count in self._used():
             seen += count
             if seen >= need:
-                return _value(at)
+                return _value(at, self.digits)
         raise AssertionError("the counts changed while they were read")
 
     def as_dict(self) -> dict[str, int | str | None]:
@@ -96,21 +105,64 @@ class Histogram:
                 _zigzag(payload, next_at - at)  # so many zeros
             _zigzag(payload, count)
             next_at = at + 1
-        head = struct.pack(">iiiiqqd", _COOKIE, len(payload), 0, _DIGITS, 1, _HIGHEST, 1.0)
+        head = struct.pack(">iiiiqqd", _COOKIE, len(payload), 0, self.digits, 1, _HIGHEST, 1.0)
         packed = zlib.compress(head + bytes(payload), 6)
         return base64.b64encode(struct.pack(">ii", _COMPRESSED_COOKIE, len(packed)) + packed).decode("ascii")
 
 
-def _value(at: int) -> int:
+    @classmethod
+    def decode(cls, text: str) -> Histogram:
+        """The histogram of an encoding that `encode` made. Raises ValueError for anything else."""
+        try:
+            packed = base64.b64decode(text, validate=True)
+            cookie, length = struct.unpack_from(">ii", packed)
+            unpacker = zlib.decompressobj()
+            raw = unpacker.decompress(packed[8 : 8 + length], 1 << 20)
+            inner, size, offset, digits, lowest, highest, ratio = struct.unpack_from(">iiiiqqd", raw)
+        except (ValueError, struct.error, zlib.error) as error:
+            raise ValueError(f"no histogram: {error}") from None
+        same = (cookie, inner, offset, lowest, highest, ratio) == (_COMPRESSED_COOKIE, _COOKIE, 0, 1, _HIGHEST, 1.0)
+        if not same or digits not in _SHAPES or 40 + size > len(raw):
+            raise ValueError("no histogram of this program: another layout")
+        made, at, place, end = cls(digits=digits), 0, 40, 40 + size
+        while place < end:
+            value, place = _unzigzag(raw, place, end)
+            if value < 0:
+                at -= value
+            elif at < len(made.counts):
+                made.counts[at] = value
+                at += 1
+            if at > len(made.counts) or (value >= 0 and at == len(made.counts) and place < end):
+                raise ValueError("no histogram of this program: too many slots")
+        return made
+
+
+def _value(at: int, digits: int) -> int:
     """The highest value that is counted in this slot."""
-    bucket = max(0, (at >> 10) - 1)
-    within = at - (bucket << 10)
+    bits = _SHAPES[digits][0]
+    bucket = max(0, (at >> bits) - 1)
+    within = at - (bucket << bits)
     return ((within + 1) << bucket) - 1
 
 
 def slot_ends() -> list[int]:
     """The highest value of each slot, microseconds, in order."""
-    return [_value(at) for at in range(_SLOTS)]
+    return [_value(at, 3) for at in range(_slots(3))]
+
+
+def _unzigzag(raw: bytes, place: int, end: int) -> tuple[int, int]:
+    """A ZigZag LEB128 number at `place`, and the place behind it."""
+    bits = shift = 0
+    for turn in range(9):
+        if place >= end:
+            raise ValueError("no histogram: it ends too early")
+        byte = raw[place]
+        place += 1
+        bits |= (byte if turn == 8 else byte & 0x7F) << shift
+        shift += 7
+        if byte < 0x80:
+            break
+    return (bits >> 1) ^ -(bits & 1), place
 
 
 def _zigzag(out: bytearray, value: int) -> None:

@@ -15,10 +15,13 @@ from typing import Any
 
 from replay import __version__
 from replay.histogram import Histogram
+from replay.judge import endpoints as judging
+from replay.judge.hints import hints as judge_hints
+from replay.judge.hints import worst
 from replay.settings import Settings
 from replay.units import show_count, show_duration, show_rate, show_share
 
-__all__ = ["access_line", "build", "check", "endpoint", "hint", "mask", "share_text", "summary", "text", "when", "write"]
+__all__ = ["access_line", "build", "check", "endpoint", "gate_text", "hint", "mask", "share_text", "summary", "text", "when", "write"]
 
 SCHEMA = 1
 _HISTOGRAMS = ("latency_us", "service_us", "lag_us", "production_us")
@@ -28,8 +31,10 @@ _SECRET = re.compile(r"(?i)^(authorization|proxy-authorization|cookie|x-api-key|
 # ---- the report ----------------------------------------------------------------------------------------------------------
 
 
-def build(settings: Settings, found: dict[str, Any], *, command: list[str], started: float, ended: float, notes: Iterable[str] = ()) -> dict[str, Any]:
-    """The report of a run, from what `engine.Replay.result` gives. command: the words of the command line."""
+def build(
+    settings: Settings, found: dict[str, Any], *, command: list[str], started: float, ended: float, notes: Iterable[str] = (), final: bool = True
+) -> dict[str, Any]:
+    """The report of a run, from what `engine.Replay.result` gives. command: the words of the command line.  final: it is over, so the ledger must add up."""
     ingest, senders = found["ingest"], found["senders"]
     ledger = _ledger(settings, ingest, senders)
     selection = settings.selection
@@ -60,6 +65,9 @@ def build(settings: Settings, found: dict[str, Any], *, command: list[str], star
         "lost_estimated": ingest["lost_estimated"],
         "status": _status(senders),
         "status_change": _sum(sender["status_change"] for sender in senders),
+        "status_captured": {str(code): n for code, n in sorted(_sum(sender["status_captured"] for sender in senders).items())},
+        "status_known": sum(sender["status_known"] for sender in senders),
+        "status_same": sum(sender["status_same"] for sender in senders),
     }
     for name in _HISTOGRAMS:
         total = Histogram()
@@ -91,8 +99,25 @@ def build(settings: Settings, found: dict[str, Any], *, command: list[str], star
         "never_connected": found["never_connected"],
         "notes": list(notes),
     }
-    check(report)
+    _judged(report, found.get("judged"))
+    if final:
+        check(report)
+    report["hints"] = judge_hints(report)
     return report
+
+
+def _judged(report: dict[str, Any], judged: dict[str, Any] | None) -> None:
+    """Adds what the judge counted: `response_us`, `endpoints` (worst first), `timeline`, `results`."""
+    if judged is None:
+        report |= {"response_us": Histogram().as_dict(), "endpoints": [], "timeline": judging.timeline(None, 100_000_000, []), "not_judged": 0}
+        return
+    report["response_us"] = Histogram(judged["response"]).as_dict()
+    report["endpoints"] = judging.build(judged["endpoints"])
+    report["timeline"] = judging.timeline(*judged["timeline"])
+    report["not_judged"] = sum(target["log_lost"] for target in report["targets"].values()) + judged["not_judged"]
+    if judged["results"] is not None:
+        lost = judged["results"]["lost"] + sum(target["log_lost"] for target in report["targets"].values())
+        report["results"] = {"lines": judged["results"]["lines"], "lost": lost}
 
 
 def _ledger(settings: Settings, ingest: dict[str, Any], senders: list[dict[str, Any]]) -> dict[str, Any]:
@@ -245,11 +270,20 @@ def summary(report: dict[str, Any]) -> list[str]:
     if report["dry_run"] and n["selected"]:
         planned = report["rate"]["planned_s"]
         lines.append(_line("would take", None, "as long as it takes (pace max)" if planned is None else show_duration(planned * 1e9)))
-    lines += [f"note: {note}" for note in report["notes"]][: 23 - len(lines)]
+    for at, row in enumerate(worst(report, max(0, min(3, 22 - len(lines))))):
+        lines.append(_line("worst endpoints" if at == 0 else "", None, row))
     advice = hint(report)
+    rest = [f"note: {note}" for note in report["notes"]] + [f"hint: {one}" for one in report["hints"]]
+    rest += [f"gate failed: {gate_text(gate)}" for gate in report.get("gates", []) if gate["failed"]]
+    lines += rest[-max(0, 24 - len(lines)) :] if len(lines) < 24 else []
     if advice:
         lines.append(f"next: {advice}")
     return lines
+
+
+def gate_text(gate: dict[str, Any]) -> str:
+    """A gate of a report in one line."""
+    return f"{gate['expression']}: {gate['value']}, bound {gate['bound']}" + (f", at {gate['where']}" if gate["where"] else "")
 
 
 def _line(name: str, value: int | None, text: str) -> str:

@@ -8,6 +8,7 @@ import shlex
 import signal
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from typing import IO, Any
 
@@ -15,7 +16,7 @@ import click
 
 from replay import report, units
 from replay.capture.source import as_error
-from replay.cli import accesslog, options, planned
+from replay.cli import accesslog, gating, options, planned, results
 from replay.cli.group import close_stdout
 from replay.cli.progress import Progress
 from replay.engine import Replay
@@ -52,6 +53,10 @@ _POLL_S = 0.05
 @click.option("--allow-production", is_flag=True, help="Send although the target is a server of the capture.")
 @click.option("--dry-run/--no-dry-run", "dry_run", help="Everything but connecting (without --to it is one anyway).")
 @click.option("--report", "report_file", metavar="FILE.json", help="Write the whole result there.")
+@click.option("--results", metavar="FILE.jsonl[.zst]", help="A line of JSON a selected request: what was captured, what became of it.")
+@click.option("--fail-if", multiple=True, metavar="EXPR", help="Exit with 1 when it holds: 'status_change > 0.5%', 'latency_us.p99 > 250ms' (repeatable).")
+@click.option("--stop-if", multiple=True, metavar="EXPR", help="End the run as soon as it holds, and exit with 1 (repeatable).")
+@click.option("--allow-empty", is_flag=True, help="Gates accept that nothing was selected.")
 @click.option("--access-log", metavar="FILE", help="A line a request, in Envoy's default format (- is standard error).")
 @click.option("--json", "as_json", is_flag=True, help="The result on standard output as one JSON object, and nothing else there.")
 @options.metrics
@@ -82,26 +87,42 @@ def run(ctx: click.Context, /, captures: tuple[str, ...], to: tuple[str, ...], q
         timeout_ns=given["timeout"],
         drain_ns=given["drain"],
     )
-    with accesslog.opened(given["access_log"]) as log:
+    gates = gating.parsed(given["fail_if"], given["stop_if"], given["allow_empty"])
+    with accesslog.opened(given["access_log"]) as log, results.opened(given["results"]) as lines:
         _writable(given["report_file"])
         words = sys.argv[1:]
         sends = [word for word in words if word not in ("--dry-run", "--no-dry-run")]
         sends += [] if targets else ["--to", "http://SHADOW:PORT"]
         sends += ["--no-dry-run"] if given["dry_run"] and "--dry-run" not in words else []  # it stands in a configuration
         code = perform(
-            settings, words=words, sends=sends, log=log, report_file=given["report_file"], as_json=given["as_json"], quiet=quiet, metrics=given["metrics"]
+            settings, words=words, sends=sends, log=log, lines=lines, gates=gates, report_file=given["report_file"], as_json=given["as_json"], quiet=quiet,
+            metrics=given["metrics"],
         )
     ctx.exit(code)
 
 
 def perform(
-    settings: Settings, *, words: list[str], log: IO[str] | None, report_file: str | None, as_json: bool, quiet: bool, sends: list[str] | None = None,
+    settings: Settings,
+    *,
+    words: list[str],
+    log: IO[str] | None,
+    report_file: str | None,
+    as_json: bool,
+    quiet: bool,
+    sends: list[str] | None = None,
+    lines: IO[bytes] | None = None,
+    gates: gating.Gates | None = None,
     metrics: tuple[str, int] | None = None,
 ) -> int:
     """Runs it to its end, tells what is to be told, and gives the exit code.
 
-    words: of the command line.  sends: the words that send what a dry run only shows."""
-    replay = Replay(settings, log=log is not None)
+    words: of the command line.  sends: the words that send what a dry run only shows.  lines: where `--results` goes."""
+    replay = Replay(settings, log=log is not None, results=lines is not None)
+    gates = gates or gating.Gates()
+
+    def so_far() -> dict[str, Any]:
+        return report.build(settings, replay.so_far(), command=["replay", *words], started=replay.started_at, ended=time.time(), final=False)
+
     with _signals(replay), options.served(metrics, replay) as served:
         if served and not quiet:
             _tell(f"metrics at http://{served}/metrics")
@@ -115,16 +136,22 @@ def perform(
         asked = planned.asked(settings, plan)
         with Progress(enabled=not quiet and not as_json and not settings.dry_run, span_ns=planned.duration(settings, plan), asked=asked) as progress:
             writer = accesslog.LogWriter(replay, log)
+            results_writer = results.ResultsWriter(replay, lines)
             while replay.running:
                 replay.wait(_POLL_S)
                 seen = replay.snapshot()
                 limits.look(seen)
                 if progress.shown:
                     progress.update(seen, replay.lag_us())
+                if seen["ingest"] is not None and gates.look(so_far):
+                    replay.finish()
+            replay.settle()
             writer.end()
+            results_writer.end()
         found = replay.result()
     found["limited_by"] = limits.verdict(found)
     whole = report.build(settings, found, command=["replay", *words], started=replay.started_at, ended=replay.ended_at, notes=planned.notes(settings, found))
+    whole["gates"] = gates.judge(whole)
     for fault in found["faults"]:
         _tell(f"replay run: {'' if fault['fatal'] else 'warning: '}{as_error(fault)}")
     if settings.dry_run and sends:
@@ -133,6 +160,8 @@ def perform(
         _write_report(report_file, whole)
     code = _code(replay, whole)
     hint = report.hint(whole)
+    if as_json or quiet:
+        _tell(*(f"replay run: gate failed: {report.gate_text(gate)}" for gate in whole["gates"] if gate["failed"]))
     if code in (3, 4, 5) and hint and (as_json or quiet):
         _tell(f"replay run: {hint}")
     _print(whole, as_json, ["replay", *sends] if settings.dry_run and sends and whole["ledger"]["selected"] else [])
@@ -147,7 +176,9 @@ def _code(replay: Replay, whole: dict[str, Any]) -> int:
         return 130
     if replay.errors or any(fault["fatal"] for fault in whole["faults"]) or not whole["ledger"]["found"]:
         return 4
-    return 5 if whole["never_connected"] else 0
+    if whole["never_connected"]:
+        return 5
+    return 1 if any(gate["failed"] for gate in whole["gates"]) else 0
 
 
 # ---- during ------------------------------------------------------------------------------------------------------------------

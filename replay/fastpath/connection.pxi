@@ -98,6 +98,7 @@ cdef struct SenderState:
     const int64_t* guard_hit      # NULL: no guard
     PointerRing* outcomes         # NULL: nobody wants them
     uint64_t outcomes_slots
+    uint32_t outcomes_head        # bytes of a head that a record keeps
     int queue_fd
     int stop_fd
     # settings
@@ -243,7 +244,7 @@ cdef inline void sender_let_go(SenderState* s, SenderItem* item) noexcept nogil:
     if item.batch == NULL:
         return
     if s.outcomes != NULL and item.note == NULL:
-        item.note = note_make(item.row)
+        item.note = note_make(item.row, s.outcomes_head)
     batch_release(item.batch)
     item.batch = NULL
     item.row = NULL

@@ -49,6 +49,7 @@ cdef struct Engine:               # owned by one Ingest; one thread writes, othe
     bint split_by_network
     bint show
     bint show_incomplete
+    bint record                   # rows carry the captured Host and target and the body's digest (results)
     bint collect                  # rows are wanted at all
     Rules rules
     # connections
@@ -226,7 +227,7 @@ cdef class Ingest:
         self.kept = []
         self.has_decoder = False
 
-    def __init__(self, PacketSource source not None, queues, Pool pool not None, Stop stop not None, *, bint show=False, bint incomplete=False,
+    def __init__(self, PacketSource source not None, queues, Pool pool not None, Stop stop not None, *, bint show=False, bint incomplete=False, bint record=False,
                  int64_t share=1_000_000, str sample_by="request", uint64_t seed=0, methods=None, path=None, host=None, client=(), server=(),
                  ports=(), since_ns=None, until_ns=None, int64_t limit=0, suffix=b"-shadow", set_host=None, set_headers=(), add_headers=(),
                  remove_headers=(), str trace="keep", bint loose=False, bint split_by_network=False, uint64_t max_head=65536,
@@ -245,6 +246,7 @@ cdef class Ingest:
         self.queues = list(queues)
         g.show, g.show_incomplete, g.split_by_network = show, show and incomplete, split_by_network
         g.collect = len(self.queues) > 0
+        g.record = record and not show
         g.max_head = 256 if max_head < 256 else max_head if max_head < 16 << 20 else 16 << 20
         g.max_body = max_body if max_body < <uint64_t>1 << 40 else <uint64_t>1 << 40
         g.max_connections = max_connections if max_connections > 16 else 16

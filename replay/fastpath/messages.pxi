@@ -70,6 +70,8 @@ cdef struct Message:              # a request from the end of its head until it 
     uint32_t host_len
     uint32_t authority_at
     uint32_t authority_len
+    uint32_t captured_host_len    # record: in front of the rewritten head in buf, and behind it
+    uint32_t captured_target_len  # … the captured target
     uint32_t flags                # RequestFlag
     uint32_t head_flags           # HeadFlag
     uint16_t status
@@ -184,6 +186,8 @@ cdef void message_body(Engine* g, Message* m, const uint8_t* raw, size_t raw_len
         if body_len and m.wanted:
             digest_update(m, body, body_len)
         return
+    if g.record and body_len and m.wanted:
+        digest_update(m, body, body_len)
     if m.body_len > g.max_body or m.len + raw_len > g.max_body + g.max_head + m.head_len + m.body_len:
         message_fails(g, m, INCOMPLETE_TOO_LARGE)
         return
@@ -233,7 +237,7 @@ cdef void message_ends(Engine* g, Conn* c, int side) noexcept nogil:
         c.flow[1 - side].certain = 0
     if not m.incomplete:
         m.whole = 1
-        if g.show:
+        if g.show or (g.record and m.wanted):
             digest_end(m)
         if m.flags & REQUEST_CONNECT or (m.head_flags & HEAD_UPGRADE and not m.replied):
             f.state = ST_HOLD
@@ -466,6 +470,7 @@ cdef void request_head(Engine* g, Conn* c, int side, const uint8_t* p, size_t n,
     cdef uint32_t origin_at = 0
     cdef int parsed = head_parse(p, n, x, False, &h)
     cdef uint8_t key[40]
+    cdef uint32_t before          # bytes in front of the rewritten head
     c.index += 1
     f.spoke = 1
     f.buf_len = 0
@@ -546,12 +551,21 @@ cdef void request_head(Engine* g, Conn* c, int side, const uint8_t* p, size_t n,
         return
     if m.wanted and not g.show:
         if m.host_state == HOST_OK and not m.ambiguous and not m.loops and not (h.flags & HEAD_CONNECT):
-            if message_room(g, m, rewrite_bound(&g.rules, &h) + (h.content_length if 0 < h.content_length <= 4096 else 0)) < 0:
+            if g.record:
+                m.captured_host_len = h.host_len if h.hosts else 0
+                m.captured_target_len = h.target_len
+                if h.hosts:
+                    m.flags |= REQUEST_HOST_CAPTURED
+            before = m.captured_host_len + m.captured_target_len
+            if message_room(g, m, before + rewrite_bound(&g.rules, &h) + (h.content_length if 0 < h.content_length <= 4096 else 0)) < 0:
                 message_fails(g, m, INCOMPLETE_EVICTED)
             else:
-                m.len = rewrite_head(&g.rules, p, &h, host, origin_at, m.buf, &m.host_at, &m.target_at, &m.target_len)
-                m.host_len = <uint32_t>(g.rules.literal.n if g.rules.has_literal else host.n + (g.rules.suffix.n if g.rules.has_suffix else 0))
+                memcpy(m.buf, p + h.host_at, m.captured_host_len)
+                memcpy(m.buf + m.captured_host_len, p + h.target_at, m.captured_target_len)
+                m.len = rewrite_head(&g.rules, p, &h, host, origin_at, m.buf + before, &m.host_at, &m.target_at, &m.target_len)
                 m.head_len = <uint32_t>m.len
+                m.len += before
+                m.host_len = <uint32_t>(g.rules.literal.n if g.rules.has_literal else host.n + (g.rules.suffix.n if g.rules.has_suffix else 0))
                 m.flags |= REQUEST_HAS_HOST
                 g.window_bytes += m.len
         else:

@@ -26,7 +26,8 @@ SENDER_OUTCOMES = (None, "answered", "unanswered", "dropped")
 
 cdef enum:
     LEDGER_PAIRS = 2048           # slots of the table of status changes; at most half are used
-    NOTE_HEAD = 8192              # bytes of a request's head that its record keeps
+    NOTE_HEAD = 8192              # bytes of a request's head that its record keeps, unless told otherwise
+    NOTE_TARGET = 65536           # bytes of a target or Host that a record keeps
 
 
 cdef struct LedgerPair:
@@ -40,6 +41,7 @@ cdef struct SenderLedger:         # every field an int64 written by the sender's
     int64_t dropped[REASON_COUNT]
     int64_t unanswered[REASON_COUNT]
     int64_t status[1000]
+    int64_t captured[1000]        # of the answered, by their captured status; 0 is unknown
     int64_t connections_opened
     int64_t connections_open
     int64_t connect_failed
@@ -69,7 +71,7 @@ cdef struct SenderLedger:         # every field an int64 written by the sender's
     Histogram production          # captured: first byte of the reply minus first byte of the request
 
 cdef struct SenderNote:           # one request that ended; owned by its item, then by the ring, then by get()
-    Request row                   # data points to the bytes behind this struct
+    Request row                   # data points to the bytes behind this struct, with the captured Host and target in front of it
     int64_t due_ns                # CLOCK_MONOTONIC; 0 none
     int64_t sent_ns
     int64_t first_byte_ns
@@ -81,6 +83,8 @@ cdef struct SenderNote:           # one request that ended; owned by its item, t
     int32_t status
     uint8_t outcome
     uint8_t reason
+    uint8_t has_digest
+    uint8_t digest[32]            # SHA-256 of the decoded body
 
 
 cdef void ledger_status(SenderLedger* l, int captured, int shadow) noexcept nogil:
@@ -88,6 +92,7 @@ cdef void ledger_status(SenderLedger* l, int captured, int shadow) noexcept nogi
     cdef int64_t key = captured * 1000 + shadow
     cdef uint32_t at = <uint32_t>(<uint32_t>key * <uint32_t>2654435769) >> 21
     count_add(&l.status[shadow], 1)
+    count_add(&l.captured[captured], 1)
     if captured <= 0:
         return
     count_add(&l.status_known, 1)
@@ -106,20 +111,41 @@ cdef void ledger_status(SenderLedger* l, int captured, int shadow) noexcept nogi
     count_add(&l.pairs[at].count, 1)
 
 
-cdef SenderNote* note_make(const Request* row) noexcept nogil:
-    """A record of this request with the bytes of its head; NULL without memory."""
-    cdef size_t keep = row.head_len if row.head_len < NOTE_HEAD else NOTE_HEAD
+cdef SenderNote* note_make(const Request* row, uint32_t head) noexcept nogil:
+    """A record of this request with at most `head` bytes of its head, or as many as its target needs; NULL without memory."""
+    cdef size_t through = <size_t>row.target_at + (row.target_len if row.target_len < NOTE_TARGET else NOTE_TARGET)
+    cdef size_t keep = row.head_len if row.head_len < head else head
+    cdef size_t host = row.captured_host_len if row.captured_host_len < NOTE_TARGET else NOTE_TARGET
+    cdef size_t target = row.captured_target_len if row.captured_target_len < NOTE_TARGET else NOTE_TARGET
     cdef SenderNote* note
+    cdef uint8_t* out
+    if keep < through:
+        keep = through
+    if row.flags & REQUEST_HAS_HOST and head == 0 and row.host_at + row.host_len > keep and row.captured_target_len:
+        keep = row.host_at + (row.host_len if row.host_len < NOTE_TARGET else NOTE_TARGET)
     if keep > row.length:
         keep = <size_t>row.length
-    note = <SenderNote*>malloc(sizeof(SenderNote) + keep)
+    note = <SenderNote*>malloc(sizeof(SenderNote) + host + target + keep)
     if note == NULL:
         return NULL
     memset(note, 0, sizeof(SenderNote))
     note.row = row[0]
-    memcpy(<uint8_t*>(note + 1), row.data, keep)
-    note.row.data = <const uint8_t*>(note + 1)
+    out = <uint8_t*>(note + 1)
+    if host or target:
+        memcpy(out, row.data - row.captured_target_len - row.captured_host_len, host)
+        memcpy(out + host, row.data - row.captured_target_len, target)
+        note.row.captured_host_len, note.row.captured_target_len = <uint32_t>host, <uint32_t>target
+    out += host + target
+    memcpy(out, row.data, keep)
+    note.row.data = out
     note.row.head_len = <uint32_t>keep
+    if note.row.target_at + note.row.target_len > keep:
+        note.row.target_len = <uint32_t>(keep - note.row.target_at) if keep > note.row.target_at else 0
+    if note.row.host_at + note.row.host_len > keep:
+        note.row.host_len = <uint32_t>(keep - note.row.host_at) if keep > note.row.host_at else 0
+    if row.digest != NULL:
+        memcpy(note.digest, row.digest, 32)
+        note.has_digest = 1
     note.row.digest = NULL
     return note
 
@@ -127,13 +153,16 @@ cdef SenderNote* note_make(const Request* row) noexcept nogil:
 cdef class Outcomes:
     """Records of requests that ended, from one sender to one reader.
 
-    slots: how many may wait; when they are full a record is lost and counted, the sender never waits."""
+    slots: how many may wait; when they are full a record is lost and counted, the sender never waits.
+    head: bytes of a head that a record keeps; 0: what its target (and, with `record`, its Host) needs."""
     cdef PointerRing ring
     cdef uint64_t slots           # 0: the ring was never made
+    cdef uint32_t head
 
-    def __cinit__(self, uint64_t slots=65536):
+    def __cinit__(self, uint64_t slots=65536, uint32_t head=NOTE_HEAD):
         if not 1 <= slots <= 1 << 24:
             raise ValueError("slots: 1 to 16777216")
+        self.head = head
         if ring_init(&self.ring, slots) < 0:
             raise MemoryError
         self.slots = slots
@@ -205,6 +234,7 @@ cdef dict ledger_dict(SenderLedger* l):
         "status": {i: count_get(&l.status[i]) for i in range(1000) if count_get(&l.status[i])},
         "status_change": {f"{l.pairs[i].key // 1000}>{l.pairs[i].key % 1000}": count_get(&l.pairs[i].count)
                           for i in range(LEDGER_PAIRS) if atomic_get(&l.pairs[i].key)},
+        "status_captured": {i: count_get(&l.captured[i]) for i in range(1, 1000) if count_get(&l.captured[i])},
         "status_known": count_get(&l.status_known), "status_same": count_get(&l.status_same),
         "status_change_other": count_get(&l.status_change_other),
         "connections_opened": count_get(&l.connections_opened), "connections_open": count_get(&l.connections_open),

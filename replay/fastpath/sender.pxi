@@ -26,7 +26,7 @@ cdef void sender_note(SenderState* s, SenderItem* item, int32_t address, int out
     cdef SenderNote* note = item.note
     item.note = NULL
     if note == NULL and item.batch != NULL and ring_count(s.outcomes) < s.outcomes_slots:
-        note = note_make(item.row)
+        note = note_make(item.row, s.outcomes_head)
     if note == NULL:
         count_add(&s.ledger.outcomes_lost, 1)
         return
@@ -563,10 +563,12 @@ cdef void sender_drop_row(SenderState* s, Request* row, int64_t due_ns, int reas
     count_add(&s.ledger.dropped[reason], 1)
     if s.outcomes == NULL:
         return
+    while s.dry and ring_count(s.outcomes) >= s.outcomes_slots and not atomic_get(s.stop_flag):
+        poll(NULL, 0, 1)          # a dry run has no shadow to be late for: its records wait for their reader
     if ring_count(s.outcomes) >= s.outcomes_slots:
         count_add(&s.ledger.outcomes_lost, 1)
         return
-    note = note_make(row)
+    note = note_make(row, s.outcomes_head)
     if note == NULL:
         count_add(&s.ledger.outcomes_lost, 1)
         return
@@ -917,6 +919,7 @@ cdef class Sender:
         if outcomes is not None:
             s.outcomes = &outcomes.ring
             s.outcomes_slots = outcomes.slots
+            s.outcomes_head = outcomes.head
         s.connect_timeout_ns = connect_timeout_ns
         s.timeout_ns = timeout_ns
         s.drain_ns = drain_ns

@@ -203,7 +203,9 @@ cdef void batch_publish(Engine* g) noexcept nogil:
 
 
 cdef void batch_row(Engine* g, Message* m, uint8_t withheld, int64_t offset, int64_t n) noexcept nogil:
-    cdef uint64_t need = m.len + (32 if g.show else 0)
+    cdef bint digest = (g.show or g.record) and not m.incomplete
+    cdef uint64_t need = m.len + (32 if digest else 0)
+    cdef uint32_t before = m.captured_host_len + m.captured_target_len if m.len else 0
     cdef Request* r
     cdef Batch* batch = g.batch
     if not g.collect:
@@ -224,10 +226,12 @@ cdef void batch_row(Engine* g, Message* m, uint8_t withheld, int64_t offset, int
         memcpy(batch.arena + batch.used, m.buf, m.len)
     else:                         # its bytes are gone (a limit on memory): nothing may point into them
         m.head_len = m.method_len = m.target_at = m.target_len = m.host_at = m.host_len = m.authority_at = m.authority_len = 0
-    r.data = batch.arena + batch.used
-    r.length = m.len
+    r.data = batch.arena + batch.used + before
+    r.length = m.len - before
+    if before:
+        r.captured_host_len, r.captured_target_len = m.captured_host_len, m.captured_target_len
     batch.used += m.len
-    if g.show and not m.incomplete:
+    if digest:
         memcpy(batch.arena + batch.used, m.digest, 32)
         r.digest = batch.arena + batch.used
         batch.used += 32

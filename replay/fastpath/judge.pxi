@@ -1,0 +1,503 @@
+# Judging: the records of requests that ended, compared with what was captured of them: by endpoint, and over time.
+# One thread without the GIL, behind the senders; it never makes them wait. Then each record is passed on, or freed.
+# Must not know: sockets, files. How a record becomes a line is in results.pxi.
+
+cdef enum:
+    JUDGE_ENDPOINTS = 512         # told apart; what comes later is counted in one that is called (other)
+    JUDGE_SLOTS = 2048            # of the table; a power of two
+    JUDGE_NAME = 256              # bytes of "METHOD /path"
+    JUDGE_PAIRS = 16              # status changes of one endpoint told apart
+    JUDGE_BUCKETS = 512           # of the time line; full, two become one
+    JUDGE_TURN = 4096             # records of one sender in one turn
+    COARSE_HALF = 128             # as HISTOGRAM_HALF, for 2 significant digits
+    COARSE_BUCKETS = 25
+    COARSE_SLOTS = (COARSE_BUCKETS + 1) * COARSE_HALF
+
+cdef int64_t JUDGE_SLOWER_NS = 5000000   # slower: more than twice as long as in production, and by more than this
+
+cdef struct Coarse:               # a histogram of microseconds with 2 significant digits: 13 KiB
+    int32_t counts[COARSE_SLOTS]
+
+cdef struct JudgePair:
+    int32_t key                   # captured status * 1000 + shadow status
+    int64_t count
+
+cdef struct JudgeEndpoint:        # counters: one thread writes, others read
+    uint64_t hash
+    int64_t requests
+    int64_t answered
+    int64_t unanswered
+    int64_t dropped
+    int64_t known                 # answered, and the captured status is known
+    int64_t changed               # … and it is another
+    int64_t worse                 # … of a worse kind: an error where there was none, or a server's where there was a client's
+    int64_t compared              # first bytes of both replies have a time
+    int64_t slower
+    int64_t status[6]             # of the shadow's answers, by their first digit
+    int64_t captured[6]           # of the same requests
+    int64_t pairs_other
+    int64_t pairs_used
+    JudgePair pairs[JUDGE_PAIRS]
+    Coarse production             # captured: first byte of the reply minus first byte of the request; of those compared
+    Coarse response               # shadow: the same
+    Coarse latency                # whole reply minus due; of the answered
+    uint16_t name_len
+    uint8_t name[JUDGE_NAME]
+
+cdef struct JudgeBucket:          # one stretch of time
+    int64_t due                   # requests that were due in it
+    int64_t sent
+    int64_t answered
+    int64_t unanswered
+    int64_t dropped
+    int64_t status[6]
+    int64_t lag_sum_us            # of those sent in it
+    int64_t lag_max_us
+    int64_t service_sum_us        # of those that were answered in it
+    int64_t service_max_us
+    int64_t latency_sum_us
+    int64_t latency_max_us
+
+
+cdef inline void coarse_record(Coarse* h, int64_t value_ns) noexcept nogil:
+    cdef int64_t us = value_ns // 1000 if value_ns > 0 else 0
+    cdef int bucket
+    if us > HISTOGRAM_HIGHEST:
+        us = HISTOGRAM_HIGHEST
+    bucket = 56 - histogram_clz(<unsigned long long>us | (2 * COARSE_HALF - 1))
+    h.counts[(bucket + 1) * COARSE_HALF + <int>(us >> bucket) - COARSE_HALF] += 1
+
+
+# ---- endpoints: identifiers in a path are folded ---------------------------------------------------------------------------
+# A rule reads bytes alone, so that shards and nodes agree. Its twin in plain Python is `_reference.endpoints`.
+
+cdef inline bint fold_digit(uint8_t c) noexcept nogil:
+    return 48 <= c <= 57
+
+
+cdef inline bint fold_alnum(uint8_t c) noexcept nogil:
+    return 48 <= c <= 57 or 65 <= c <= 90 or 97 <= c <= 122
+
+
+cdef size_t fold_put(uint8_t* out, size_t at, size_t room, const char* text, size_t n) noexcept nogil:
+    if at + n > room:
+        n = room - at
+    memcpy(out + at, text, n)
+    return at + n
+
+
+cdef bint fold_uuid(const uint8_t* p, size_t n) noexcept nogil:
+    cdef size_t i
+    if n != 36:
+        return False
+    for i in range(36):
+        if i == 8 or i == 13 or i == 18 or i == 23:
+            if p[i] != 45:
+                return False
+        elif HTTP1_HEX[p[i]] < 0:
+            return False
+    return True
+
+
+cdef size_t fold_token(const uint8_t* p, size_t n, uint8_t before, uint8_t* out, size_t at, size_t room) noexcept nogil:
+    """A run of letters and digits. before: the byte in front of it, / at the beginning of a segment."""
+    cdef size_t i
+    cdef size_t digits = 0
+    cdef size_t hexes = 0
+    cdef size_t tail = 0
+    for i in range(n):
+        if fold_digit(p[i]):
+            digits += 1
+            tail += 1
+        else:
+            tail = 0
+        if HTTP1_HEX[p[i]] >= 0:
+            hexes += 1
+    if digits == n:
+        if n >= 3 or before == 47 or before == 45 or before == 95 or before == 58:
+            return fold_put(out, at, room, b"{n}", 3)
+        return fold_put(out, at, room, <const char*>p, n)
+    if hexes == n and n >= 8 and digits > 0:
+        return fold_put(out, at, room, b"{hex}", 5)
+    if n >= 16 and digits >= 2:
+        return fold_put(out, at, room, b"{id}", 4)
+    if tail >= 3:
+        at = fold_put(out, at, room, <const char*>p, n - tail)
+        return fold_put(out, at, room, b"{n}", 3)
+    return fold_put(out, at, room, <const char*>p, n)
+
+
+cdef size_t fold_segment(const uint8_t* p, size_t n, uint8_t* out, size_t at, size_t room) noexcept nogil:
+    cdef size_t i = 0
+    cdef size_t begin
+    cdef uint8_t before = 47
+    if fold_uuid(p, n):
+        return fold_put(out, at, room, b"{uuid}", 6)
+    if n == 10 and p[4] == 45 and p[7] == 45:
+        while i < 10 and (fold_digit(p[i]) or i == 4 or i == 7):
+            i += 1
+        if i == 10:
+            return fold_put(out, at, room, b"{date}", 6)
+    for i in range(n):
+        if p[i] == 64 or (p[i] == 37 and i + 2 < n and p[i + 1] == 52 and p[i + 2] == 48):
+            return fold_put(out, at, room, b"{mail}", 6)
+    i = 0
+    while i < n:
+        if fold_alnum(p[i]):
+            begin = i
+            while i < n and fold_alnum(p[i]):
+                i += 1
+            at = fold_token(p + begin, i - begin, before, out, at, room)
+        else:
+            at = fold_put(out, at, room, <const char*>(p + i), 1)
+            i += 1
+        before = p[i - 1]
+    return at
+
+
+cdef size_t fold_endpoint(const uint8_t* method, size_t method_len, const uint8_t* target, size_t n, uint8_t* out, size_t room) noexcept nogil:
+    """`METHOD /path` into out, at most `room` bytes (what is longer is cut); the query and matrix parameters are left out."""
+    cdef size_t i = 0
+    cdef size_t at = 0
+    cdef size_t begin, end
+    at = fold_put(out, 0, room, <const char*>method, method_len if method_len < 32 else 32)
+    at = fold_put(out, at, room, b" ", 1)
+    while i < n and target[i] != 63 and target[i] != 35:
+        if target[i] == 47:
+            at = fold_put(out, at, room, b"/", 1)
+            i += 1
+            continue
+        begin = i
+        end = n
+        while i < n and target[i] != 47 and target[i] != 63 and target[i] != 35:
+            if target[i] == 59 and end == n:
+                end = i
+            i += 1
+        if end > i:
+            end = i
+        at = fold_segment(target + begin, end - begin, out, at, room)
+    return at
+
+
+# ---- counting ----------------------------------------------------------------------------------------------------------------
+
+cdef struct JudgeState:
+    JudgeEndpoint* endpoints[JUDGE_ENDPOINTS + 1]    # owns; the last one is (other)
+    int64_t count                                     # of them without (other); atomic
+    int32_t table[JUDGE_SLOTS]                        # index + 1; 0 free
+    JudgeBucket buckets[JUDGE_BUCKETS]
+    int64_t bucket_ns
+    int64_t origin_ns             # CLOCK_MONOTONIC of the first bucket; 0 not yet
+    int64_t merges                # times that two buckets became one; odd while it happens
+    int64_t base_ns
+    int64_t judged
+    int64_t not_judged            # no memory
+    Histogram response
+
+
+cdef JudgeEndpoint* judge_endpoint(JudgeState* j, const Request* r) noexcept nogil:
+    """Its endpoint, made when it is new; NULL without memory."""
+    cdef uint8_t name[JUDGE_NAME]
+    cdef size_t n = fold_endpoint(r.data, r.method_len, r.data + r.target_at, r.target_len, name, JUDGE_NAME)
+    cdef uint64_t hash = xxh64(name, n, 0)
+    cdef uint32_t slot = <uint32_t>hash & (JUDGE_SLOTS - 1)
+    cdef JudgeEndpoint* e
+    cdef bint other = False
+    while j.table[slot]:
+        e = j.endpoints[j.table[slot] - 1]
+        if e.hash == hash and e.name_len == n and memcmp(e.name, name, n) == 0:
+            return e
+        slot = (slot + 1) & (JUDGE_SLOTS - 1)
+    other = j.count >= JUDGE_ENDPOINTS
+    if other and j.endpoints[JUDGE_ENDPOINTS] != NULL:
+        return j.endpoints[JUDGE_ENDPOINTS]
+    e = <JudgeEndpoint*>calloc(1, sizeof(JudgeEndpoint))
+    if e == NULL:
+        return NULL
+    if other:
+        n = 7
+        memcpy(name, b"(other)", 7)
+    e.hash = hash
+    e.name_len = <uint16_t>n
+    memcpy(e.name, name, n)
+    if other:
+        j.endpoints[JUDGE_ENDPOINTS] = e
+        return e
+    j.endpoints[j.count] = e
+    j.table[slot] = <int32_t>(j.count + 1)
+    atomic_set(&j.count, j.count + 1)
+    return e
+
+
+cdef void judge_pair(JudgeEndpoint* e, int32_t key) noexcept nogil:
+    cdef int64_t i
+    for i in range(e.pairs_used):
+        if e.pairs[i].key == key:
+            e.pairs[i].count += 1
+            return
+    if e.pairs_used >= JUDGE_PAIRS:
+        e.pairs_other += 1
+        return
+    e.pairs[e.pairs_used].key = key
+    e.pairs[e.pairs_used].count = 1
+    atomic_set(&e.pairs_used, e.pairs_used + 1)
+
+
+cdef void judge_halve(JudgeState* j) noexcept nogil:
+    """Two stretches of time become one."""
+    cdef int64_t* a
+    cdef int64_t* b
+    cdef int i, k
+    atomic_set(&j.merges, j.merges + 1)
+    for i in range(JUDGE_BUCKETS // 2):
+        if i:
+            j.buckets[i] = j.buckets[2 * i]
+        a = <int64_t*>&j.buckets[i]
+        b = <int64_t*>&j.buckets[2 * i + 1]
+        for k in range(<int>(sizeof(JudgeBucket) // 8)):
+            a[k] += b[k]
+        # the largest of both, where the loop above added them up
+        a = &j.buckets[i].lag_max_us
+        j.buckets[i].lag_max_us = max(j.buckets[i].lag_max_us - j.buckets[2 * i + 1].lag_max_us, j.buckets[2 * i + 1].lag_max_us)
+        j.buckets[i].service_max_us = max(j.buckets[i].service_max_us - j.buckets[2 * i + 1].service_max_us, j.buckets[2 * i + 1].service_max_us)
+        j.buckets[i].latency_max_us = max(j.buckets[i].latency_max_us - j.buckets[2 * i + 1].latency_max_us, j.buckets[2 * i + 1].latency_max_us)
+    memset(&j.buckets[JUDGE_BUCKETS // 2], 0, sizeof(JudgeBucket) * (JUDGE_BUCKETS // 2))
+    j.bucket_ns *= 2
+    atomic_set(&j.merges, j.merges + 1)
+
+
+cdef JudgeBucket* judge_bucket(JudgeState* j, int64_t at_ns) noexcept nogil:
+    cdef int64_t i = at_ns - j.origin_ns
+    if i < 0:
+        i = 0
+    while i // j.bucket_ns >= JUDGE_BUCKETS:
+        judge_halve(j)
+    return &j.buckets[i // j.bucket_ns]
+
+
+cdef void judge_note(JudgeState* j, const SenderNote* note) noexcept nogil:
+    """Counts one request that ended."""
+    cdef const Request* r = &note.row
+    cdef JudgeEndpoint* e = judge_endpoint(j, r)
+    cdef JudgeBucket* b
+    cdef int64_t took, lag
+    cdef int kind
+    if e == NULL:
+        count_add(&j.not_judged, 1)
+        return
+    count_add(&j.judged, 1)
+    count_add(&e.requests, 1)
+    if j.origin_ns == 0:
+        j.base_ns = note.base_ns
+        j.origin_ns = note.due_ns if 0 < note.due_ns < note.end_ns else note.end_ns
+    if 0 < note.due_ns <= note.end_ns:
+        count_add(&judge_bucket(j, note.due_ns).due, 1)
+    if note.sent_ns:
+        lag = (note.sent_ns - note.due_ns) // 1000
+        b = judge_bucket(j, note.sent_ns)
+        count_add(&b.sent, 1)
+        if lag > 0:
+            count_add(&b.lag_sum_us, lag)
+            if lag > b.lag_max_us:
+                b.lag_max_us = lag
+    b = judge_bucket(j, note.end_ns)
+    if note.outcome == OUTCOME_DROPPED:
+        count_add(&e.dropped, 1)
+        count_add(&b.dropped, 1)
+        return
+    if note.outcome == OUTCOME_UNANSWERED:
+        count_add(&e.unanswered, 1)
+        count_add(&b.unanswered, 1)
+        return
+    count_add(&e.answered, 1)
+    count_add(&b.answered, 1)
+    kind = note.status // 100
+    kind = kind if 0 <= kind <= 5 else 0
+    count_add(&e.status[kind], 1)
+    count_add(&b.status[kind], 1)
+    took = (note.end_ns - note.sent_ns) // 1000
+    count_add(&b.service_sum_us, took)
+    if took > b.service_max_us:
+        b.service_max_us = took
+    took = (note.end_ns - note.due_ns) // 1000
+    count_add(&b.latency_sum_us, took)
+    if took > b.latency_max_us:
+        b.latency_max_us = took
+    coarse_record(&e.latency, note.end_ns - note.due_ns)
+    if r.status:
+        kind = r.status // 100
+        count_add(&e.captured[kind if 0 <= kind <= 5 else 0], 1)
+        count_add(&e.known, 1)
+        if note.status != r.status:
+            count_add(&e.changed, 1)
+            judge_pair(e, <int32_t>(r.status * 1000 + note.status))
+            if note.status >= 400 and note.status // 100 > kind:
+                count_add(&e.worse, 1)
+    if note.first_byte_ns:
+        took = note.first_byte_ns - note.sent_ns
+        histogram_record(&j.response, took, 1)
+        if r.response_ns >= 0:
+            count_add(&e.compared, 1)
+            coarse_record(&e.production, r.response_ns)
+            coarse_record(&e.response, took)
+            if took > 2 * r.response_ns and took - r.response_ns > JUDGE_SLOWER_NS:
+                count_add(&e.slower, 1)
+
+
+# ---- the thread ----------------------------------------------------------------------------------------------------------------
+
+cdef class Judge:
+    """Reads the records of senders, counts them by endpoint and over time, and passes them on.
+
+    sources: `Outcomes`, one a sender.  names: of their targets, for the lines.  forward: `Outcomes`, one a source, that get each record
+    afterwards, or none.  lines: `Lines` that get a line a record, or None.  `run` is a thread body; `end` lets it read what is left and end."""
+    cdef JudgeState* j
+    cdef list sources
+    cdef list forward
+    cdef Lines lines
+    cdef int64_t ending
+    cdef readonly int64_t forward_lost
+
+    def __cinit__(self, sources, *, forward=(), Lines lines=None, names=()):
+        self.j = <JudgeState*>calloc(1, sizeof(JudgeState))
+        if self.j == NULL:
+            raise MemoryError
+        self.j.bucket_ns = 100000000
+        self.sources, self.forward, self.lines = list(sources), list(forward), lines
+        for one in self.sources + self.forward:
+            if not isinstance(one, Outcomes):
+                raise TypeError("sources and forward are of class Outcomes")
+        if self.forward and len(self.forward) != len(self.sources):
+            raise ValueError("forward: one a source")
+        if lines is not None:
+            names = [str(name) for name in names]
+            lines.name(names + [""] * (len(self.sources) - len(names)))
+
+    def __dealloc__(self):
+        cdef int i
+        if self.j != NULL:
+            for i in range(<int>JUDGE_ENDPOINTS + 1):
+                free(self.j.endpoints[i])
+            free(self.j)
+
+    def end(self):
+        """No record comes any more but those that wait."""
+        atomic_set(&self.ending, 1)
+
+    def run(self):
+        """The thread's body."""
+        cdef bint last = False
+        cdef int got, i
+        cdef int n = <int>len(self.sources)
+        cdef PyObject* rings[64]
+        cdef PyObject* onward[64]
+        if n > 64:
+            raise ValueError("at most 64 sources")
+        for i in range(n):
+            rings[i] = <PyObject*>self.sources[i]
+            onward[i] = <PyObject*>self.forward[i] if self.forward else NULL
+        with nogil:
+            while True:
+                last = atomic_get(&self.ending) != 0
+                got = 0
+                for i in range(n):
+                    got += self.turn(i, &(<Outcomes>rings[i]).ring, &(<Outcomes>onward[i]).ring if onward[i] != NULL else NULL,
+                                     (<Outcomes>onward[i]).slots if onward[i] != NULL else 0)
+                if got == 0:
+                    if last:
+                        break
+                    if self.lines is not None:
+                        self.lines.flush(False)
+                    poll(NULL, 0, 3)
+            if self.lines is not None:
+                self.lines.flush(True)
+
+    cdef int turn(self, int which, PointerRing* ring, PointerRing* onward, uint64_t slots) noexcept nogil:
+        cdef int got = 0
+        cdef SenderNote* note
+        while got < JUDGE_TURN:
+            note = <SenderNote*>ring_pop(ring)
+            if note == NULL:
+                break
+            got += 1
+            judge_note(self.j, note)
+            if self.lines is not None:
+                self.lines.write(note, which)
+            if onward == NULL:
+                free(note)
+            elif ring_count(onward) >= slots or not ring_push(onward, note):
+                free(note)
+                count_add(&self.forward_lost, 1)
+        return got
+
+    def counters(self):
+        """`judged`, `not_judged`."""
+        return {"judged": count_get(&self.j.judged), "not_judged": count_get(&self.j.not_judged)}
+
+    def response(self):
+        """Shadow: first byte of the reply minus first byte sent; counts as bytes, for `replay.histogram.Histogram`."""
+        return histogram_bytes(&self.j.response)
+
+    def endpoints(self):
+        """A dict an endpoint, in the order in which they were first seen; histograms as bytes of int32."""
+        cdef int64_t i
+        cdef JudgeEndpoint* e
+        found = []
+        for i in range(atomic_get(&self.j.count)):
+            found.append(judge_dict(self.j.endpoints[i]))
+        if self.j.endpoints[<int>JUDGE_ENDPOINTS] != NULL:
+            found.append(judge_dict(self.j.endpoints[<int>JUDGE_ENDPOINTS]))
+        return found
+
+    def timeline(self):
+        """(ns since 1970 of the beginning, or None; ns a bucket; a dict a bucket up to the last one in use)."""
+        cdef JudgeState* j = self.j
+        cdef int i
+        cdef int64_t before
+        while True:
+            before = atomic_get(&j.merges)
+            width = j.bucket_ns
+            rows = [judge_bucket_dict(&j.buckets[i]) for i in range(<int>JUDGE_BUCKETS)]
+            if before % 2 == 0 and atomic_get(&j.merges) == before:
+                break
+        while rows and not any(rows[len(rows) - 1]["counts"]):
+            rows.pop()
+        for row in rows:
+            del row["counts"]
+        return (j.origin_ns + j.base_ns if j.origin_ns else None), width, rows
+
+
+cdef dict judge_bucket_dict(JudgeBucket* b):
+    cdef int i
+    return {
+        "due": b.due, "sent": b.sent, "answered": b.answered, "unanswered": b.unanswered, "dropped": b.dropped,
+        "status": {f"{i}xx": b.status[i] for i in range(1, 6) if b.status[i]},
+        "lag_sum_us": b.lag_sum_us, "lag_max_us": b.lag_max_us, "service_sum_us": b.service_sum_us, "service_max_us": b.service_max_us,
+        "latency_sum_us": b.latency_sum_us, "latency_max_us": b.latency_max_us,
+        "counts": (b.due, b.sent, b.answered, b.unanswered, b.dropped),
+    }
+
+
+cdef dict judge_dict(JudgeEndpoint* e):
+    cdef int i
+    cdef int used = <int>atomic_get(&e.pairs_used)
+    return {
+        "name": e.name[:e.name_len], "requests": e.requests, "answered": e.answered, "unanswered": e.unanswered, "dropped": e.dropped,
+        "known": e.known, "changed": e.changed, "worse": e.worse, "compared": e.compared, "slower": e.slower,
+        "status": {f"{i}xx": e.status[i] for i in range(1, 6) if e.status[i]},
+        "captured": {f"{i}xx": e.captured[i] for i in range(1, 6) if e.captured[i]},
+        "status_change": {f"{e.pairs[i].key // 1000}>{e.pairs[i].key % 1000}": e.pairs[i].count for i in range(used)},
+        "status_change_other": e.pairs_other,
+        "production_us": coarse_bytes(&e.production), "response_us": coarse_bytes(&e.response), "latency_us": coarse_bytes(&e.latency),
+    }
+
+
+cdef bytes coarse_bytes(Coarse* h):
+    return (<const char*>h.counts)[:sizeof(Coarse)]
+
+
+def fold_for_tests(bytes method, bytes target, size_t room=JUDGE_NAME):
+    """The name of the endpoint."""
+    cdef uint8_t name[JUDGE_NAME]
+    cdef size_t n = fold_endpoint(<const uint8_t*>method, len(method), <const uint8_t*>target, len(target), name, min(room, <size_t>JUDGE_NAME))
+    return <bytes>name[:n]
