@@ -368,7 +368,7 @@ class Replay:
         s = self.settings
         queue = _fastpath.Queue(self._pool, _QUEUE_BATCHES)
         wanted = self.log or self.results or (self.judged and not s.dry_run)
-        outcomes = _fastpath.Outcomes(_OUTCOMES, head=_LOGGED_HEAD if self.log else 0) if wanted else None
+        outcomes = _fastpath.Outcomes(_OUTCOMES, head=_LOGGED_HEAD if self.log else 0, wait=s.dry_run) if wanted else None
         rate = s.pace.value if s.pace.kind == "rate" else 0.0
         speed = s.pace.value if s.pace.kind == "original" else 1.0
         try:

@@ -99,6 +99,7 @@ cdef struct SenderState:
     PointerRing* outcomes         # NULL: nobody wants them
     uint64_t outcomes_slots
     uint32_t outcomes_head        # bytes of a head that a record keeps
+    bint outcomes_wait            # a dry run waits for room
     int queue_fd
     int stop_fd
     # settings

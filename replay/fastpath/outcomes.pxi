@@ -154,15 +154,18 @@ cdef class Outcomes:
     """Records of requests that ended, from one sender to one reader.
 
     slots: how many may wait; when they are full a record is lost and counted, the sender never waits.
-    head: bytes of a head that a record keeps; 0: what its target (and, with `record`, its Host) needs."""
+    head: bytes of a head that a record keeps; 0: what its target (and, with `record`, its Host) needs.
+    wait: a dry run, which has no shadow to be late for, waits for room instead."""
     cdef PointerRing ring
     cdef uint64_t slots           # 0: the ring was never made
     cdef uint32_t head
+    cdef bint wait
 
-    def __cinit__(self, uint64_t slots=65536, uint32_t head=NOTE_HEAD):
+    def __cinit__(self, uint64_t slots=65536, uint32_t head=NOTE_HEAD, bint wait=False):
         if not 1 <= slots <= 1 << 24:
             raise ValueError("slots: 1 to 16777216")
         self.head = head
+        self.wait = wait
         if ring_init(&self.ring, slots) < 0:
             raise MemoryError
         self.slots = slots

@@ -563,7 +563,7 @@ cdef void sender_drop_row(SenderState* s, Request* row, int64_t due_ns, int reas
     count_add(&s.ledger.dropped[reason], 1)
     if s.outcomes == NULL:
         return
-    while s.dry and ring_count(s.outcomes) >= s.outcomes_slots and not atomic_get(s.stop_flag):
+    while s.outcomes_wait and ring_count(s.outcomes) >= s.outcomes_slots and not atomic_get(s.stop_flag):
         poll(NULL, 0, 1)          # a dry run has no shadow to be late for: its records wait for their reader
     if ring_count(s.outcomes) >= s.outcomes_slots:
         count_add(&s.ledger.outcomes_lost, 1)
@@ -920,6 +920,7 @@ cdef class Sender:
             s.outcomes = &outcomes.ring
             s.outcomes_slots = outcomes.slots
             s.outcomes_head = outcomes.head
+            s.outcomes_wait = dry_run and outcomes.wait
         s.connect_timeout_ns = connect_timeout_ns
         s.timeout_ns = timeout_ns
         s.drain_ns = drain_ns
