@@ -128,7 +128,8 @@ LAYERS = {  # module of replay (by its first name) -> what it may import of repl
     "report": {"judge", "settings", "histogram", "units", "errors"},
     "daemon": {"histogram", "units", "errors", "_fastpath"},
     "engine": {"capture", "settings", "histogram", "units", "errors", "_fastpath"},
-    "cli": {"engine", "judge", "report", "capture", "daemon", "settings", "units", "errors", "_fastpath", "data"},
+    "cli": {"engine", "judge", "report", "capture", "policy", "daemon", "settings", "units", "errors", "_fastpath", "data"},
+    "policy": {"settings", "units", "errors", "_fastpath"},
     "_reference": {"errors", "units"},
     "data": set(),
     "__main__": {"cli"},
@@ -209,7 +210,7 @@ def test_version_needs_neither_numpy_nor_yaml_nor_rich():
 def test_documented_options_exist():
     """Each option in docs/usage.md and docs/troubleshooting.md is in some verb's --help; each verb's options but the common ones are in docs/usage.md."""
     helps = ""
-    for verb in ("run", "show", "sink", "demo"):
+    for verb in ("run", "show", "policy", "sink", "demo"):
         done = subprocess.run([sys.executable, "-m", "replay", verb, "--help"], capture_output=True, text=True, env=os.environ | {"COLUMNS": "200"})
         assert done.returncode == 0, done.stderr
         helps += done.stdout

@@ -15,6 +15,7 @@ from replay.errors import ReplayError
 _VERBS = {
     "run": "replay captures against a shadow service (without --to: a dry run)",
     "show": "the requests in a capture, a line each",
+    "policy": "what a policy (ours, Istio, Gateway API, Envoy) means: explained, checked, converted",
     "sink": "an embedded shadow service: answers, counts, logs",
     "demo": "the whole story in half a minute, nothing else needed",
 }

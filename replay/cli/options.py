@@ -190,6 +190,22 @@ _METRICS = [
     ),
 ]
 
+_POLICY = [
+    click.option(
+        "--mesh",
+        type=Choice("MESH", ("istio-1.27", "istio-1.28", "envoy")),
+        help="Whose defaults hold where a policy is silent: istio-1.28 puts no suffix on the host, istio-1.27 and envoy do.",
+    ),
+    click.option(
+        "--resolve",
+        multiple=True,
+        metavar="NAME=ADDRESS",
+        help="The address of a destination: customer.ns:v2=10.0.0.7:8080 (host:subset), @FILE of such lines, "
+        "or a template like {name}-{subset}.{namespace}:{port} (repeatable).",
+    ),
+    click.option("--namespace", default="default", show_default=True, help="Of the documents of a policy that name none."),
+]
+
 _CONFIG = [
     click.option(
         "--config",
@@ -244,6 +260,11 @@ def served(address: tuple[str, int] | None, counted: Any) -> Iterator[str | None
         raise UsageError("--metrics needs prometheus-client: pip install 'shadow-replay[metrics]'") from None
     with MetricsServer(address, counted) as server:
         yield server.address
+
+
+def policy(command: F) -> F:
+    """How a policy is read."""
+    return _apply(_POLICY, command)
 
 
 def config(command: F) -> F:

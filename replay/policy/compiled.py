@@ -1,0 +1,86 @@
+"""A policy as the tables that the engine reads: bytes, numbers and compiled patterns; no YAML, no percentages, no names of clusters."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from replay.errors import UsageError
+from replay.policy.model import Block, Mirror, Policy, Text
+from replay.policy.patterns import compile_pattern, substitute
+from replay.settings import Target
+
+__all__ = ["Compiled", "compile_policy"]
+
+
+@dataclass(frozen=True, slots=True)
+class Compiled:
+    """blocks, mirrors, routes: for `_fastpath.Routes`.  targets: in order; a mirror's `queue` is an index into them.  names: of the routes.
+    writes its own host: any mirror without suffix and literal, which gets the marker."""
+
+    blocks: tuple[dict[str, Any], ...]
+    routes: tuple[tuple[int, ...], ...]
+    mirrors: tuple[dict[str, Any], ...]
+    targets: tuple[Target, ...]
+    names: tuple[str, ...]
+
+
+def compile_policy(policy: Policy, *, like_envoy: bool = False, proxy: str | None = None) -> Compiled:
+    """Every mirror of the policy has its target. like_envoy: headers that Envoy adds to a copy; proxy: the address that it appends to x-forwarded-for."""
+    targets: dict[str, Target] = {}
+    mirrors: list[dict[str, Any]] = []
+    routes: list[tuple[int, ...]] = []
+    blocks: list[dict[str, Any]] = []
+    for at, route in enumerate(policy.routes):
+        indexes = []
+        for mirror in route.mirrors:
+            if mirror.target is None:
+                raise UsageError(f"{mirror.where}: the address of {mirror.to.name} is not known")
+            targets.setdefault(mirror.target.url, mirror.target)
+            indexes.append(len(mirrors))
+            mirrors.append(_mirror(mirror, list(targets).index(mirror.target.url), like_envoy, proxy))
+        routes.append(tuple(indexes))
+        blocks += [_block(block, at) for block in route.blocks]
+    return Compiled(tuple(blocks), tuple(routes), tuple(mirrors), tuple(targets.values()), tuple(route.name for route in policy.routes))
+
+
+def _mirror(mirror: Mirror, queue: int, like_envoy: bool, proxy: str | None) -> dict[str, Any]:
+    changes = list(mirror.headers)
+    if like_envoy:
+        changes += [("set", "x-envoy-internal", "true"), ("append", "x-forwarded-for", proxy or "127.0.0.1")]
+    rewrite = None
+    if mirror.path is not None:
+        value, matched = mirror.path.value.encode(), mirror.path.matched
+        rewrite = (mirror.path.kind, value, substitute(matched, mirror.path.value) if mirror.path.kind == "regex" else matched.encode())
+    return {
+        "queue": queue,
+        "share": mirror.share,
+        "sample_by": mirror.sample_by,
+        "authority": None if mirror.authority is None else mirror.authority.encode(),
+        "suffix": None if mirror.suffix is None else mirror.suffix.encode(),
+        "set_host": None if mirror.literal is None else mirror.literal.encode(),
+        "changes": tuple((how, name.encode(), value.encode("utf-8", "surrogateescape")) for how, name, value in changes),
+        "path": rewrite,
+        "max_body": mirror.max_body,
+        "limit": mirror.limit,
+        "trace": mirror.trace,
+    }
+
+
+def _text(test: Text) -> tuple[str, Any, bool, bool]:
+    value: Any = compile_pattern(test.value, ignore_case=test.ignore_case) if test.kind == "regex" else test.value.encode()
+    return test.kind, value, test.ignore_case, test.invert
+
+
+def _block(block: Block, route: int) -> dict[str, Any]:
+    return {
+        "route": route,
+        "hosts": tuple((one.kind, one.value.encode(), one.port or 0) for one in block.hosts),
+        "authorities": tuple(_text(one) for one in block.authorities),
+        "ports": block.ports,
+        "path": None if block.path is None else _text(block.path),
+        "methods": tuple(_text(one) for one in block.methods),
+        "headers": tuple((one.name.encode(), _text(one.test)) for one in block.headers),
+        "query": tuple((one.name.encode(), _text(one.test)) for one in block.query),
+        "clients": tuple((one.packed, one.bits) for one in block.clients),
+    }
