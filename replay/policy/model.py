@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from replay.settings import Target
 from replay.units import MILLION
 
-__all__ = ["MILLION", "Block", "Client", "Destination", "Field", "Host", "Mirror", "PathRewrite", "Policy", "Route", "Text", "Where"]
+__all__ = ["Block", "Client", "Destination", "Field", "Host", "MILLION", "Mirror", "PathRewrite", "Policy", "Route", "Text", "Where"]
 
 
 @dataclass(frozen=True, slots=True)
