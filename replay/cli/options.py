@@ -363,7 +363,8 @@ def load_config(ctx: click.Context, path: str | None) -> None:
     if twice is not None:
         raise UsageError(f"{path}, line {twice.start_mark.line + 1}: the key {twice.value!r} stands there more than once")
     places = {key.value: key.start_mark.line + 1 for key, _ in tree.value} if tree is not None else {}
-    known = {_key(param): param for param in ctx.command.params if isinstance(param, click.Option) and _key(param) not in ("config", "help", "version")}
+    every = {long_name(param): param for param in ctx.command.params if isinstance(param, click.Option)}
+    known = {name: param for name, param in every.items() if name not in ("config", "help", "version")}
     defaults: dict[str, Any] = {}
     for raw, value in loaded.items():
         key = str(raw).strip().lstrip("-").replace("_", "-")
@@ -386,7 +387,7 @@ def load_config(ctx: click.Context, path: str | None) -> None:
     ctx.meta["replay.config"] = path
 
 
-def _key(param: click.Option) -> str:
+def long_name(param: click.Option) -> str:
     """The long name of an option without its dashes."""
     return max(param.opts, key=len).lstrip("-")
 
@@ -427,11 +428,11 @@ def effective(ctx: click.Context) -> list[str]:
             continue
         source = ctx.get_parameter_source(param.name)
         origin = sources.get(source, "default") if source is not None else "default"
-        lines.append(f"  {_key(param):<18} {_shown(param, ctx.params[param.name]):<24} ({origin})")
+        lines.append(f"  {long_name(param):<18} {shown(param, ctx.params[param.name]):<24} ({origin})")
     return lines
 
 
-def _shown(param: click.Option, value: Any) -> str:
+def shown(param: click.Option, value: Any) -> str:
     """A parsed value as a person would write it."""
     from replay.report import mask
 

@@ -1,0 +1,181 @@
+"""The log of a daemon: a line an event, as text or JSON, on standard error; rate-limited, bounded, without control characters or credentials.
+
+Loggers of the standard library feed it (`logging.getLogger("replay.tap")`). Values go into the arguments, not into the message, so that lines that say
+the same thing are told apart from others: of one kind some come through, the rest are counted and told later.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import queue
+import re
+import threading
+import time
+from collections.abc import Callable
+from typing import IO, Any
+
+__all__ = ["FORMATS", "DaemonLog"]
+
+FORMATS = ("text", "json")
+
+#: Of one kind of message so many come through at once, then one each so many seconds.
+BURST, EVERY_S = 10, 10.0
+#: Kinds that are told apart; beyond that they share one.
+KINDS = 256
+#: Lines that may wait for whoever reads standard error; beyond that they are left out and counted.
+WAITING = 1000
+LONGEST = 4096
+
+#: syslog's numbers, for the journal.
+_PRIORITY = {"DEBUG": 7, "INFO": 6, "WARNING": 4, "ERROR": 3, "CRITICAL": 2}
+_CREDENTIALS = (
+    (re.compile(r"//[^/@\s]+@"), "//***@"),
+    (
+        re.compile(
+            r"(?i)\b((?:proxy-)?authorization|(?:set-)?cookie|x-api-key|[\w-]*(?:token|secret|password)[\w-]*)(\s*[:=]\s*)"
+            r"(\"[^\"]*\"|'[^']*'|(?:basic|bearer)\s+\S+|\S+)"
+        ),
+        r"\1\2***",
+    ),
+)
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
+
+
+def _clean(text: str) -> str:
+    """One line that cannot steer a terminal, break a line or tell a credential."""
+    for pattern, instead in _CREDENTIALS:
+        text = pattern.sub(instead, text)
+    text = _CONTROL.sub(lambda found: f"\\x{ord(found[0]):02x}", text)
+    return text if len(text) <= LONGEST else text[: LONGEST - 1] + "…"
+
+
+class _Kind:
+    """How much of one kind of message may still pass."""
+
+    __slots__ = ("allowed", "at", "left_out", "level", "name")
+
+    def __init__(self, now: float, level: int, name: str) -> None:
+        self.allowed, self.at, self.left_out, self.level, self.name = float(BURST), now, 0, level, name
+
+    def passes(self, now: float) -> bool:
+        self.allowed = min(float(BURST), self.allowed + (now - self.at) / EVERY_S)
+        self.at = now
+        if self.allowed < 1:
+            self.left_out += 1
+            return False
+        self.allowed -= 1
+        return True
+
+
+class DaemonLog(logging.Handler):
+    """Takes what the loggers below `replay` say, until `close`. Never waits for whoever reads the stream.
+
+    counts: messages by level, those that were not written too.  left_out: not written, because there were too many or nobody read them.
+    """
+
+    def __init__(self, stream: IO[str], form: str = "text", level: int = logging.INFO, clock: Callable[[], float] = time.monotonic) -> None:
+        super().__init__(level)
+        self.counts = dict.fromkeys(("debug", "info", "warning", "error"), 0)
+        self.left_out = 0
+        self._stream, self._json, self._clock = stream, form == "json", clock
+        self._journal = not self._json and _is_journal(stream)
+        self._kinds: dict[tuple[str, int, str], _Kind] = {}
+        self._lines: queue.Queue[str | None] = queue.Queue(WAITING)
+        self._writer = threading.Thread(target=self._write, name="log", daemon=True)
+        self._writer.start()
+        self._logger = logging.getLogger("replay")
+        self._before = (self._logger.level, self._logger.propagate)
+        self._logger.setLevel(level)
+        self._logger.propagate = False
+        self._logger.addHandler(self)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        word = record.levelname.lower()
+        self.counts[word if word in self.counts else "error"] += 1
+        now = self._clock()
+        key = (record.name, record.levelno, str(record.msg))
+        if key not in self._kinds and len(self._kinds) >= KINDS:
+            self.flush()
+            self._kinds = {one: kind for one, kind in self._kinds.items() if kind.allowed + (now - kind.at) / EVERY_S < BURST}
+            if len(self._kinds) >= KINDS:
+                key = ("replay", record.levelno, "")
+        kind = self._kinds.setdefault(key, _Kind(now, record.levelno, record.name))
+        if not kind.passes(now):
+            self.left_out += 1
+            return
+        try:
+            text = record.getMessage()
+        except Exception:
+            text = str(record.msg)
+        if record.exc_info and record.exc_info[0] is not None:
+            text += f": {record.exc_info[0].__name__}: {record.exc_info[1]}"
+        self._put(record.created, record.levelname, record.name, text, kind.left_out)
+        kind.left_out = 0
+
+    def flush(self) -> None:
+        """Tells what was left out of kinds that are quiet by now. Call it now and then."""
+        now = self._clock()
+        for key, kind in list(self._kinds.items()):
+            if kind.left_out and now - kind.at >= EVERY_S:
+                self._put(time.time(), logging.getLevelName(kind.level), kind.name, key[2] or "messages of many kinds", kind.left_out)
+                kind.left_out = 0
+
+    def close(self) -> None:
+        """Tells what was left out, and writes what waits, for a second at most."""
+        self._logger.removeHandler(self)
+        self._logger.setLevel(self._before[0])
+        self._logger.propagate = self._before[1]
+        for key, kind in self._kinds.items():
+            if kind.left_out:
+                self._put(time.time(), logging.getLevelName(kind.level), kind.name, key[2] or "messages of many kinds", kind.left_out)
+                kind.left_out = 0
+        with contextlib.suppress(queue.Full):
+            self._lines.put_nowait(None)
+        self._writer.join(1.0)
+        super().close()
+
+    def __enter__(self) -> DaemonLog:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _put(self, created: float, level: str, name: str, text: str, more: int) -> None:
+        text = _clean(text)
+        part = name.removeprefix("replay.")
+        moment = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(created)) + f".{int(created % 1 * 1000):03d}Z"
+        if self._json:
+            row: dict[str, Any] = {"time": moment, "level": level.lower(), "part": part, "message": text}
+            if more:
+                row["left_out"] = more
+            line = json.dumps(row, ensure_ascii=False)
+        else:
+            line = f"<{_PRIORITY.get(level, 6)}>" if self._journal else f"{moment} {level.lower():<7} "
+            line += f"{part}: {text}" + (f" ({more} more like it left out)" if more else "")
+        try:
+            self._lines.put_nowait(line)
+        except queue.Full:
+            self.left_out += 1
+
+    def _write(self) -> None:
+        """The writing thread; it alone may wait for the stream."""
+        while (line := self._lines.get()) is not None:
+            try:
+                self._stream.write(line + "\n")
+                if self._lines.empty():
+                    self._stream.flush()
+            except (OSError, ValueError):
+                self.left_out += 1
+
+
+def _is_journal(stream: IO[str]) -> bool:
+    """Whether the stream goes to the journal of systemd, which reads a priority in front of a line."""
+    try:
+        device, _, inode = os.environ.get("JOURNAL_STREAM", "").partition(":")
+        found = os.fstat(stream.fileno())
+        return (found.st_dev, found.st_ino) == (int(device), int(inode))
+    except (ValueError, OSError):
+        return False
