@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable
 from typing import IO, Any
 
-__all__ = ["FORMATS", "DaemonLog"]
+__all__ = ["DaemonLog", "FORMATS"]
 
 FORMATS = ("text", "json")
 
