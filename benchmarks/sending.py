@@ -57,7 +57,7 @@ class Round:
 
 
 def replaying(server, path, expected, *more, connections=CONNECTIONS):
-    """`replay run` into an nginx: every request answered, by its ledger and by nginx's count."""
+    """`replay run`: every request answered, by its ledger and by the server's count."""
 
     def once():
         with server.watched() as watched:
@@ -65,7 +65,7 @@ def replaying(server, path, expected, *more, connections=CONNECTIONS):
         ledger = report["ledger"]
         measure.exactly("replay", ledger["selected"], expected)
         measure.exactly("replay's answers", ledger["answered"], expected)
-        measure.exactly("nginx, of replay's,", watched.served, expected)
+        measure.exactly("the server, of replay's,", watched.served, expected)
         return Round(used, watched)
 
     return once

@@ -1,6 +1,5 @@
-"""What the benchmarks send to, each on the server's core, with a count of its own: an nginx with one worker, `replay sink`."""
+"""What the benchmarks send to, each on the server's core, with a count of its own: an nginx with one worker, and `replay sink`."""
 
-import contextlib
 import json
 import pathlib
 import shutil
@@ -34,7 +33,7 @@ http {{
     scgi_temp_path {folder}/scgi;
     server {{
         listen 127.0.0.1:{port} backlog=8192;
-        location / {{ return 200 "ok"; }}
+        location / {{ return 200 "ok"; keepalive_timeout {keep}; }}
         location = /served {{ stub_status; }}
     }}
 }}
@@ -52,15 +51,15 @@ def seconds_used(pid):
 
 
 class Nginx:
-    """An nginx with one worker on a core, and its own count of requests. As a context manager."""
+    """An nginx with one worker on a core, and its own count of requests. keep: how long a connection is kept open for a next request, "0" for not at all. As a context manager."""
 
-    def __init__(self, folder, core=measure.SERVER):
-        self.folder, self.core = pathlib.Path(folder), core
+    def __init__(self, folder, core=measure.SERVER, keep="60s"):
+        self.folder, self.core, self.keep = pathlib.Path(folder), core, keep
         self.asked = 0  # status pages that we asked for ourselves; they are in nginx's count
 
     def __enter__(self):
         self.port = free_port()
-        (self.folder / "nginx.conf").write_text(NGINX.format(folder=self.folder, port=self.port))
+        (self.folder / "nginx.conf").write_text(NGINX.format(folder=self.folder, port=self.port, keep=self.keep))
         program = shutil.which("nginx") or "/usr/sbin/nginx"
         said = self.folder / "said"
         with open(said, "wb") as output:
@@ -91,6 +90,13 @@ class Nginx:
 
     def count(self):
         """Requests that it has answered, by its own count, without ours."""
+        return self._counts()[2] - self.asked
+
+    def accepted(self):
+        """Connections that it has accepted, by its own count."""
+        return self._counts()[0]
+
+    def _counts(self):
         self._line.sendall(b"GET /served HTTP/1.1\r\nHost: x\r\n\r\n")
         said = b""
         while b"Waiting" not in said.partition(b"\r\n\r\n")[2]:
@@ -99,7 +105,7 @@ class Nginx:
                 raise SystemExit("nginx has closed the connection of its status")
             said += more
         self.asked += 1
-        return int(said.partition(b"requests\n")[2].split()[2]) - self.asked
+        return [int(one) for one in said.partition(b"requests\n")[2].split()[:3]]
 
     def watched(self):
         return Watched(self)
@@ -157,22 +163,42 @@ class Watched:
         return (b[1] - a[1]) / (b[0] - a[0]), (b[2] - a[2]) / (b[0] - a[0])
 
 
-@contextlib.contextmanager
-def sink(*arguments, core=measure.SERVER):
-    """A `replay sink` on its core: an object with url and, when it has ended, totals."""
+class Sink:
+    """`replay sink` on its core, started anew for each thing that is watched, so that its totals are of that alone."""
 
-    class Sink:
-        url = totals = None
+    def __init__(self, *arguments, core=measure.SERVER):
+        self.arguments, self.core = arguments, core
+        self.port = free_port()
+        self.url = f"http://127.0.0.1:{self.port}"
 
-    process = subprocess.Popen([*measure.REPLAY, "sink", "--listen", "127.0.0.1:0", "--json", *arguments], stdout=subprocess.PIPE, text=True, **measure.on(core))
-    one = Sink()
-    try:
-        said = process.stdout.readline()
-        if not said.startswith("listening on "):
+    def watched(self):
+        return SinkWatched(self)
+
+
+class SinkWatched:
+    """A sink while it runs, and what it counted when it has ended. As a context manager."""
+
+    def __init__(self, sink):
+        self.sink = sink
+
+    def __enter__(self):
+        command = [*measure.REPLAY, "sink", "--listen", f"127.0.0.1:{self.sink.port}", "--json", *self.sink.arguments]
+        self.process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, **measure.on(self.sink.core))
+        if not self.process.stdout.readline().startswith("listening on "):
             raise SystemExit("replay sink does not start")
-        one.url, one.process = "http://" + said.split()[-1], process
-        yield one
-    finally:
-        process.send_signal(signal.SIGTERM)
-        said = process.communicate(timeout=PATIENCE_S)[0]
-    one.totals = json.loads(said)
+        self._began, self._used = time.monotonic(), seconds_used(self.process.pid)
+        return self
+
+    def __exit__(self, kind, *_):
+        self.wall, self.server_cpu = time.monotonic() - self._began, seconds_used(self.process.pid) - self._used
+        self.process.send_signal(signal.SIGTERM)
+        said = self.process.communicate(timeout=PATIENCE_S)[0]
+        if kind is None:
+            self.totals = json.loads(said)
+            self.served = self.totals["requests"]
+            if self.totals["bad"]:
+                raise SystemExit(f"the sink counted {self.totals['bad']} bad requests: nothing of this benchmark holds")
+
+    def middle(self):
+        """(served a second, share of its core), of all of the run: the sink does not tell while it runs."""
+        return self.served / self.wall, self.server_cpu / self.wall

@@ -91,6 +91,55 @@ def test_pipeline(tmp_path):
     assert result["measured"]["h2load"]["requests"]["min"] == result["measured"]["replay"]["requests"]["min"] == 2000
 
 
+def test_disorder(tmp_path):
+    result = bench("bench_disorder.py", "--requests", "300", "--connections", "20", "--rounds", "1", tmp_path=tmp_path)
+    assert [one["what"] for one in result["bars"]] == [f"{name}, of clean" for name in ("disordered", "duplicated", "overlapping", "cut")]
+    assert result["measured"]["a byte a packet"]["packets"] > 10 * result["measured"]["clean"]["packets"] / 30
+
+
+def test_threads(tmp_path):
+    result = bench("bench_threads.py", "--requests", "2000", "--connections", "20", "--rounds", "1", tmp_path=tmp_path)
+    assert result["bars"][0]["what"] == "two cores, of one"
+
+
+def test_start(tmp_path):
+    result = bench("bench_start.py", "--rounds", "2", tmp_path=tmp_path)
+    assert result["measured"]["replay --version"]["ms"]["min"] > result["measured"]["python -c pass"]["ms"]["min"] > 0
+
+
+@needs_nginx
+def test_chain(tmp_path):
+    result = bench("bench_chain.py", "--requests", "500", "--connections", "20", "--seconds", "1", "--rounds", "1", tmp_path=tmp_path)
+    assert set(result["stages"]) == {"1 under way", "16 under way"}
+    for stages in result["stages"].values():
+        assert [name for name, _ in stages] == ["start-up", "file", "read and frame", "select, rewrite", "send, user", "send, kernel"]
+
+
+@pytest.mark.skipif(not (shutil.which("wrk") and shutil.which("h2load")), reason="needs wrk and h2load")
+def test_sink(tmp_path):
+    result = bench("bench_sink.py", "--requests", "2000", "--connections", "20", "--seconds", "1", "--rounds", "1", "--depths", "2", "8", tmp_path=tmp_path)
+    assert {(one["tool"], one["depth"]) for one in result["depths"]} == {("replay", 2), ("wrk", 2), ("replay", 8), ("wrk", 8), ("h2load", 8)}
+
+
+@needs_nginx
+@pytest.mark.skipif(not shutil.which("ab"), reason="needs ab")
+def test_connect(tmp_path):
+    result = bench("bench_connect.py", "--requests", "300", "--rounds", "1", tmp_path=tmp_path)
+    assert result["measured"]["replay"]["connections"]["min"] >= 300
+
+
+@pytest.mark.slow  # tcpdump hands over what it has after a second, in each of five runs
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root for tcpdump and a network namespace")
+@pytest.mark.skipif(not all(map(shutil.which, ("tcpdump", "tcpreplay", "ip"))), reason="needs tcpdump, tcpreplay and ip")
+def test_pacing(tmp_path):
+    """Each request is found in the recording, whatever the sender says of itself; tcpreplay's too."""
+    result = bench("bench_pacing.py", "--seconds", "1", "--rates", "1000", "--connections", "20", "--rounds", "1", tmp_path=tmp_path)
+    measured = result["measured"]
+    assert {"replay 1,000/s", "spin 1,000/s", "stall 1,000/s", "replay, as captured", "tcpreplay, as captured"} <= set(measured)
+    assert measured["stall 1,000/s"]["pause ms"]["min"] > 20
+    assert all("not measured" != one["verdict"] for one in result["bars"])
+
+
 # ---- what they measure with --------------------------------------------------------------------------------------------------
 
 
