@@ -99,6 +99,7 @@ cdef extern from "<sys/socket.h>" nogil:
     int getsockopt(int fd, int level, int option, void* value, socklen_t* length)
     int setsockopt(int fd, int level, int option, const void* value, socklen_t length)
     ssize_t recv(int fd, void* into, size_t count, int flags)
+    ssize_t send(int fd, const void* data, size_t count, int flags)
     ssize_t sendmsg(int fd, const msghdr* message, int flags)
     enum:
         AF_INET
@@ -168,3 +169,4 @@ cdef extern from "<sys/prctl.h>" nogil:
 
 cdef extern from "fastpath/wait.h" nogil:
     int wait_events(int epfd, epoll_event* events, int most, int64_t timeout_ns)
+    void wait_a_moment(int64_t ns)

@@ -375,9 +375,14 @@ class Replay:
             sender = _fastpath.Sender(
                 queue, addresses, stop=self._stop, speed=speed, rate=rate, asap=s.pace.kind == "max" or s.dry_run,
                 connections=s.connections, pipeline=s.pipeline, connect_timeout_ns=s.connect_timeout_ns, timeout_ns=s.timeout_ns,
-                drain_ns=s.drain_ns, dry_run=s.dry_run, guard=self._guard, outcomes=outcomes,
+                drain_ns=s.drain_ns, dry_run=s.dry_run, guard=self._guard, outcomes=outcomes, driver=s.driver,
             )  # fmt: skip
         except OSError as error:
+            if error.filename == "io_uring":
+                raise UsageError(
+                    f"--driver io_uring: {error.strerror}: this kernel lacks it, or does not allow it (it needs 6.1, and kernel.io_uring_disabled = 0); "
+                    "use --driver epoll"
+                ) from None
             raise ReplayError(f"cannot make a sender: {error.strerror}; raise the limit on open files (ulimit -n), or lower --connections") from None
         return _Way(target, addresses, queue, sender, outcomes, _fastpath.Outcomes(_OUTCOMES) if self.log else None)
 

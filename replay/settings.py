@@ -106,6 +106,7 @@ class Settings:
     duration_ns: int | None = None
     connections: int = 256
     pipeline: int = 1
+    driver: str = "auto"
     connect_timeout_ns: int = 10**9
     timeout_ns: int = 15 * 10**9
     drain_ns: int = 5 * 10**9

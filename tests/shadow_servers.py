@@ -5,6 +5,8 @@ import socket
 import threading
 import time
 
+import pytest
+
 from replay._fastpath import Pool, Queue, Sender, Stop, push_for_tests
 
 MS = 1_000_000
@@ -147,12 +149,27 @@ def check(c):
     return c
 
 
+def _has_io_uring():
+    try:
+        Sender(Queue(Pool()), [address("127.0.0.1", 1)], stop=Stop(), driver="io_uring")
+    except OSError:
+        return False
+    return True
+
+
+HAS_IO_URING = _has_io_uring()
+DRIVERS = [pytest.param("io_uring", marks=pytest.mark.skipif(not HAS_IO_URING, reason="needs io_uring, which this machine lacks or forbids")), "epoll"]
+
+
 class Run:
-    """A sender in its thread. `rows` as push_for_tests takes them."""
+    """A sender in its thread. `rows` as push_for_tests takes them. `driver`: of all that do not name one; the tests run once with each."""
+
+    driver = "auto"
 
     def __init__(self, addresses, *, budget=48 << 20, slots=1024, **options):
         self.stop, self.pool = Stop(), Pool(budget)
         self.queue = Queue(self.pool, slots)
+        options.setdefault("driver", self.driver)
         options.setdefault("asap", not ("speed" in options or "rate" in options))
         self.sender = Sender(self.queue, addresses, stop=self.stop, **options)
         self.thread = threading.Thread(target=self.sender.run, daemon=True)

@@ -83,12 +83,13 @@ PIPELINED = ("--pipeline", "4", "-c", "2")
     ],
     ids=lambda value: getattr(value, "name", value if isinstance(value, str) else "pipelined" if value else "plain"),
 )  # fmt: skip
-def test_a_server_that_starts_anew_in_the_middle(tmp_path, kind, number, how):
+@pytest.mark.parametrize("driver", ["auto", "epoll"])
+def test_a_server_that_starts_anew_in_the_middle(tmp_path, kind, number, how, driver):
     """answered ⊆ logged ⊆ sent, and nothing twice. A server that logs after it answered lacks lines when it is killed: then logged ⊆ sent alone."""
     capture = endtoend.unique(tmp_path / "unique.pcap", 400, 5)
     server = Restarting(kind, tmp_path)
     run = endtoend.started(
-        "run", "--json", "--quiet", "--pace", "400/s", *how, "--access-log", tmp_path / "run.log", "--to", f"http://127.0.0.1:{server.port}", capture
+        "run", "--json", "--quiet", "--pace", "400/s", "--driver", driver, *how, "--access-log", tmp_path / "run.log", "--to", f"http://127.0.0.1:{server.port}", capture
     )
     for _ in range(2):
         time.sleep(0.35)
@@ -130,12 +131,13 @@ def test_a_server_that_starts_anew_in_the_middle(tmp_path, kind, number, how):
     ],
     ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
 )
-def test_a_sink_that_misbehaves(tmp_path, options, reasons):
+@pytest.mark.parametrize("driver", ["auto", "epoll"])
+def test_a_sink_that_misbehaves(tmp_path, options, reasons, driver):
     pipeline = "8" if "--every" in options else "1"
     capture = endtoend.unique(tmp_path / "unique.pcap", 60, 30)
     with endtoend.Sink(tmp_path / "log", *options) as sink:
         began = time.monotonic()
-        report = endtoend.run("--pace", "max", "--timeout", "300ms", "--pipeline", pipeline, "--to", sink.url, capture)
+        report = endtoend.run("--pace", "max", "--timeout", "300ms", "--pipeline", pipeline, "--driver", driver, "--to", sink.url, capture)
         took = time.monotonic() - began
         lines = sink.stop()
     sent, answered, dropped, unanswered = endtoend.outcome(report)
@@ -193,11 +195,11 @@ def test_an_interruption(tmp_path, after_s, number):
     assert after_s < 0.5 or answered > 100
 
 
-@pytest.mark.parametrize("pace", ["max", "500/s"])
-def test_an_interruption_of_the_drain(tmp_path, pace):
+@pytest.mark.parametrize("pace, driver", [("max", "auto"), ("500/s", "auto"), ("max", "epoll")])
+def test_an_interruption_of_the_drain(tmp_path, pace, driver):
     capture = endtoend.unique(tmp_path / "unique.pcap", 100, 100)
     with endtoend.Sink(tmp_path / "log", "--misbehave", "never") as sink:
-        report, took = interrupted(0.6, signal.SIGINT, "--pace", pace, "--to", sink.url, capture)
+        report, took = interrupted(0.6, signal.SIGINT, "--pace", pace, "--driver", driver, "--to", sink.url, capture)
     assert took < QUICK_S
     assert endtoend.outcome(report) == (100, 0, 0, {"stopped": 100})
 

@@ -10,9 +10,15 @@ import threading
 import time
 
 import pytest
-from shadow_servers import MS, OK_REPLY, Run, Server, address, ok, request, send, until
+from shadow_servers import DRIVERS, MS, OK_REPLY, Run, Server, address, ok, request, send, until
 
 HEAD, HTTP10 = 1, 4
+
+
+@pytest.fixture(autouse=True, params=DRIVERS)
+def driver(request, monkeypatch):
+    monkeypatch.setattr(Run, "driver", request.param)
+    return request.param
 
 
 def rows(n, flows=8, flags=0, **options):

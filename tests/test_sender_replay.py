@@ -7,12 +7,18 @@ import threading
 import time
 
 import pytest
-from shadow_servers import MS, OK_REPLY, Run, Server, address, check, ok, request, send, until
+from shadow_servers import DRIVERS, MS, OK_REPLY, Run, Server, address, check, ok, request, send, until
 
 from replay._fastpath import Guard, Outcomes, Pool, Queue, Sender, Stop
 from replay.histogram import Histogram
 
 HTTP10, HEAD = 4, 1
+
+
+@pytest.fixture(autouse=True, params=DRIVERS)
+def driver(request, monkeypatch):
+    monkeypatch.setattr(Run, "driver", request.param)
+    return request.param
 
 
 def rows(n, flows=8, **options):

@@ -46,6 +46,13 @@ _POLL_S = 0.05
 @click.option(
     "--pipeline", type=options.Unit("N", lambda text: _between(text, 1, 64)), default="1", show_default=True, help="Requests under way on one connection."
 )
+@click.option(
+    "--driver",
+    type=options.Choice("HOW", ("auto", "io_uring", "epoll")),
+    default="auto",
+    show_default=True,
+    help="How to talk to the kernel: auto is io_uring where it is allowed (Linux 6.1), else epoll.",
+)
 @click.option("--connect-timeout", type=options.LONGER_THAN_0, default="1s", show_default=True, help="For a connection to stand.")
 @click.option("--timeout", type=options.LONGER_THAN_0, default="15s", show_default=True, help="For a whole reply.")
 @click.option("--drain", type=options.DURATION, default="5s", show_default=True, help="At the end, for what is under way.")
@@ -83,6 +90,7 @@ def run(ctx: click.Context, /, captures: tuple[str, ...], to: tuple[str, ...], q
         duration_ns=given["duration"],
         connections=given["connections"],
         pipeline=given["pipeline"],
+        driver=given["driver"],
         connect_timeout_ns=given["connect_timeout"],
         timeout_ns=given["timeout"],
         drain_ns=given["drain"],

@@ -45,6 +45,11 @@ cdef struct SenderFlow:           # a captured connection that has requests here
     uint32_t count                # items here, waiting or on the connection
     int32_t connection            # index, or -1: it waits
 
+cdef enum SenderDriver:
+    DRIVER_AUTO = 0
+    DRIVER_URING = 1
+    DRIVER_EPOLL = 2
+
 cdef enum SenderConnectionState:
     CONNECTION_FREE = 0
     CONNECTION_CONNECTING = 1
@@ -73,6 +78,11 @@ cdef struct SenderConnection:
     uint8_t broken                # a write failed
     uint8_t used                  # a byte was written
     uint8_t barrier               # an HTTP/1.0 request is under way: nothing follows it
+    uint8_t armed                 # io_uring: a receive
+    uint8_t polls                 # io_uring: one look for room to write, or for the end of the connect
+    uint8_t sending               # io_uring: a write is prepared
+    uint8_t blocked               # io_uring: the kernel took no more
+    uint64_t offered              # io_uring: bytes of that write
 
 cdef struct SenderAddress:
     uint8_t ip[16]
@@ -152,10 +162,14 @@ cdef struct SenderState:
     int64_t next_tick_ns
     int64_t tick_ns
     int64_t stop_ns               # when the stop was seen
+    int64_t seen_ns               # when everything that the kernel had to say was last heard
+    int64_t service_ns            # what a reply takes, smoothed
     int64_t base_ns               # CLOCK_REALTIME - CLOCK_MONOTONIC
     bint ever                     # a connection succeeded
     uint8_t halt                  # SenderReason: nothing more is sent
+    int wanted                    # SenderDriver
     int epfd
+    UringDriver* uring            # owns, or NULL: epoll
     SenderLedger* ledger
 
 
@@ -362,7 +376,6 @@ cdef int sender_open(SenderState* s, int32_t address, int64_t now) noexcept nogi
     cdef SenderConnection* c
     cdef sockaddr_in6 to
     cdef socklen_t size = sender_sockaddr(a, &to)
-    cdef epoll_event event
     cdef int32_t index = s.free_connection
     cdef int one = 1
     cdef int unsent = SENDER_UNSENT
@@ -382,13 +395,11 @@ cdef int sender_open(SenderState* s, int32_t address, int64_t now) noexcept nogi
     setsockopt(fd, IPPROTO_TCP, TCP_NOTSENT_LOWAT, &unsent, sizeof(int))
     setsockopt(fd, SOL_SOCKET, SO_MARK, &mark, sizeof(int))     # needs a right; without it the suffix and the marker must do
     c = &s.connections[index]
-    event.events = EPOLLIN | EPOLLOUT | EPOLLRDHUP | EPOLLET
-    event.data.u64 = (<uint64_t>(c.generation + 1) << 32) | <uint64_t>index
     error = 0
     if connect(fd, <sockaddr*>&to, size) < 0 and errno.errno != errno.EINPROGRESS:
         error = errno.errno
-    elif epoll_ctl(s.epfd, EPOLL_CTL_ADD, fd, &event) < 0:
-        error = errno.errno
+    elif s.uring == NULL:
+        error = -epoll_driver_add(s, index, c.generation + 1, fd)
     if error:
         close(fd)
         if sender_limited(s, error, now):
@@ -406,12 +417,15 @@ cdef int sender_open(SenderState* s, int32_t address, int64_t now) noexcept nogi
     c.reply_bytes = 0
     c.bucket = -1
     c.hangup = c.broken = c.used = c.barrier = 0
+    c.armed = c.polls = c.sending = c.blocked = 0
     c.since_ns = now
     reply_reset(&c.reply)
     s.live += 1
     s.connecting += 1
     a.live += 1
     a.connecting += 1
+    if s.uring != NULL:
+        uring_driver_add(s, c)
     return OK
 
 
@@ -440,6 +454,8 @@ cdef void sender_shut(SenderState* s, SenderConnection* c, bint abort) noexcept 
     cdef linger now_
     cdef SenderAddress* a = &s.addresses[c.address]
     sender_unplace(s, c)
+    if s.uring != NULL:
+        uring_driver_drop(s, c)
     if abort:
         now_.l_onoff = 1
         now_.l_linger = 0

@@ -1,7 +1,7 @@
 # Sending: takes batches when their requests are due, keeps the order of each captured connection, writes, frames replies,
-# and accounts for every request exactly once (`sender_finish`). One thread, one epoll, no locks.
+# and accounts for every request exactly once (`sender_finish`). One thread, one driver (io_uring or epoll), no locks.
 #
-#     queue -> sender_take -> flow waits -> sender_dispatch -> connection -> sender_flush -> sender_read -> sender_finish
+#     queue -> sender_take -> flow waits -> sender_dispatch -> connection -> sender_gather -> driver -> sender_bytes -> sender_finish
 #
 # A request is never sent twice: it goes again only when no byte of it was accepted by the kernel, or when it stood behind
 # a reply that said it closes the connection (RFC 9112 9.3.2, 9.6).
@@ -17,6 +17,8 @@ cdef int64_t STOP_GRACE_NS = 60000000        # for replies that are on their way
 cdef int64_t STOP_QUEUE_NS = 110000000       # for ingest to mark the end of the queue
 cdef int64_t IDLE_PEEK_NS = 1000000          # a connection idle for longer is looked at before it is used
 cdef int64_t STUCK_NS = 50000000             # after this a request under way gives its batch back
+cdef int64_t PATIENCE_LEAST_NS = 10000       # a shorter sleep saves nothing
+cdef int64_t PATIENCE_MOST_NS = 200000
 
 
 # ---- the end of a request -------------------------------------------------------------------------------------------------
@@ -59,6 +61,7 @@ cdef void sender_finish(SenderState* s, SenderItem* item, int32_t address, int r
         ledger_status(l, item.status, status)
         histogram_record(&l.latency, now - item.due_ns, 1)
         histogram_record(&l.service, now - item.sent_ns, 1)
+        s.service_ns += (now - item.sent_ns - s.service_ns) // 64
     elif item.flags & ITEM_SENT:
         outcome = OUTCOME_UNANSWERED
         count_add(&l.unanswered[reason], 1)
@@ -265,75 +268,64 @@ cdef void sender_wrote(SenderState* s, SenderConnection* c, uint64_t n, int64_t 
             sender_let_go(s, item)
 
 
-cdef void sender_flush(SenderState* s, SenderConnection* c) noexcept nogil:
-    """Writes what this connection has and may begin: several requests in one call."""
-    cdef iovec parts[SENDER_PIPELINE]
-    cdef msghdr message
-    cdef SenderItem* item
-    cdef uint64_t written
-    cdef uint64_t total
-    cdef int64_t now
-    cdef ssize_t n
-    cdef int32_t room
-    cdef int count
-    while c.state == CONNECTION_OPEN and c.cursor != NULL and not c.broken:
-        count = 0
-        total = 0
-        room = <int32_t>s.pipeline - <int32_t>c.way
-        written = c.written
-        item = c.cursor
-        if s.guard_hit != NULL and atomic_get(s.guard_hit) and not s.halt:
-            sender_halt(s, REASON_GUARD, now_ns())
-            return
-        while item != NULL and count < SENDER_PIPELINE and total < SENDER_WRITE:
-            if written == 0:
-                if room <= 0 or c.barrier or s.halt or (item.flags & ITEM_HTTP10 and item != c.first):
-                    break
-                if c.reply.state > REPLY_FIELDS and not reply_persists(&c.reply):
-                    break                    # the reply that is coming closes the connection
-                if s.pacer.kind == PACE_ASAP and 2 * c.way > s.pipeline:
-                    break                    # nothing is late at full speed: wait until several fit into one write
-                room -= 1
-            parts[count].iov_base = <void*>(item.data + written)
-            parts[count].iov_len = <size_t>(item.length - written)
-            total += item.length - written
-            written = 0
-            count += 1
-            if item.flags & ITEM_HTTP10:
+cdef int sender_gather(SenderState* s, SenderConnection* c, iovec* parts, uint64_t* total) noexcept nogil:
+    """What this connection has and may begin, as at most SENDER_PIPELINE parts: several requests in one write. Returns how many; 0: nothing."""
+    cdef SenderItem* item = c.cursor
+    cdef uint64_t written = c.written
+    cdef int32_t room = <int32_t>s.pipeline - <int32_t>c.way
+    cdef int count = 0
+    total[0] = 0
+    while item != NULL and count < SENDER_PIPELINE and total[0] < SENDER_WRITE:
+        if written == 0:
+            if room <= 0 or c.barrier or s.halt or (item.flags & ITEM_HTTP10 and item != c.first):
                 break
-            item = item.next
-        if count == 0:
-            return
-        now = now_ns()
-        if c.way == 0 and c.used and now - c.since_ns > IDLE_PEEK_NS and sender_gone(c.fd):
+            if c.reply.state > REPLY_FIELDS and not reply_persists(&c.reply):
+                break                        # the reply that is coming closes the connection
+            if s.pacer.kind == PACE_ASAP and 2 * c.way > s.pipeline:
+                break                        # nothing is late at full speed: wait until several fit into one write
+            room -= 1
+        parts[count].iov_base = <void*>(item.data + written)
+        parts[count].iov_len = <size_t>(item.length - written)
+        total[0] += item.length - written
+        written = 0
+        count += 1
+        if item.flags & ITEM_HTTP10:
+            break
+        item = item.next
+    return count
+
+
+cdef bint sender_may_write(SenderState* s, SenderConnection* c, int64_t now) noexcept nogil:
+    """The last looks before a write: no captured server is the target, and the server did not hang up meanwhile."""
+    if s.guard_hit != NULL and atomic_get(s.guard_hit) and not s.halt:
+        sender_halt(s, REASON_GUARD, now)
+        return False
+    if c.way == 0 and c.used and now - c.since_ns > IDLE_PEEK_NS and now - s.seen_ns > IDLE_PEEK_NS and sender_gone(c.fd):
+        c.hangup = 1
+        sender_again(s, c)
+        c.broken = 1                         # nothing is written; reading finds out what it is
+        return False
+    return True
+
+
+cdef void sender_written(SenderState* s, SenderConnection* c, int64_t n, int64_t now) noexcept nogil:
+    """The kernel took n bytes; or n is an errno below zero. EAGAIN: it is full, the driver says when it is not."""
+    if n <= 0:
+        if n < 0 and n != -errno.EAGAIN and n != -errno.EINTR:
+            atomic_set(&s.ledger.last_errno, -n)
+            c.broken = 1                     # a reply may have come before the end: read it first
             c.hangup = 1
             sender_again(s, c)
-            c.broken = 1                     # nothing is written; reading finds out what it is
-            return
-        memset(&message, 0, sizeof(msghdr))
-        message.msg_iov = parts
-        message.msg_iovlen = <size_t>count
-        n = sendmsg(c.fd, &message, MSG_NOSIGNAL | MSG_DONTWAIT)
-        if n <= 0:
-            if n < 0 and errno.errno == errno.EINTR:
-                continue
-            if n < 0 and errno.errno != errno.EAGAIN:
-                atomic_set(&s.ledger.last_errno, errno.errno)
-                c.broken = 1                 # a reply may have come before the end: read it first
-                c.hangup = 1
-                sender_again(s, c)
-            return                           # the kernel is full: EPOLLOUT comes
-        if not c.used:
-            c.used = 1
-            s.addresses[c.address].delay_ns = 0
-            s.down_since_ns = 0
-        s.last_send_ns = now
-        if s.ledger.first_sent_ns == 0:
-            atomic_set(&s.ledger.first_sent_ns, now + s.base_ns)
-        atomic_set(&s.ledger.last_sent_ns, now + s.base_ns)
-        sender_wrote(s, c, <uint64_t>n, now)
-        if <uint64_t>n < total:
-            return
+        return
+    if not c.used:
+        c.used = 1
+        s.addresses[c.address].delay_ns = 0
+        s.down_since_ns = 0
+    s.last_send_ns = now
+    if s.ledger.first_sent_ns == 0:
+        atomic_set(&s.ledger.first_sent_ns, now + s.base_ns)
+    s.ledger.last_sent_ns = now + s.base_ns
+    sender_wrote(s, c, <uint64_t>n, now)
 
 
 # ---- reading ----------------------------------------------------------------------------------------------------------------
@@ -403,16 +395,27 @@ cdef bint sender_bytes(SenderState* s, SenderConnection* c, const uint8_t* data,
     return False
 
 
-cdef void sender_read(SenderState* s, SenderConnection* c) noexcept nogil:
+cdef void sender_eof(SenderState* s, SenderConnection* c, int64_t now) noexcept nogil:
+    """The server sends no more."""
+    if c.way and reply_eof(&c.reply) == OK and sender_answered(s, c, now):
+        return
+    if c.state == CONNECTION_OPEN:
+        sender_close(s, c, REASON_CLOSED, False, False, now)
+
+
+cdef void sender_fault(SenderState* s, SenderConnection* c, int error, int64_t now) noexcept nogil:
+    """Reading failed."""
+    atomic_set(&s.ledger.last_errno, error)
+    sender_close(s, c, REASON_TIMEOUT if error == errno.ETIMEDOUT else REASON_RESET, False, False, now)
+
+
+cdef void sender_read(SenderState* s, SenderConnection* c, int64_t now) noexcept nogil:
     """Reads what there is: to the first short read, or to the end when the kernel said that there is one."""
     cdef ssize_t n
     cdef int rounds = 0
-    cdef int error
-    cdef int64_t now
     while True:
         n = recv(c.fd, s.buffer, SENDER_BUFFER, MSG_DONTWAIT)
         if n > 0:
-            now = now_ns()
             count_add(&s.ledger.bytes_received, n)
             if sender_bytes(s, c, s.buffer, <size_t>n, now):
                 return
@@ -422,24 +425,16 @@ cdef void sender_read(SenderState* s, SenderConnection* c) noexcept nogil:
             if rounds >= SENDER_READS:
                 sender_again(s, c)           # an endless reply is no reason to keep others waiting
                 return
-            continue
-        if n == 0:
-            now = now_ns()
-            if c.way and reply_eof(&c.reply) == OK and not sender_answered(s, c, now):
-                sender_close(s, c, REASON_CLOSED, False, False, now)
-            elif c.state == CONNECTION_OPEN:
-                sender_close(s, c, REASON_CLOSED, False, False, now)
+        elif n == 0:
+            sender_eof(s, c, now)
             return
-        error = errno.errno
-        if error == errno.EINTR:
-            continue
-        if error == errno.EAGAIN:
+        elif errno.errno == errno.EAGAIN:
             if c.broken:
-                sender_close(s, c, REASON_RESET, False, False, now_ns())
+                sender_close(s, c, REASON_RESET, False, False, now)
             return
-        atomic_set(&s.ledger.last_errno, error)
-        sender_close(s, c, REASON_TIMEOUT if error == errno.ETIMEDOUT else REASON_RESET, False, False, now_ns())
-        return
+        elif errno.errno != errno.EINTR:
+            sender_fault(s, c, errno.errno, now)
+            return
 
 
 # ---- connections ------------------------------------------------------------------------------------------------------------
@@ -469,6 +464,8 @@ cdef void sender_connected(SenderState* s, SenderConnection* c, int64_t now) noe
     s.open_delay_ns = 0
     count_add(&s.ledger.connections_opened, 1)
     count_add(&s.ledger.connections_open, 1)
+    if s.uring != NULL:
+        uring_driver_connected(s, c)
     sender_place(s, c)
 
 
@@ -770,35 +767,8 @@ cdef bint sender_ended(SenderState* s) noexcept nogil:
     return atomic_get(s.queue_ended) != 0 and s.batch == NULL and ring_count(s.ring) == 0
 
 
-cdef void sender_event(SenderState* s, uint32_t events, uint64_t key, int64_t now) noexcept nogil:
-    cdef SenderConnection* c
-    cdef uint64_t seen
-    cdef uint32_t index = <uint32_t>key
-    if index == <uint32_t>KEY_QUEUE:
-        read(s.queue_fd, &seen, 8)
-        return
-    if index == <uint32_t>KEY_STOP:
-        return                               # the flag is looked at in each turn
-    c = &s.connections[index]
-    if c.generation != <uint32_t>(key >> 32) or c.state == CONNECTION_FREE:
-        return                               # closed in this turn
-    if events & (EPOLLRDHUP | EPOLLHUP | EPOLLERR):
-        c.hangup = 1
-    if c.state == CONNECTION_CONNECTING:
-        if not events & (EPOLLOUT | EPOLLERR | EPOLLHUP):
-            return
-        sender_connected(s, c, now)
-        if c.state == CONNECTION_OPEN and events & (EPOLLIN | EPOLLRDHUP | EPOLLERR | EPOLLHUP):
-            sender_again(s, c)
-        return
-    if events & (EPOLLIN | EPOLLRDHUP | EPOLLERR | EPOLLHUP):
-        sender_read(s, c)
-    if c.state == CONNECTION_OPEN and events & EPOLLOUT and c.cursor != NULL:
-        sender_dirty(s, c)
-
-
-cdef void sender_turn(SenderState* s) noexcept nogil:
-    """Lists filled before this turn: those to read once more."""
+cdef void sender_turn(SenderState* s, int64_t now) noexcept nogil:
+    """Reads once more from those that were noted for it before this turn."""
     cdef int32_t count = s.again_count
     cdef int32_t i
     cdef SenderConnection* c
@@ -807,20 +777,37 @@ cdef void sender_turn(SenderState* s) noexcept nogil:
         c = &s.connections[s.again[i]]
         c.again = 0
         if c.state == CONNECTION_OPEN:
-            sender_read(s, c)
+            sender_read(s, c, now)
     left = s.again_count - count
     for i in range(left):
         s.again[i] = s.again[count + i]
     s.again_count = left
 
 
+cdef uint32_t sender_patience(SenderState* s, int64_t* patience_ns) noexcept nogil:
+    """At full speed: for how many replies it is worth to sleep on, and for how long at most; 1 for the first one.
+
+    To be woken for each reply costs more than to read it. A quarter of those under way leaves the server enough to do; an eighth of what a reply takes
+    is the most that this can cost where the server is not busy but far away."""
+    cdef int64_t busy = s.out - s.unsent
+    if s.pacer.kind != PACE_ASAP or s.halt or s.stop_ns or s.service_ns < PATIENCE_LEAST_NS * 8:
+        return 1
+    if busy > s.open:
+        busy = s.open
+    if busy < 8:
+        return 1
+    patience_ns[0] = s.service_ns // 8 if s.service_ns < PATIENCE_MOST_NS * 8 else PATIENCE_MOST_NS
+    return <uint32_t>(busy // 4 if busy < 512 else 128)
+
+
 cdef void sender_loop(SenderState* s) noexcept nogil:
     cdef int64_t now = now_ns()
     cdef int64_t sleep
+    cdef int64_t patience = 0
+    cdef uint32_t want
     cdef bint more = True
     cdef bint asleep
     cdef int32_t i
-    cdef int n
     cdef SenderConnection* c
     s.next_tick_ns = now
     while True:
@@ -831,13 +818,14 @@ cdef void sender_loop(SenderState* s) noexcept nogil:
             asleep = True
             if ring_count(s.ring) > 0:
                 sleep = 0
-        n = wait_events(s.epfd, s.events, s.events_most, sleep)
+        want = sender_patience(s, &patience)
+        if s.uring != NULL:
+            now = uring_driver_wait(s, sleep, want, patience)
+        else:
+            now = epoll_driver_wait(s, sleep, want, patience)
         if asleep:
             atomic_set(s.queue_waiting, 0)
-        now = now_ns()
-        for i in range(n):
-            sender_event(s, s.events[i].events, s.events[i].data.u64, now)
-        sender_turn(s)
+        sender_turn(s, now)
         if s.guard_hit != NULL and atomic_get(s.guard_hit):
             sender_halt(s, REASON_GUARD, now)
         if s.stop_ns == 0 and atomic_get(s.stop_flag):
@@ -857,8 +845,13 @@ cdef void sender_loop(SenderState* s) noexcept nogil:
         for i in range(s.dirty_count):
             c = &s.connections[s.dirty[i]]
             c.dirty = 0
-            sender_flush(s, c)
+            if s.uring != NULL:
+                uring_driver_flush(s, c, now)
+            else:
+                epoll_driver_flush(s, c)
         s.dirty_count = 0
+        if s.uring != NULL:
+            uring_driver_submit(s)
         if s.stop_ns:
             if s.out and now - s.stop_ns >= STOP_GRACE_NS:
                 sender_cut(s, now)
@@ -877,6 +870,7 @@ cdef class Sender:
     addresses: list of (16 bytes, port), IPv4 v4-mapped; connections are spread over them in turn.
     speed: of the captured time; rate > 0: that many a second, evenly; asap: as fast as answers come.
     connections: at most; pipeline: requests under way on one of them, 1 to 64.  outcomes: an `Outcomes`, or None.
+    driver: "io_uring", "epoll", or "auto": io_uring where the kernel has it and allows it.
     Raises ValueError for what cannot be meant, OSError without descriptors."""
     cdef SenderState s
     cdef Queue queue
@@ -888,12 +882,12 @@ cdef class Sender:
 
     def __cinit__(self, Queue queue not None, addresses, *, Stop stop not None, double speed=1.0, double rate=0.0, bint asap=False,
                   int connections=256, int pipeline=1, int64_t connect_timeout_ns=1000000000, int64_t timeout_ns=15000000000,
-                  int64_t drain_ns=5000000000, int64_t never_ns=10000000000, bint dry_run=False, Guard guard=None, Outcomes outcomes=None):
+                  int64_t drain_ns=5000000000, int64_t never_ns=10000000000, bint dry_run=False, Guard guard=None, Outcomes outcomes=None,
+                  str driver="auto"):
         cdef SenderState* s = &self.s
         cdef bytes packed
         cdef int32_t i
         cdef int32_t j
-        cdef epoll_event event
         memset(s, 0, sizeof(SenderState))
         s.epfd = -1
         addresses = list(addresses)
@@ -905,6 +899,8 @@ cdef class Sender:
             raise ValueError(f"pipeline: 1 to {SENDER_PIPELINE}")
         if not speed > 0 or not rate >= 0 or speed > 1e18 or rate > 1e18:
             raise ValueError("speed: above 0; rate: 0 or more")
+        if driver not in ("auto", "io_uring", "epoll"):
+            raise ValueError("driver: auto, io_uring or epoll")
         if min(connect_timeout_ns, timeout_ns, never_ns) <= 0 or drain_ns < 0:
             raise ValueError("time-outs: above 0")
         self.queue, self.stop, self.guard, self.outcomes = queue, stop, guard, outcomes
@@ -960,17 +956,19 @@ cdef class Sender:
             s.connections[i].fd = -1
             s.connections[i].bucket = -1
             s.connections[i].next = i + 1 if i + 1 < s.most else -1
-        s.epfd = epoll_create1(EPOLL_CLOEXEC)
-        if s.epfd < 0:
-            raise OSError(errno.errno, "epoll_create1")
-        event.events = EPOLLIN
-        event.data.u64 = KEY_QUEUE
-        if epoll_ctl(s.epfd, EPOLL_CTL_ADD, s.queue_fd, &event) < 0:
-            raise OSError(errno.errno, "epoll_ctl")
-        event.events = EPOLLIN | EPOLLET
-        event.data.u64 = KEY_STOP
-        if epoll_ctl(s.epfd, EPOLL_CTL_ADD, s.stop_fd, &event) < 0:
-            raise OSError(errno.errno, "epoll_ctl")
+        s.wanted = DRIVER_EPOLL if driver == "epoll" else DRIVER_URING if driver == "io_uring" else DRIVER_AUTO
+        if s.wanted != DRIVER_EPOLL and not dry_run:         # the ring itself is made by the thread that uses it
+            i = uring_driver_open(s)
+            uring_driver_close(s)
+            if i < 0 and s.wanted == DRIVER_URING:
+                raise OSError(-i, _os.strerror(-i), "io_uring")
+            if i < 0:
+                s.wanted = DRIVER_EPOLL
+        if dry_run:
+            s.wanted = DRIVER_EPOLL
+        i = epoll_driver_open(s)
+        if i < 0:
+            raise OSError(-i, _os.strerror(-i))
 
     def __dealloc__(self):
         cdef SenderState* s = &self.s
@@ -1007,12 +1005,15 @@ cdef class Sender:
             s.base_ns = <int64_t>wall.tv_sec * 1000000000 + wall.tv_nsec - now_ns()
             slack = prctl(PR_GET_TIMERSLACK)
             prctl(PR_SET_TIMERSLACK, <unsigned long>1)           # of this thread: due times are kept to some microseconds
+            if s.wanted == DRIVER_EPOLL or uring_driver_open(s) < 0:
+                s.uring = NULL               # allowed a moment ago, and not now: epoll does it as well
             sender_loop(s)
             if slack > 0:
                 prctl(PR_SET_TIMERSLACK, <unsigned long>slack)
             for i in range(s.most):
                 if s.connections[i].state != CONNECTION_FREE:
                     sender_shut(s, &s.connections[i], False)
+            uring_driver_close(s)
         self.over = True
 
     def finish(self):
@@ -1036,6 +1037,7 @@ cdef class Sender:
         """The ledger as a dict. See `ledger_dict`; `under_way` and `waiting` are what has not ended yet."""
         got = ledger_dict(self.s.ledger)
         got["pipeline"] = self.s.pipeline
+        got["driver"] = "epoll" if self.s.wanted == DRIVER_EPOLL else "io_uring"
         return got
 
     def histograms(self):

@@ -26,4 +26,9 @@ static inline int wait_events(int epfd, struct epoll_event *events, int most, in
     n = ppoll(&one, 1, timeout_ns < 0 ? NULL : &ts, NULL);
     return n <= 0 ? n : epoll_wait(epfd, events, most, 0);
 }
+
+static inline void wait_a_moment(int64_t ns) {
+    struct timespec ts = {ns / 1000000000, ns % 1000000000};
+    clock_nanosleep(CLOCK_MONOTONIC, 0, &ts, NULL);
+}
 #endif
