@@ -89,6 +89,22 @@ class Histogram:
                 return _value(at, self.digits)
         raise AssertionError("the counts changed while they were read")
 
+    def steps(self, most: int = 400) -> list[tuple[float, float]]:
+        """(share, value) for a plot: the value that this share (0 to 1) does not exceed; at most so many, evenly over a percentile axis."""
+        import math
+
+        total, seen = self.total, 0
+        found: list[tuple[float, float]] = []
+        last = -1.0
+        step = math.log10(total + 1) / most if total else 1.0
+        for at, count in self._used():
+            seen += count
+            place = -math.log10(1 - seen / total) if seen < total else math.inf
+            if place - last >= step:
+                found.append((seen / total, _value(at, self.digits)))
+                last = place
+        return found
+
     def as_dict(self) -> dict[str, int | str | None]:
         """`p50`, `p90`, `p99`, `p99_9`, `max` in microseconds (None without values), and `hdr`, the encoding."""
         got: dict[str, int | str | None] = {name: self.percentile(share) for name, share in _QUANTILES.items()}

@@ -210,7 +210,9 @@ def test_version_needs_neither_numpy_nor_yaml_nor_rich():
 def test_documented_options_exist():
     """Each option in docs/usage.md and docs/troubleshooting.md is in some verb's --help; each verb's options but the common ones are in docs/usage.md."""
     helps = ""
-    for verb in ("run", "show", "policy", "sink", "demo"):
+    from replay.cli.group import _VERBS
+
+    for verb in _VERBS:
         done = subprocess.run([sys.executable, "-m", "replay", verb, "--help"], capture_output=True, text=True, env=os.environ | {"COLUMNS": "200"})
         assert done.returncode == 0, done.stderr
         helps += done.stdout

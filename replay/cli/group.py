@@ -16,6 +16,7 @@ _VERBS = {
     "run": "replay captures against a shadow service (without --to: a dry run)",
     "show": "the requests in a capture, a line each",
     "policy": "what a policy (ours, Istio, Gateway API, Envoy) means: explained, checked, converted",
+    "report": "reports of runs: added up, side by side, as a page",
     "sink": "an embedded shadow service: answers, counts, logs",
     "demo": "the whole story in half a minute, nothing else needed",
 }

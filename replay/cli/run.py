@@ -60,6 +60,7 @@ _POLL_S = 0.05
 @click.option("--allow-production", is_flag=True, help="Send although the target is a server of the capture.")
 @click.option("--dry-run/--no-dry-run", "dry_run", help="Everything but connecting (without --to it is one anyway).")
 @click.option("--report", "report_file", metavar="FILE.json", help="Write the whole result there.")
+@click.option("--html", "html_file", metavar="FILE.html", help="Write the result as one page that needs nothing else.")
 @click.option("--results", metavar="FILE.jsonl[.zst]", help="A line of JSON a selected request: what was captured, what became of it.")
 @click.option("--fail-if", multiple=True, metavar="EXPR", help="Exit with 1 when it holds: 'status_change > 0.5%', 'latency_us.p99 > 250ms' (repeatable).")
 @click.option("--stop-if", multiple=True, metavar="EXPR", help="End the run as soon as it holds, and exit with 1 (repeatable).")
@@ -97,14 +98,15 @@ def run(ctx: click.Context, /, captures: tuple[str, ...], to: tuple[str, ...], q
     )
     gates = gating.parsed(given["fail_if"], given["stop_if"], given["allow_empty"])
     with accesslog.opened(given["access_log"]) as log, results.opened(given["results"]) as lines:
-        _writable(given["report_file"])
+        _writable("--report", given["report_file"])
+        _writable("--html", given["html_file"])
         words = sys.argv[1:]
         sends = [word for word in words if word not in ("--dry-run", "--no-dry-run")]
         sends += [] if targets else ["--to", "http://SHADOW:PORT"]
         sends += ["--no-dry-run"] if given["dry_run"] and "--dry-run" not in words else []  # it stands in a configuration
         code = perform(
             settings, words=words, sends=sends, log=log, lines=lines, gates=gates, report_file=given["report_file"], as_json=given["as_json"], quiet=quiet,
-            metrics=given["metrics"],
+            metrics=given["metrics"], html_file=given["html_file"],
         )
     ctx.exit(code)
 
@@ -121,6 +123,7 @@ def perform(
     lines: IO[bytes] | None = None,
     gates: gating.Gates | None = None,
     metrics: tuple[str, int] | None = None,
+    html_file: str | None = None,
 ) -> int:
     """Runs it to its end, tells what is to be told, and gives the exit code.
 
@@ -165,7 +168,11 @@ def perform(
     if settings.dry_run and sends:
         whole["to_send"] = report.mask(["replay", *sends])
     if report_file is not None:
-        _write_report(report_file, whole)
+        _write_report("--report", report_file, _encode(whole), whole)
+    if html_file is not None:
+        from replay.judge import page
+
+        _write_report("--html", html_file, page.page(whole).encode("utf-8", "replace"), whole)
     code = _code(replay, whole)
     hint = report.hint(whole)
     if as_json or quiet:
@@ -244,24 +251,24 @@ def _encode(whole: dict[str, Any]) -> bytes:
     return (json.dumps(whole, indent=2, ensure_ascii=False) + "\n").encode("utf-8", "surrogateescape")
 
 
-def _write_report(path: str, whole: dict[str, Any]) -> None:
+def _write_report(option: str, path: str, data: bytes, whole: dict[str, Any]) -> None:
     try:
-        report.write(path, _encode(whole))
+        report.write(path, data)
     except OSError as error:
-        raise UsageError(f"--report {path}: {error.strerror}; {_done(whole)}") from None
+        raise UsageError(f"{option} {path}: {error.strerror}; {_done(whole)}") from None
 
 
-def _writable(path: str | None) -> None:
+def _writable(option: str, path: str | None) -> None:
     """Says before the run that a report cannot be written, not after it."""
     if path is None:
         return
     folder = os.path.dirname(os.path.abspath(path))
     if os.path.isdir(path):
-        raise UsageError(f"--report {path}: is a folder; name a file in it")
+        raise UsageError(f"{option} {path}: is a folder; name a file in it")
     if not os.path.isdir(folder):
-        raise UsageError(f"--report {path}: there is no folder {folder}")
+        raise UsageError(f"{option} {path}: there is no folder {folder}")
     if not os.access(path if os.path.exists(path) else folder, os.W_OK):
-        raise UsageError(f"--report {path}: permission denied")
+        raise UsageError(f"{option} {path}: permission denied")
 
 
 def _between(text: str, least: int, most: int) -> int:
