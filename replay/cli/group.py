@@ -17,6 +17,7 @@ _VERBS = {
     "show": "the requests in a capture, a line each",
     "policy": "what a policy (ours, Istio, Gateway API, Envoy) means: explained, checked, converted",
     "report": "reports of runs: added up, side by side, as a page",
+    "doctor": "what this machine can do; each problem with its fix",
     "sink": "an embedded shadow service: answers, counts, logs",
     "demo": "the whole story in half a minute, nothing else needed",
 }

@@ -1,0 +1,35 @@
+"""`replay doctor`: what this machine can do, each problem with its fix."""
+
+from __future__ import annotations
+
+import json
+import sys
+
+import click
+
+from replay import doctor as checking
+from replay.cli import options
+from replay.settings import target
+
+_MARKS = {"ok": "ok", "warn": "WARN", "bad": "BAD"}
+
+
+@click.command(short_help="what this machine can do; each problem with its fix")
+@click.option("--to", "to", multiple=True, metavar="URL", help="Also look whether this shadow service is there (a connection, no request).")
+@click.option("-c", "--connections", type=options.COUNT, default="256", show_default=True, help="So many are meant to be opened.")
+@click.option("--max-memory", type=options.SIZE, default="128MiB", show_default=True, help="So much is meant to be used.")
+@click.option("--json", "as_json", is_flag=True, help="The findings as one JSON object on standard output.")
+@click.pass_context
+def doctor(ctx: click.Context, /, to: tuple[str, ...], connections: int, max_memory: int, as_json: bool) -> None:
+    """Looks at this machine: its rights, limits, clock, and the target. Ends with 1 when something will not work."""
+    findings = checking.examine(checking.Subject(tuple(target(text) for text in to), connections, max_memory))
+    bad = any(finding.state == checking.BAD for finding in findings)
+    if as_json:
+        sys.stdout.write(json.dumps({"ok": not bad, "findings": [finding.as_dict() for finding in findings]}, indent=2) + "\n")
+    else:
+        for finding in findings:
+            print(f"{_MARKS[finding.state]:<5} {finding.name:<13} {finding.text}")
+            if finding.fix and finding.state != checking.OK:
+                print(f"{'':<19} fix: {finding.fix}")
+    sys.stdout.flush()
+    ctx.exit(1 if bad else 0)
