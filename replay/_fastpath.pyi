@@ -72,6 +72,7 @@ class Ingest:
         share: int = ...,
         sample_by: str = ...,
         seed: int = ...,
+        shard: tuple[int, int] | None = ...,
         methods: Iterable[str | bytes] | None = ...,
         path: Pattern[bytes] | bytes | None = ...,
         host: Pattern[bytes] | bytes | None = ...,
@@ -167,6 +168,7 @@ class Sender:
         guard: Guard | None = ...,
         outcomes: Outcomes | None = ...,
         driver: str = ...,
+        start_at_ns: int = ...,
     ) -> Sender: ...
     def run(self) -> None: ...
     def finish(self) -> None: ...

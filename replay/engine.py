@@ -356,10 +356,10 @@ class Replay:
             self._judge = _fastpath.Judge(sources, forward=onward, lines=self._lines, names=names)
             self._judge_thread = _thread("judge", self._judge.run, self._failures)
             self._judge_thread.start()
-        self._began = time.monotonic()
+        self._began = time.monotonic() + self._ahead_s()
         self._threads = [_thread("ingest", self._read, self._failures)]
         for way in self._ways:
-            way.thread = _thread(f"sender {way.target.url if way.target else ''}", way.sender.run, self._failures)
+            way.thread = _thread(f"sender {way.target.url if way.target else ''}", self._sending(way.sender), self._failures)
             self._threads.append(way.thread)
         for thread in self._threads:
             thread.start()
@@ -376,6 +376,7 @@ class Replay:
                 queue, addresses, stop=self._stop, speed=speed, rate=rate, asap=s.pace.kind == "max" or s.dry_run,
                 connections=s.connections, pipeline=s.pipeline, connect_timeout_ns=s.connect_timeout_ns, timeout_ns=s.timeout_ns,
                 drain_ns=s.drain_ns, dry_run=s.dry_run, guard=self._guard, outcomes=outcomes, driver=s.driver,
+                start_at_ns=s.start_at_ns or 0,
             )  # fmt: skip
         except OSError as error:
             if error.filename == "io_uring":
@@ -385,6 +386,21 @@ class Replay:
                 ) from None
             raise ReplayError(f"cannot make a sender: {error.strerror}; raise the limit on open files (ulimit -n), or lower --connections") from None
         return _Way(target, addresses, queue, sender, outcomes, _fastpath.Outcomes(_OUTCOMES) if self.log else None)
+
+    def _ahead_s(self) -> float:
+        """Seconds until `--start-at`; 0 without one, and in a dry run."""
+        s = self.settings
+        return 0.0 if s.start_at_ns is None or s.dry_run else max(0.0, s.start_at_ns / 1e9 - time.time())
+
+    def _sending(self, sender: _fastpath.Sender) -> Callable[[], None]:
+        """The body of a sender's thread: it begins at `--start-at`, or now. Reading goes on meanwhile, as far as there is room."""
+
+        def body() -> None:
+            while not self.stopped and not self._finishing and (left := self._ahead_s()) > 0:
+                time.sleep(min(left, 0.05))
+            sender.run()
+
+        return body
 
     def _read(self) -> None:
         """The ingest thread: one pass after the other."""
@@ -503,7 +519,7 @@ class Replay:
             "targets": [way.target for way in ways],
             "read": read,
             "passes": begun,
-            "elapsed_s": time.monotonic() - self._began,
+            "elapsed_s": max(0.0, time.monotonic() - self._began),
         }
 
     def histograms(self) -> list[dict[str, bytes]]:

@@ -51,6 +51,7 @@ def build(
             "methods": list(selection.methods) or None,
             "shadow_suffix": selection.suffix,
             "set_host": selection.set_host,
+            "shard": None if selection.shard is None else f"{selection.shard[0] + 1}/{selection.shard[1]}",
         },
         "seed": selection.seed,
         "digest": f"{ingest['digest']:016x}",
@@ -92,6 +93,7 @@ def build(
         "evicted_connections": ingest["evicted"],
         "memory_refused": ingest["no_memory"],
         "writes": ingest["writes"],
+        "other_shards": ingest["other_shards"],
         "silences_cut": {"count": ingest["gaps_cut"], "total_ns": ingest["gaps_cut_ns"]},
         "captured": {key: ingest[key] for key in ("first_ns", "last_ns", "first_packet_ns", "last_packet_ns")},
         "passes": found["passes"],
@@ -317,6 +319,8 @@ def hint(report: dict[str, Any]) -> str | None:
         )
     if report["interrupted"]:
         return "the run was stopped; another run sends everything again, writes included, unless --since leaves it out"
+    if not n["found"] and report["other_shards"]:
+        return "this shard has no connection of the capture; others have them"
     if not n["found"]:
         return _nothing(report)
     if dropped.get("stopped"):

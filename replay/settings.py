@@ -33,6 +33,7 @@ class Selection:
     share: int = MILLION
     sample_by: str = "request"
     seed: int = 0
+    shard: tuple[int, int] | None = None
     methods: tuple[str, ...] = ()
     path: str | None = None
     match_host: str | None = None
@@ -63,6 +64,7 @@ class Selection:
             "share": self.share,
             "sample_by": self.sample_by,
             "seed": self.seed,
+            "shard": self.shard,
             "methods": self.methods,
             "path": _pattern("--path", self.path),
             "host": _pattern("--match-host", self.match_host),
@@ -110,6 +112,7 @@ class Settings:
     connect_timeout_ns: int = 10**9
     timeout_ns: int = 15 * 10**9
     drain_ns: int = 5 * 10**9
+    start_at_ns: int | None = None
 
 
 def target(text: str) -> Target:

@@ -16,6 +16,7 @@ __all__ = [
     "duration",
     "moment",
     "pace",
+    "shard",
     "share",
     "show_bytes",
     "show_count",
@@ -131,6 +132,14 @@ def moment(text: str) -> int:
         parsed = parsed.replace(tzinfo=datetime.UTC)
     since = parsed - datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC)
     return (since.days * 86400 + since.seconds) * 10**9 + since.microseconds * 1000
+
+
+def shard(text: str) -> tuple[int, int]:
+    """`2/4` as (1, 4): the number from 0, and how many."""
+    match = re.fullmatch(r"\s*(\d{1,5})\s*/\s*(\d{1,5})\s*", text, re.ASCII)
+    if match is None or not 1 <= int(match[1]) <= int(match[2]):
+        raise ValueError(f"{text!r} is no shard; write 1/4 to 4/4")
+    return int(match[1]) - 1, int(match[2])
 
 
 def show_count(value: int) -> str:

@@ -72,7 +72,22 @@ SIZE = Unit("SIZE", units.size)
 COUNT = Unit("N", _positive(units.count))
 COUNT_OR_0 = Unit("N", units.count)
 HEAD_SIZE = Unit("SIZE", _positive(units.size, 256, 16 << 20))
+def _ahead(text: str) -> int:
+    """A moment that is still to come, `+10s` from now; ns since 1970."""
+    import time
+
+    now = time.time_ns()
+    moment = now + units.duration(text.strip()[1:]) if text.strip().startswith("+") else units.moment(text)
+    if moment < now:
+        raise ValueError(f"{text!r} has passed")
+    if moment - now > 7 * 86400 * 10**9:
+        raise ValueError(f"{text!r} is more than a week ahead")
+    return moment
+
+
 MOMENT = Unit("TIME", units.moment)
+AHEAD = Unit("TIME", _ahead)
+SHARD = Unit("I/N", units.shard)
 PACE = Unit("PACE", units.pace)
 CIDR = Unit("CIDR", network)
 PORT = Unit("N", _positive(units.count, 1, 65535))
@@ -132,6 +147,7 @@ _SELECT = [
         help=f"What decides who is in the share: {', '.join(SAMPLE_KINDS)}.",
     ),
     click.option("--seed", type=COUNT_OR_0, default="0", help="Another sample of the same size. The same seed gives the same requests.  [default: 0]"),
+    click.option("--shard", type=SHARD, help="Only the connections of this part, 1/4 to 4/4: together all, nothing twice; the same on every machine."),
     click.option("--methods", type=Unit("LIST", _methods), default="all", help="Only these: safe (GET, HEAD, OPTIONS), or GET,POST,…  [default: all]"),
     click.option("--path", metavar="RE", help="Only requests whose target, up to '?', matches (searched anywhere)."),
     click.option("--match-host", metavar="RE", help="Only requests whose Host matches (searched anywhere)."),
@@ -279,6 +295,7 @@ def selection(given: dict[str, Any]) -> Selection:
         share=units.MILLION if given["percent"] is None else given["percent"],
         sample_by=given.pop("sample_by"),
         seed=given.pop("seed"),
+        shard=given.pop("shard"),
         methods=given.pop("methods"),
         path=given.pop("path"),
         match_host=given.pop("match_host"),
@@ -446,6 +463,8 @@ def shown(param: click.Option, value: Any) -> str:
         return units.show_duration(value)
     if param.type in (SIZE, HEAD_SIZE):
         return units.show_bytes(value)
+    if param.type is SHARD:
+        return f"{value[0] + 1}/{value[1]}"
     if param.type is CIDR:
         return f"{len(value)} networks"
     if isinstance(value, tuple):

@@ -16,6 +16,11 @@ def introduction(settings: Settings, plan: Plan) -> list[str]:
     share = report.share_text(settings)
     doing = "sending to" if not settings.dry_run else "dry run, would send to" if settings.targets else "dry run, sending"
     lines = [f"{doing} {to}: {share}, {', '.join(settings.selection.methods) or 'every method'}, Host {host}, pace {settings.pace}"]
+    if settings.selection.shard is not None:
+        at, of = settings.selection.shard
+        lines[0] += f", shard {at + 1} of {of}"
+    if settings.start_at_ns is not None and not settings.dry_run:
+        lines.append(f"begins at {report.when(settings.start_at_ns / 1e9)}")
     counts = plan.counts
     if settings.dry_run:
         return lines

@@ -32,6 +32,7 @@ _POLL_S = 0.05
 @options.select
 @options.change
 @click.option("--pace", type=options.PACE, default="original", show_default=True, help="original, 2x (twice as fast), 500/s (evenly), or max.")
+@click.option("--start-at", type=options.AHEAD, help="Begin at this time: 2026-08-01T10:00:00Z, or +10s from now; for shards that begin together.")
 @click.option("--max-gap", type=options.DURATION, default="10s", show_default=True, help="A longer silence in the capture is cut to this.")
 @click.option("--loop", type=options.COUNT, default="1", show_default=True, help="Go through the captures so many times.")
 @click.option("--duration", type=options.LONGER_THAN_0, help="End after this time, whatever is left.")
@@ -95,6 +96,7 @@ def run(ctx: click.Context, /, captures: tuple[str, ...], to: tuple[str, ...], q
         connect_timeout_ns=given["connect_timeout"],
         timeout_ns=given["timeout"],
         drain_ns=given["drain"],
+        start_at_ns=given["start_at"],
     )
     gates = gating.parsed(given["fail_if"], given["stop_if"], given["allow_empty"])
     with accesslog.opened(given["access_log"]) as log, results.opened(given["results"]) as lines:
@@ -189,7 +191,7 @@ def _code(replay: Replay, whole: dict[str, Any]) -> int:
         return 3
     if whole["interrupted"]:
         return 130
-    if replay.errors or any(fault["fatal"] for fault in whole["faults"]) or not whole["ledger"]["found"]:
+    if replay.errors or any(fault["fatal"] for fault in whole["faults"]) or not (whole["ledger"]["found"] or whole["other_shards"]):
         return 4
     if whole["never_connected"]:
         return 5

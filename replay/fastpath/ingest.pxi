@@ -9,6 +9,7 @@ cdef enum:
 
 cdef struct Counters:             # one thread writes, others read
     int64_t found
+    int64_t elsewhere             # whole requests of other shards
     int64_t selected
     int64_t writes
     int64_t sampled_out
@@ -228,7 +229,7 @@ cdef class Ingest:
         self.has_decoder = False
 
     def __init__(self, PacketSource source not None, queues, Pool pool not None, Stop stop not None, *, bint show=False, bint incomplete=False, bint record=False,
-                 int64_t share=1_000_000, str sample_by="request", uint64_t seed=0, methods=None, path=None, host=None, client=(), server=(),
+                 int64_t share=1_000_000, str sample_by="request", uint64_t seed=0, shard=None, methods=None, path=None, host=None, client=(), server=(),
                  ports=(), since_ns=None, until_ns=None, int64_t limit=0, suffix=b"-shadow", set_host=None, set_headers=(), add_headers=(),
                  remove_headers=(), str trace="keep", bint loose=False, bint split_by_network=False, uint64_t max_head=65536,
                  uint64_t max_body=64 << 20, uint64_t max_connections=262144, uint64_t max_memory=64 << 20,
@@ -270,6 +271,9 @@ cdef class Ingest:
         r.sample_by = SAMPLE_BY.index(kind)
         r.sample_name = self.text(name.lower() if kind == "header" else name)
         r.seed = seed
+        r.shard, r.shards = (0, 0) if shard is None else shard
+        if r.shards and r.shard >= r.shards:
+            raise ValueError("shard: (number from 0, how many)")
         methods = list(methods or ())
         r.methods = <Text*>self.room(len(methods), sizeof(Text))
         r.method_count = len(methods)
@@ -463,6 +467,7 @@ cdef class Ingest:
             "filtered": {FILTERED[i]: g.n.filtered[i] for i in range(1, FILTERED_COUNT) if g.n.filtered[i]},
             "sampled_out": {k: v for k, v in (("share", g.n.sampled_out), ("no_key", g.n.no_key)) if v},
             "withheld": {WITHHELD[i]: g.n.withheld[i] for i in range(1, WITHHELD_COUNT) if g.n.withheld[i]},
+            "other_shards": count_get(&g.n.elsewhere),
             "selected": count_get(&g.n.selected),
             "writes": count_get(&g.n.writes),
             "unqueued": count_get(&g.n.unqueued),

@@ -89,6 +89,7 @@ cdef struct Message:              # a request from the end of its head until it 
     uint8_t starts                # begins its segment
     uint8_t host_state            # HostState
     uint8_t loops
+    uint8_t elsewhere             # of another shard: counted there
     uint8_t filtered              # Filtered
     int8_t sampled                # 1 taken, 0 not, -1 no key
     uint8_t upgraded              # answered 101
@@ -508,7 +509,8 @@ cdef void request_head(Engine* g, Conn* c, int side, const uint8_t* p, size_t n,
     if g.guard_on and guard_meets(g, m):
         atomic_set(g.guard_hit, 1)
     m.filtered = message_filter(g, m, p, &h, &host)
-    if not m.filtered:
+    m.elsewhere = g.rules.shards > 1 and shard_of(&g.rules, m.client, m.client_port, m.server, m.server_port) != g.rules.shard
+    if not m.filtered and not m.elsewhere:
         memcpy(key, m.client, 16)
         key[16] = m.client_port >> 8
         key[17] = m.client_port & 255

@@ -47,6 +47,8 @@ cdef struct Rules:                # what the user asked, compiled; owned by one 
     int sample_by                 # SampleBy
     Text sample_name              # lower case
     uint64_t seed
+    uint32_t shard                # --shard: this one, from 0
+    uint32_t shards               # of so many; 0 or 1: all is ours
     Text* methods
     int method_count              # 0: every method
     Network* clients
@@ -73,6 +75,21 @@ cdef struct Rules:                # what the user asked, compiled; owned by one 
     bint marker                   # add x-shadow-replay
     bint loose                    # --resync loose
     bint edits                    # anything but the Host changes
+
+
+cdef uint64_t SHARD_SEED = 0x7368617264                  # a hash of its own, so that shards say nothing about the sample
+
+
+cdef uint32_t shard_of(const Rules* r, const uint8_t* client, uint16_t client_port, const uint8_t* server, uint16_t server_port) noexcept nogil:
+    """The shard of a connection, the same on every machine: by the bytes that S2 calls the key of `connection`."""
+    cdef uint8_t key[36]
+    memcpy(key, client, 16)
+    key[16] = client_port >> 8
+    key[17] = client_port & 255
+    memcpy(key + 18, server, 16)
+    key[34] = server_port >> 8
+    key[35] = server_port & 255
+    return <uint32_t>(xxh64(key, 36, SHARD_SEED) % r.shards)
 
 
 cdef bint network_has(const Network* nets, int count, const uint8_t* address) noexcept nogil:

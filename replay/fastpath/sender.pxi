@@ -871,6 +871,7 @@ cdef class Sender:
     speed: of the captured time; rate > 0: that many a second, evenly; asap: as fast as answers come.
     connections: at most; pipeline: requests under way on one of them, 1 to 64.  outcomes: an `Outcomes`, or None.
     driver: "io_uring", "epoll", or "auto": io_uring where the kernel has it and allows it.
+    start_at_ns: when the capture's time begins, since 1970; 0: when the first request is taken up.
     Raises ValueError for what cannot be meant, OSError without descriptors."""
     cdef SenderState s
     cdef Queue queue
@@ -879,11 +880,12 @@ cdef class Sender:
     cdef Outcomes outcomes
     cdef bint started
     cdef bint over
+    cdef int64_t start_at_ns      # since 1970; 0: when the first request is taken up
 
     def __cinit__(self, Queue queue not None, addresses, *, Stop stop not None, double speed=1.0, double rate=0.0, bint asap=False,
                   int connections=256, int pipeline=1, int64_t connect_timeout_ns=1000000000, int64_t timeout_ns=15000000000,
                   int64_t drain_ns=5000000000, int64_t never_ns=10000000000, bint dry_run=False, Guard guard=None, Outcomes outcomes=None,
-                  str driver="auto"):
+                  str driver="auto", int64_t start_at_ns=0):
         cdef SenderState* s = &self.s
         cdef bytes packed
         cdef int32_t i
@@ -904,6 +906,7 @@ cdef class Sender:
         if min(connect_timeout_ns, timeout_ns, never_ns) <= 0 or drain_ns < 0:
             raise ValueError("time-outs: above 0")
         self.queue, self.stop, self.guard, self.outcomes = queue, stop, guard, outcomes
+        self.start_at_ns = start_at_ns
         s.ring = &queue.ring
         s.queue_waiting = &queue.waiting
         s.queue_ended = &queue.ended
@@ -1003,6 +1006,10 @@ cdef class Sender:
         with nogil:
             clock_gettime(CLOCK_REALTIME, &wall)
             s.base_ns = <int64_t>wall.tv_sec * 1000000000 + wall.tv_nsec - now_ns()
+            if self.start_at_ns:
+                s.pacer.started = True
+                s.pacer.start_ns = self.start_at_ns - s.base_ns
+                atomic_set(&s.ledger.start_ns, self.start_at_ns)
             slack = prctl(PR_GET_TIMERSLACK)
             prctl(PR_SET_TIMERSLACK, <unsigned long>1)           # of this thread: due times are kept to some microseconds
             if s.wanted == DRIVER_EPOLL or uring_driver_open(s) < 0:

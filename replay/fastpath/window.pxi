@@ -143,16 +143,18 @@ cdef void window_emit(Engine* g, Message* m) noexcept nogil:
     cdef uint8_t key[40]
     cdef int64_t n
     if m.incomplete:
-        if g.show_incomplete and not m.filtered:
-            batch_row(g, m, WITHHELD_NONE, 0, count_get(&g.n.found))
+        if g.show_incomplete and not m.filtered and not m.elsewhere:
+            batch_row(g, m, WITHHELD_NONE, 0, count_get(&g.n.found) + count_get(&g.n.elsewhere))
         return
-    n = count_get(&g.n.found)
-    count_add(&g.n.found, 1)
+    n = count_get(&g.n.found) + count_get(&g.n.elsewhere)      # the same number in every shard
+    count_add(&g.n.elsewhere if m.elsewhere else &g.n.found, 1)
     offset = 0
     if m.filtered != FILTERED_TIME:       # what is outside of --since and --until is not waited for
         offset = offset_of(g, m.ts_ns)
     if n == 0 or m.ts_ns > g.n.last_ns:
         atomic_set(&g.n.last_ns, m.ts_ns)
+    if m.elsewhere:
+        return                    # it moved the clock of the capture on, as in a run that has it
     if m.filtered:
         count_add(&g.n.filtered[m.filtered], 1)
         return

@@ -29,6 +29,7 @@ def readable(report: Any, where: str) -> dict[str, Any]:
         raise UsageError(f"{where}: a report of schema {report.get('schema')!r}; this version reads schema 1")
     empty = Histogram().as_dict()
     filled: dict[str, Any] = {
+        "other_shards": 0,
         "endpoints": [], "timeline": endpoints.timeline(None, 100_000_000, []), "hints": [], "gates": [], "status_captured": {}, "status_known": 0,
         "status_same": 0, "not_judged": 0, "response_us": empty,
     }  # fmt: skip
@@ -78,6 +79,8 @@ def merged(reports: list[dict[str, Any]]) -> dict[str, Any]:
     whole["gates"] = []
     if any("results" in one for one in reports):
         whole["results"] = _added(one["results"] for one in reports if "results" in one)
+    if one_capture:
+        whole["other_shards"] = max(0, first["ledger"]["found"] + first["other_shards"] - whole["ledger"]["found"])
     whole.pop("to_send", None)
     whole["reports"] = len(reports)
     whole["hints"] = hints.hints(whole)
