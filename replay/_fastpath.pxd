@@ -13,6 +13,7 @@ cdef extern from "fastpath/atomics.h" nogil:
     void atomic_set(int64_t* p, int64_t v)
     int64_t atomic_add(int64_t* p, int64_t v)
     void count_add(int64_t* p, int64_t v)
+    void count_set(int64_t* p, int64_t v)
     int64_t count_get(const int64_t* p)
     int ring_init(PointerRing* r, uint64_t slots)
     void ring_free(PointerRing* r)
@@ -20,6 +21,10 @@ cdef extern from "fastpath/atomics.h" nogil:
     void* ring_pop(PointerRing* r)
     uint64_t ring_count(const PointerRing* r)
 
+
+cdef extern from "fastpath/hints.h" nogil:
+    void prefetch(const void* p)
+    void prefetch_struct(const void* p, size_t n)
 
 cdef extern from "fastpath/xxh64.h" nogil:
     uint64_t xxh64(const uint8_t* p, size_t n, uint64_t seed)
@@ -75,6 +80,9 @@ cdef struct Segment:
     uint64_t network              # hash of VLANs, VNIs and interface; used with --split-by-network only
     uint64_t number               # packet number, for messages and tests
     uint32_t source
+    uint8_t lasting               # data lies in the packet, and stays there until the source's next take
+    uint8_t side                  # with hash: 0 when it comes from the lower endpoint
+    uint64_t hash                 # of its connection (segment_key)
 
 
 cdef class Stop:
@@ -94,8 +102,10 @@ cdef class Guard:
 cdef class PacketSource:
     """Where packets come from. `take` fills at most `most` packets, valid until the next take.
 
-    Returns the number of packets; 0 at the end; TAKE_IDLE when nothing came for a moment (a pipe, a live tap)."""
+    Returns the number of packets; 0 at the end; TAKE_IDLE when nothing came for a moment (a pipe, a live tap).
+    `keeps`: the next take leaves all packets so far valid, as one from a window of a file that holds more does; False unless a source knows better."""
     cdef int take(self, Packet* out, int most) noexcept nogil
+    cdef bint keeps(self) noexcept nogil
 
 cdef enum:
     TAKE_IDLE = -1
@@ -103,49 +113,57 @@ cdef enum:
 
 # ---- HTTP ---------------------------------------------------------------------------------------------------------------
 
-cdef enum Framing:
-    FRAMING_NONE = 0
-    FRAMING_LENGTH = 1
-    FRAMING_CHUNKED = 2
+cdef extern from "fastpath/headfast.h" nogil:
+    cdef enum Framing:
+        FRAMING_NONE              # 0
+        FRAMING_LENGTH            # 1
+        FRAMING_CHUNKED           # 2
 
-cdef enum HeadFlag:
-    HEAD_AMBIGUOUS = 1            # H4: two servers could frame it differently
-    HEAD_MALFORMED = 2            # H5: no framing at all
-    HEAD_HOSTS_DIFFER = 4         # two Host lines with different values
-    HEAD_UPGRADE = 8              # has a field Upgrade with a value
-    HEAD_UPGRADE_H2C = 16         # … which is h2c alone
-    HEAD_EXPECT = 32              # Expect: 100-continue
-    HEAD_CLOSE = 64               # Connection has the option close
-    HEAD_KEEP_ALIVE = 128         # Connection has the option keep-alive
-    HEAD_HOP = 256                # has a field that never goes on (Connection, Keep-Alive, Proxy-Connection, Expect)
-    HEAD_ABSOLUTE = 512           # absolute-form target
-    HEAD_MARKER = 1024            # has x-shadow-replay
-    HEAD_NAMES = 8192             # a Connection field names other fields
-    HEAD_FOLDED = 16384          # a line continues the one before it
-    HEAD_CONNECT = 2048           # the method is CONNECT
-    HEAD_BAD_HOST_LINE = 4096     # Host folded
+    cdef enum HeadFlag:
+        HEAD_AMBIGUOUS            # H4: two servers could frame it differently
+        HEAD_MALFORMED            # H5: no framing at all
+        HEAD_HOSTS_DIFFER         # two Host lines with different values
+        HEAD_UPGRADE              # has a field Upgrade with a value
+        HEAD_UPGRADE_H2C          # … which is h2c alone
+        HEAD_EXPECT               # Expect: 100-continue
+        HEAD_CLOSE                # Connection has the option close
+        HEAD_KEEP_ALIVE           # Connection has the option keep-alive
+        HEAD_HOP                  # has a field that never goes on (Connection, Keep-Alive, Proxy-Connection, Expect)
+        HEAD_ABSOLUTE             # absolute-form target
+        HEAD_MARKER               # has x-shadow-replay
+        HEAD_CONNECT              # the method is CONNECT
+        HEAD_BAD_HOST_LINE        # Host folded
+        HEAD_NAMES                # a Connection field names other fields
+        HEAD_FOLDED               # a line continues the one before it
 
-cdef enum:
-    HEAD_DROPS = 4                # hop-by-hop fields of a head whose place is noted
+    enum:
+        HEAD_DROPS                # hop-by-hop fields of a head whose place is noted
 
-cdef struct Head:                 # of a request or a reply; offsets are from its first byte
-    uint32_t length               # through the empty line
-    uint32_t line_len             # first line with its end
-    uint32_t method_len           # request; it begins at 0
-    uint32_t target_at            # request
-    uint32_t target_len
-    uint32_t lines                # field lines
-    uint32_t host_at              # value of the first Host field, outer blanks cut
-    uint32_t host_len
-    uint32_t hosts                # Host fields
-    uint32_t flags                # HeadFlag
-    uint16_t status               # reply
-    uint8_t version               # 10 or 11
-    uint8_t framing               # Framing
-    int64_t content_length        # FRAMING_LENGTH; else -1
-    uint32_t drops                # fields that never go on; those beyond HEAD_DROPS are not noted
-    uint32_t drop_at[HEAD_DROPS]
-    uint32_t drop_end[HEAD_DROPS]
+    ctypedef struct Head:         # of a request or a reply; offsets are from its first byte
+        uint32_t length           # through the empty line
+        uint32_t line_len         # first line with its end
+        uint32_t method_len       # request; it begins at 0
+        uint32_t target_at        # request
+        uint32_t target_len
+        uint32_t lines            # field lines
+        uint32_t host_at          # value of the first Host field, outer blanks cut
+        uint32_t host_len
+        uint32_t host_split       # with host_plain: where in the value a suffix goes
+        uint32_t hosts            # Host fields
+        uint32_t flags            # HeadFlag
+        uint16_t status           # reply
+        uint8_t version           # 10 or 11
+        uint8_t framing           # Framing
+        uint8_t host_plain        # the value is letters, digits, '-', '.', ':' alone
+        int64_t content_length    # FRAMING_LENGTH; else -1
+        uint32_t drops            # fields that never go on; those beyond HEAD_DROPS are not noted
+        uint32_t drop_at[4]
+        uint32_t drop_end[4]
+
+    ctypedef size_t (*HeadScan)(const uint8_t* p, size_t n, Head* h) noexcept nogil
+    size_t head_scan(const uint8_t* p, size_t n, Head* h)
+    HeadScan head_scan_variant(const char* name)
+    void head_scan_choose()
 
 cdef struct Chunked:              # state of a chunked body between two feeds; all zeros is the start
     uint8_t state

@@ -3,6 +3,7 @@ cimport cython
 from libc cimport errno
 from libc.stdint cimport int8_t, int16_t, int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free, malloc, realloc
+from posix.stdlib cimport posix_memalign
 from libc.string cimport memchr, memcmp, memcpy, memmove, memset
 
 from replay._linux cimport *

@@ -12,6 +12,7 @@ static inline void atomic_set(int64_t *p, int64_t v) { __atomic_store_n(p, v, __
 static inline int64_t atomic_add(int64_t *p, int64_t v) { return __atomic_add_fetch(p, v, __ATOMIC_ACQ_REL); }
 /* A counter with one writing thread and readers that only want a whole, recent value. */
 static inline void count_add(int64_t *p, int64_t v) { __atomic_store_n(p, __atomic_load_n(p, __ATOMIC_RELAXED) + v, __ATOMIC_RELAXED); }
+static inline void count_set(int64_t *p, int64_t v) { __atomic_store_n(p, v, __ATOMIC_RELAXED); }
 static inline int64_t count_get(const int64_t *p) { return __atomic_load_n(p, __ATOMIC_RELAXED); }
 
 typedef struct {

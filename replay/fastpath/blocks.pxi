@@ -15,6 +15,8 @@ include "walk.pxi"
 
 cdef enum:
     BLOCKS_WINDOW = 2 * 1024 * 1024      # above the largest record, so that each record fits
+    BLOCKS_READ = 256 * 1024             # at once, so that it is still in the second cache when it is looked at
+    BLOCKS_LEFT = 64 * 1024              # what is left of a window is moved to its beginning when it is less
     BLOCKS_BUDGET = 64 * 1024 * 1024     # of all windows; when most of it is spent, windows get smaller, down to …
     BLOCKS_SMALL = 16 * 1024
     BLOCKS_INPUT = 64 * 1024             # compressed bytes read at once
@@ -369,7 +371,7 @@ cdef class Capture(PacketSource):
         cdef uint8_t* into = f.window + f.end
         cdef int64_t room = f.window_size - f.end
         if f.packing == BLOCKS_PLAIN:
-            got = self.raw(f, into, room)
+            got = self.raw(f, into, room if room < BLOCKS_READ else BLOCKS_READ)
         else:
             if f.input == NULL:
                 f.input = <uint8_t*>malloc(BLOCKS_INPUT)
@@ -494,7 +496,7 @@ cdef class Capture(PacketSource):
             if f.at == f.end:
                 f.base += f.at
                 f.at = f.end = 0
-            elif f.at and f.window_size - f.end < f.window_size // 2:
+            elif f.at and (f.end - f.at < BLOCKS_LEFT or f.window_size - f.end < f.window_size // 2):
                 memmove(f.window, f.window + f.at, f.end - f.at)
                 f.base += f.at
                 f.end -= f.at
@@ -592,6 +594,9 @@ cdef class Capture(PacketSource):
                     f.state = BLOCKS_OPEN
                 self.add(one)
         return 0
+
+    cdef bint keeps(self) noexcept nogil:
+        return self.pending_count == 0        # only then nothing is filled
 
     cdef int take(self, Packet* out, int most) noexcept nogil:
         cdef BlockFile* f

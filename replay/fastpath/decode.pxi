@@ -65,6 +65,13 @@ cdef inline uint32_t be32(const uint8_t* p) noexcept nogil:
     return (<uint32_t>p[0] << 24) | (<uint32_t>p[1] << 16) | (<uint32_t>p[2] << 8) | p[3]
 
 
+cdef inline void mapped_put(uint8_t* address, const uint8_t* ipv4) noexcept nogil:
+    """An IPv4 address as a v4-mapped one."""
+    memset(address, 0, 8)
+    memcpy(address + 8, b"\0\0\xff\xff", 4)
+    memcpy(address + 12, ipv4, 4)
+
+
 cdef int decoder_init(Decoder* d) noexcept:
     memset(d, 0, sizeof(Decoder))
     return fragments_init(&d.fragments)
@@ -146,16 +153,23 @@ cdef int decode(Decoder* d, const Packet* packet, Segment* s) noexcept nogil:
     s.number = packet.number
     s.source = packet.source
     s.network = 0
+    s.lasting = 1
     # the usual packet: Ethernet, IPv4 without options or fragments, TCP
-    if packet.link == 1 and n >= 54 and p[12] == 8 and p[13] == 0 and p[14] == 0x45 and p[23] == 6 and (p[20] & 0x3F) == 0 and p[21] == 0 and not d.split_by_network:
+    if packet.link == 1 and n >= 54 and (be32(p + 12) & 0xFFFFFF00U) == 0x08004500U and p[23] == 6 and (be16(p + 20) & 0x3FFF) == 0 and not d.split_by_network:
         total = be16(p + 16)
-        if 40 <= total <= n - 14:
-            memset(s.src, 0, 10)
-            memset(s.dst, 0, 10)
-            s.src[10] = s.src[11] = s.dst[10] = s.dst[11] = 255
-            memcpy(s.src + 12, p + 26, 4)
-            memcpy(s.dst + 12, p + 30, 4)
-            return decode_tcp(d, s, p + 34, total - 20, 0)
+        header = (p[46] >> 4) * 4
+        if total <= n - 14 and 20 <= header and header + 20 <= total:
+            mapped_put(s.src, p + 26)
+            mapped_put(s.dst, p + 30)
+            s.sport = <uint16_t>be16(p + 34)
+            s.dport = <uint16_t>be16(p + 36)
+            s.seq = be32(p + 38)
+            s.ack = be32(p + 42)
+            s.flags = p[47]
+            s.data = p + 34 + header
+            s.len = total - 20 - header
+            s.missing = 0
+            return 1
     return decode_slow(d, packet, s, cut)
 
 
@@ -409,6 +423,7 @@ cdef int decode_slow(Decoder* d, const Packet* packet, Segment* s, uint32_t cut)
                     n = whole_len
                     cut = 0
                     missing = 0
+                    s.lasting = 0
                 else:
                     p += header
                     n -= header
@@ -477,6 +492,7 @@ cdef int decode_slow(Decoder* d, const Packet* packet, Segment* s, uint32_t cut)
                     n = whole_len
                     cut = 0
                     missing = 0
+                    s.lasting = 0
                     kind = d.fragments.next_header
                 else:
                     p += 8        # an atomic fragment (RFC 6946)

@@ -21,6 +21,7 @@ cdef void http1_tables() noexcept:
 
 
 http1_tables()
+head_scan_choose()
 
 cdef enum:
     HTTP1_MOST_METHOD = 32        # H1
@@ -352,6 +353,47 @@ def head_index_for_tests(bytes data, bint plain=False):
     cdef const uint8_t* p = data
     cdef size_t n = head_index_plain(p, len(data), &x) if plain else head_index(p, len(data), &x)
     return (n, [x.lf[i] for i in range(min(x.count, 260))], bool(x.odd)) if n else None
+
+
+def head_parse_for_tests(bytes data not None, bint reply=False, variant=None):
+    """What is said of the head at the beginning of data, as a dict; None when it is not whole. variant: of head_scan (sse2, avx2, neon, plain), whose
+    None says also that it is not usual. Raises LookupError for a variant that this machine has not got. The bytes are looked at in a place of exactly their size."""
+    cdef LineIndex x
+    cdef Head h
+    cdef HeadScan scan = NULL
+    cdef size_t n
+    cdef bytes name
+    cdef uint8_t* copy
+    if variant is not None:
+        name = variant.encode()
+        scan = head_scan_variant(name)
+        if scan == NULL:
+            raise LookupError(variant)
+    copy = <uint8_t*>malloc(len(data) or 1)
+    if copy == NULL:
+        raise MemoryError
+    try:
+        memcpy(copy, <const uint8_t*>data, len(data))
+        if scan != NULL:
+            n = scan(copy, len(data), &h)
+            if n == 0 or (h.method_len == 0) != reply:
+                return None
+        else:
+            n = head_index(copy, len(data), &x)
+            if n == 0:
+                return None
+            if head_parse(copy, n, &x, reply, &h) != OK:
+                return {"flags": -1}
+        found = {"length": h.length, "line_len": h.line_len, "version": h.version, "framing": h.framing, "content_length": h.content_length}
+        if reply:
+            return found | {"status": h.status, "malformed": (h.flags & HEAD_MALFORMED) != 0}
+        return found | {
+            "method_len": h.method_len, "target_at": h.target_at, "target_len": h.target_len, "lines": h.lines, "host_at": h.host_at, "host_len": h.host_len,
+            "hosts": h.hosts, "flags": h.flags, "drops": [(h.drop_at[i], h.drop_end[i]) for i in range(min(<int>h.drops, 4))],
+            "split": h.host_split if h.host_plain else None,
+        }
+    finally:
+        free(copy)
 
 
 # ---- chunked bodies (RFC 9112 7.1) -------------------------------------------------------------------------------------

@@ -5,7 +5,7 @@ import os as _os
 import re as _re
 
 cdef enum:
-    TAKE_PACKETS = 256
+    TAKE_PACKETS = 32             # so few that they stay in the first cache from one step to the next
 
 cdef struct Counters:             # one thread writes, others read
     int64_t found
@@ -58,7 +58,7 @@ cdef struct Engine:               # owned by one Ingest; one thread writes, othe
     uint64_t table_mask
     uint64_t conn_count
     uint64_t conn_ids
-    uint64_t secret
+    uint64_t secret[4]            # of the table's hash
     Conn* conn_spare
     uint64_t conn_spares
     ConnList lists[4]
@@ -68,6 +68,7 @@ cdef struct Engine:               # owned by one Ingest; one thread writes, othe
     Conn* head_first              # connections with a head that is not whole yet, oldest first
     Conn* head_last
     int64_t packet_ns             # time of the packet that is being read
+    bint lasting                  # the bytes that are being read stay where they are until the source moves on
     # messages
     Message* message_spare
     uint64_t live
@@ -292,6 +293,8 @@ cdef class Ingest:
         self.host_pattern = None if host is None else _re.compile(host)
         r.has_path, r.has_host = path is not None, host is not None
         g.path_pattern, g.host_pattern = <PyObject*>self.path_pattern, <PyObject*>self.host_pattern
+        r.filters = (r.method_count or r.client_count or r.server_count or r.port_count or r.has_path or r.has_host
+                     or since_ns is not None or until_ns is not None)
         r.has_suffix = suffix is not None
         r.suffix = self.text(suffix or b"")
         r.has_literal = set_host is not None
@@ -320,7 +323,8 @@ cdef class Ingest:
             if not isinstance(self.queues[i], Queue):
                 raise TypeError("queues are of class Queue")
             g.queues[i] = <PyObject*>self.queues[i]
-        g.secret = int.from_bytes(_os.urandom(8), "little")
+        for i in range(4):
+            g.secret[i] = int.from_bytes(_os.urandom(8), "little")
         g.table = <Conn**>calloc(4096, sizeof(Conn*))
         g.table_mask = 4095
         if g.table == NULL or decoder_init(&self.decoder) < 0:
@@ -415,13 +419,49 @@ cdef class Ingest:
                 for queue in self.queues:
                     (<Queue>queue).finish()
 
+    cdef int scout(self, const Packet* packets, int n, Seen* seen) noexcept nogil:
+        """What can be said of packets by themselves: their segments, and the usual heads that those begin with. Asks for the memory of their connections.
+
+        Returns how many were looked at: all, or those up to a segment that the next decode() would overwrite."""
+        cdef Engine* g = &self.g
+        cdef int i
+        cdef Seen* x
+        cdef Conn* c
+        for i in range(n):
+            x = &seen[i]
+            x.has_segment = 0
+            x.head_len = 0
+            if self.packet_filter is not None and not self.packet_filter.passes(&packets[i]):
+                count_add(&self.n_not_passed, 1)
+            elif decode(&self.decoder, &packets[i], &x.segment):
+                x.has_segment = 1
+                segment_key(g, &x.segment)
+                prefetch(&g.table[x.segment.hash & g.table_mask])
+                if not x.segment.lasting:
+                    n = i + 1
+                    break
+        for i in range(n):
+            x = &seen[i]
+            if x.has_segment:
+                c = g.table[x.segment.hash & g.table_mask]
+                if c != NULL:
+                    prefetch_struct(c, CONN_HOT)
+                    prefetch_struct(&c.flow[0], FLOW_HOT)
+                    prefetch_struct(&c.flow[1], FLOW_HOT)
+                if x.segment.len and 65 <= x.segment.data[0] <= 90:
+                    x.head_len = <uint32_t>head_scan(x.segment.data, x.segment.len, &x.head)
+        return n
+
     cdef void body(self) noexcept nogil:
         cdef Engine* g = &self.g
         cdef Packet packets[TAKE_PACKETS]
-        cdef Segment segment
-        cdef int n, i
+        cdef Seen seen[TAKE_PACKETS]
+        cdef int n, i, at, some
+        cdef int64_t segments
         cdef Counters counted
         while not atomic_get(g.stop) and not g.finished:
+            if g.window_first != NULL and not self.source.keeps():
+                window_own(g)
             n = self.source.take(packets, TAKE_PACKETS)
             if n == 0:
                 break
@@ -431,19 +471,23 @@ cdef class Ingest:
                 continue
             if g.n.first_packet_ns == 0:
                 g.n.first_packet_ns = packets[0].ts_ns
-            for i in range(n):
-                if self.packet_filter is not None and not self.packet_filter.passes(&packets[i]):
-                    count_add(&self.n_not_passed, 1)
-                elif decode(&self.decoder, &packets[i], &segment):
-                    count_add(&g.n.segments, 1)
-                    segment_in(g, &segment)
-                    if g.window_first != NULL:
-                        window_release(g, False)
-                        if g.finished:
-                            break
-            count_add(&g.n.packets, i + 1 if i < n else n)
+            at = 0
+            while at < n and not g.finished:
+                # Near a --limit packets are looked at one by one, so that those behind the last one are not counted.
+                some = n - at if not g.limit or g.limit - count_get(&g.n.selected) > 4 * WINDOW_REQUESTS else 1
+                some = self.scout(packets + at, some, seen)
+                segments = 0
+                for i in range(some):
+                    if seen[i].has_segment:
+                        segments += 1
+                        segment_in(g, &seen[i])
+                        if window_moves(g):
+                            window_release(g, False)
+                count_add(&g.n.segments, segments)
+                at += some
+            count_add(&g.n.packets, at)
             if packets[n - 1].ts_ns > g.n.last_packet_ns:
-                atomic_set(&g.n.last_packet_ns, packets[n - 1].ts_ns)
+                count_set(&g.n.last_packet_ns, packets[n - 1].ts_ns)
         if g.finished:            # --limit: what is left is put away, not counted
             counted = g.n
             window_drop(g)

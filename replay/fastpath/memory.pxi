@@ -71,6 +71,9 @@ cdef class PacketSource:
     cdef int take(self, Packet* out, int most) noexcept nogil:
         return 0
 
+    cdef bint keeps(self) noexcept nogil:
+        return False
+
 
 cdef void batch_free(Batch* batch) noexcept nogil:
     free(batch.rows)

@@ -43,6 +43,12 @@ cdef enum:
 
 cdef int64_t M_ORDER_NS = 60000000000
 
+cdef enum:
+    M_SPANS = 4                   # pieces of a body that a message may borrow
+
+# Its bytes: either it owns them (buf: the rewritten head and the body as they will be sent; with `show` the captured head), or it borrows them from packets
+# that still lie where they were captured (raw: the captured head, spans: pieces of the body), and they are put together when it leaves the window
+# (message_write). What is borrowed is made its own (message_own) before the source moves on.
 cdef struct Message:              # a request from the end of its head until it leaves the window
     Message* prev                 # of the window, oldest first
     Message* after
@@ -53,9 +59,10 @@ cdef struct Message:              # a request from the end of its head until it 
     uint64_t order                # of its head's end: ties of ts_ns
     uint64_t flow
     uint64_t body_len             # decoded
-    uint8_t* buf                  # owns: the rewritten head and the body (send), the captured head (show); NULL when nothing of it is needed
-    uint64_t len
-    uint64_t cap
+    uint8_t* buf                  # owns
+    const uint8_t* raw            # borrows until the source's next take that does not keep its packets
+    uint64_t len                  # of what will be sent (show: of the captured head), as far as it was read
+    uint64_t cap                  # what it counts for in message_bytes
     void* sha                     # owns a reference: hashlib's object (show)
     uint32_t index
     uint32_t seq
@@ -77,9 +84,6 @@ cdef struct Message:              # a request from the end of its head until it 
     uint16_t status
     uint16_t client_port
     uint16_t server_port
-    uint8_t client[16]
-    uint8_t server[16]
-    uint8_t digest[32]
     uint8_t version
     uint8_t framing
     uint8_t trust
@@ -101,6 +105,13 @@ cdef struct Message:              # a request from the end of its head until it 
     uint8_t is_current
     uint8_t late                  # the window did not wait for it
     uint8_t wanted                # its bytes are kept
+    uint8_t spans                 # of the body
+    uint8_t client[16]            # from here on nothing is zero in a new one
+    uint8_t server[16]
+    uint8_t digest[32]
+    Splice splice                 # with raw: how the head is rewritten
+    const uint8_t* span_at[M_SPANS]
+    uint32_t span_len[M_SPANS]
 
 
 cdef enum StatusLine:
@@ -122,12 +133,14 @@ cdef StatusLine status_line(const uint8_t* p, size_t n) noexcept nogil:
 # ---- message objects ----------------------------------------------------------------------------------------------------
 
 cdef void message_unbuffer(Engine* g, Message* m) noexcept nogil:
-    if m.buf != NULL:
+    if m.buf != NULL or m.raw != NULL:
         if m.in_window:
             g.window_bytes -= m.len
         g.message_bytes -= m.cap
         free(m.buf)
         m.buf = NULL
+        m.raw = NULL
+        m.spans = 0
     m.len = m.cap = 0
     m.wanted = 0
     if m.sha != NULL:
@@ -151,7 +164,7 @@ cdef Message* message_new(Engine* g) noexcept nogil:
         m = <Message*>malloc(sizeof(Message))
         if m == NULL:
             return NULL
-    memset(m, 0, sizeof(Message))
+    memset(m, 0, <uint8_t*>&m.client - <uint8_t*>m)
     m.response_ns = -1
     g.live += 1
     return m
@@ -178,6 +191,62 @@ cdef int message_room(Engine* g, Message* m, uint64_t more) noexcept nogil:
     return 0
 
 
+cdef uint8_t* message_write(Engine* g, Message* m, uint8_t* out) noexcept nogil:
+    """Its len bytes into out. Returns their end."""
+    cdef int i
+    if m.raw == NULL:
+        memcpy(out, m.buf, m.len)
+        return out + m.len
+    out = splice_put(&g.rules, &m.splice, m.raw, out)
+    for i in range(m.spans):
+        memcpy(out, m.span_at[i], m.span_len[i])
+        out += m.span_len[i]
+    return out
+
+
+cdef int message_own(Engine* g, Message* m) noexcept nogil:
+    """What it borrows becomes its own. -1: it is over (out of memory)."""
+    cdef uint8_t* buf = <uint8_t*>malloc(m.len if m.len else 1)
+    if buf == NULL:
+        count_add(&g.n.no_memory, 1)
+        message_fails(g, m, INCOMPLETE_EVICTED)
+        return -1
+    message_write(g, m, buf)
+    m.buf = buf
+    m.raw = NULL
+    m.spans = 0
+    return 0
+
+
+cdef bint message_borrow(Engine* g, Message* m, const uint8_t* p, const Head* h, uint32_t host_len) noexcept nogil:
+    """A head that needs no more than a splice, in a packet that stays for a while, is not copied now. True when that is so."""
+    splice_plan(&g.rules, h, &m.splice, host_len)
+    if g.message_bytes + m.splice.out_len > g.max_memory:
+        return False
+    m.raw = p
+    m.len = m.cap = m.splice.out_len
+    g.message_bytes += m.cap
+    m.host_at = m.splice.out_host_at
+    return True
+
+
+cdef bint message_span(Engine* g, Message* m, const uint8_t* p, size_t n) noexcept nogil:
+    """A piece of the body of a message that borrows. False: it has to become the owner of what it has, and to copy."""
+    if not g.lasting or g.message_bytes + n > g.max_memory:
+        return False
+    if m.spans and m.span_at[m.spans - 1] + m.span_len[m.spans - 1] == p:
+        m.span_len[m.spans - 1] += <uint32_t>n
+    elif m.spans < M_SPANS:
+        m.span_at[m.spans] = p
+        m.span_len[m.spans] = <uint32_t>n
+        m.spans += 1
+    else:
+        return False
+    m.cap += n
+    g.message_bytes += n
+    return True
+
+
 cdef void message_body(Engine* g, Message* m, const uint8_t* raw, size_t raw_len, const uint8_t* body, size_t body_len) noexcept nogil:
     """Bytes of its body as captured, and the part of them that is content."""
     m.body_len += body_len
@@ -194,11 +263,14 @@ cdef void message_body(Engine* g, Message* m, const uint8_t* raw, size_t raw_len
         return
     if not m.wanted:
         return
-    if message_room(g, m, raw_len) < 0:
-        count_add(&g.n.over_memory, 1)
-        message_fails(g, m, INCOMPLETE_EVICTED)
-        return
-    memcpy(m.buf + m.len, raw, raw_len)
+    if m.raw == NULL or not message_span(g, m, raw, raw_len):
+        if m.raw != NULL and message_own(g, m) < 0:
+            return
+        if message_room(g, m, raw_len) < 0:
+            count_add(&g.n.over_memory, 1)
+            message_fails(g, m, INCOMPLETE_EVICTED)
+            return
+        memcpy(m.buf + m.len, raw, raw_len)
     m.len += raw_len
     if m.in_window:
         g.window_bytes += raw_len
@@ -441,8 +513,7 @@ cdef void hold_release(Engine* g, Conn* c, int side) noexcept nogil:
     f.buf = NULL
     f.buf_len = f.buf_cap = 0
     f.scanned = 0
-    stream_read(g, c, side, held, n, f.msg_ts, f.msg_seq, f.msg_pos, f.msg_ack, f.msg_has_ack, f.msg_starts)
-    free(held)
+    stream_read_held(g, c, side, held, n)
 
 
 cdef int buf_add(Engine* g, Flow* f, const uint8_t* p, size_t n) noexcept nogil:
@@ -462,14 +533,13 @@ cdef int buf_add(Engine* g, Flow* f, const uint8_t* p, size_t n) noexcept nogil:
     return 0
 
 
-cdef void request_head(Engine* g, Conn* c, int side, const uint8_t* p, size_t n, const LineIndex* x) noexcept nogil:
-    """A whole head of a request: select, rewrite, and how its body ends."""
+cdef void request_head(Engine* g, Conn* c, int side, const uint8_t* p, size_t n, const Head* h, int parsed) noexcept nogil:
+    """A whole head of a request: select, rewrite, and how its body ends. parsed: what head_parse said."""
     cdef Flow* f = &c.flow[side]
-    cdef Head h
     cdef Message* m
     cdef Text host
-    cdef uint32_t origin_at = 0
-    cdef int parsed = head_parse(p, n, x, False, &h)
+    cdef uint32_t origin_at = h.target_at
+    cdef uint32_t host_len
     cdef uint8_t key[40]
     cdef uint32_t before          # bytes in front of the rewritten head
     c.index += 1
@@ -501,16 +571,27 @@ cdef void request_head(Engine* g, Conn* c, int side, const uint8_t* p, size_t n,
         m.flags |= REQUEST_WRITE
     host.p = NULL
     host.n = 0
-    m.host_state = host_of(p, &h, &host, &origin_at)
-    if m.host_state != HOST_NONE:
-        m.loops = (h.flags & HEAD_MARKER) != 0 or host_loops(&g.rules, &host)
+    if h.host_plain and p[h.target_at] == 47:
+        host.p = p + h.host_at
+        host.n = h.host_len
+        m.host_state = HOST_OK
     else:
-        m.loops = (h.flags & HEAD_MARKER) != 0
+        m.host_state = host_of(p, h, &host, &origin_at)
+    m.loops = (h.flags & HEAD_MARKER) != 0
+    if m.host_state != HOST_NONE and not m.loops:
+        m.loops = host_loops(&g.rules, &host, h.host_split if h.host_plain and host.p == p + h.host_at else host_split(host.p, host.n))
     if g.guard_on and guard_meets(g, m):
         atomic_set(g.guard_hit, 1)
-    m.filtered = message_filter(g, m, p, &h, &host)
-    m.elsewhere = g.rules.shards > 1 and shard_of(&g.rules, m.client, m.client_port, m.server, m.server_port) != g.rules.shard
-    if not m.filtered and not m.elsewhere:
+    if g.rules.filters:
+        m.filtered = message_filter(g, m, p, h, &host)
+    if g.rules.shards > 1:
+        m.elsewhere = shard_of(&g.rules, m.client, m.client_port, m.server, m.server_port) != g.rules.shard
+    if m.filtered or m.elsewhere:
+        pass
+    elif g.rules.all and g.rules.sample_by < SAMPLE_HEADER:
+        m.sampled = 1
+        m.wanted = g.collect
+    else:
         memcpy(key, m.client, 16)
         key[16] = m.client_port >> 8
         key[17] = m.client_port & 255
@@ -521,7 +602,7 @@ cdef void request_head(Engine* g, Conn* c, int side, const uint8_t* p, size_t n,
         key[37] = (m.seq >> 16) & 255
         key[38] = (m.seq >> 8) & 255
         key[39] = m.seq & 255
-        m.sampled = sample_taken(&g.rules, key, p, &h)
+        m.sampled = sample_taken(&g.rules, key, p, h)
         m.wanted = g.collect and (m.sampled == 1 or g.show)   # what is withheld is shown whether sampled or not
     m.authority_at = <uint32_t>(host.p - p) if host.p != NULL else 0
     m.authority_len = <uint32_t>host.n
@@ -553,21 +634,25 @@ cdef void request_head(Engine* g, Conn* c, int side, const uint8_t* p, size_t n,
         return
     if m.wanted and not g.show:
         if m.host_state == HOST_OK and not m.ambiguous and not m.loops and not (h.flags & HEAD_CONNECT):
+            host_len = <uint32_t>(g.rules.literal.n if g.rules.has_literal else host.n + (g.rules.suffix.n if g.rules.has_suffix else 0))
             if g.record:
                 m.captured_host_len = h.host_len if h.hosts else 0
                 m.captured_target_len = h.target_len
                 if h.hosts:
                     m.flags |= REQUEST_HOST_CAPTURED
             before = m.captured_host_len + m.captured_target_len
-            if message_room(g, m, before + rewrite_bound(&g.rules, &h) + (h.content_length if 0 < h.content_length <= 4096 else 0)) < 0:
+            if g.lasting and not g.record and rewrite_splices(&g.rules, h, origin_at) and message_borrow(g, m, p, h, host_len):
+                pass
+            elif message_room(g, m, before + rewrite_bound(&g.rules, h) + (h.content_length if 0 < h.content_length <= 4096 else 0)) < 0:
                 message_fails(g, m, INCOMPLETE_EVICTED)
             else:
                 memcpy(m.buf, p + h.host_at, m.captured_host_len)
                 memcpy(m.buf + m.captured_host_len, p + h.target_at, m.captured_target_len)
-                m.len = rewrite_head(&g.rules, p, &h, host, origin_at, m.buf + before, &m.host_at, &m.target_at, &m.target_len)
+                m.len = rewrite_head(&g.rules, p, h, host, origin_at, m.buf + before, &m.host_at, &m.target_at, &m.target_len)
+            if not m.incomplete:
                 m.head_len = <uint32_t>m.len
                 m.len += before
-                m.host_len = <uint32_t>(g.rules.literal.n if g.rules.has_literal else host.n + (g.rules.suffix.n if g.rules.has_suffix else 0))
+                m.host_len = host_len
                 m.flags |= REQUEST_HAS_HOST
                 g.window_bytes += m.len
         else:
@@ -587,16 +672,15 @@ cdef void request_head(Engine* g, Conn* c, int side, const uint8_t* p, size_t n,
         message_ends(g, c, side)
 
 
-cdef void reply_head(Engine* g, Conn* c, int side, const uint8_t* p, size_t n, const LineIndex* x) noexcept nogil:
+cdef void reply_head(Engine* g, Conn* c, int side, const Head* h, int parsed) noexcept nogil:
     """A whole head of a reply: whose it is, and how its body ends (RFC 9112 6.3)."""
     cdef Flow* f = &c.flow[side]
-    cdef Head h
     cdef Message* m
     cdef bint no_body
     cdef bint connect = False
     f.buf_len = 0
     f.spoke = 1
-    if head_parse(p, n, x, True, &h) != OK:
+    if parsed != OK:
         flow_lost(g, c, side)
         return
     m = queue_match(g, c, side, f.msg_seq)
@@ -689,6 +773,13 @@ cdef size_t read_head(Engine* g, Conn* c, int side, const uint8_t* p, size_t n) 
     cdef size_t end
     cdef int judged
     cdef LineIndex index
+    cdef Head h
+    cdef bint lasting = g.lasting
+    if before == 0 and not f.line_known and f.scanned == 0:
+        end = head_scan(p, n, &h)
+        if end and end <= g.max_head and head_suits(f, &h):
+            read_usual(g, c, side, p, end, &h)
+            return end
     if before:
         if n > g.max_head + 4 - before:
             have = g.max_head + 4 - before if before < g.max_head + 4 else 0
@@ -737,11 +828,31 @@ cdef size_t read_head(Engine* g, Conn* c, int side, const uint8_t* p, size_t n) 
             message_cut(g, c, side, INCOMPLETE_HEAD_TOO_LARGE)
         flow_lost(g, c, side)
         return n
+    judged = head_parse(at, end, &index, f.role != ROLE_REQUESTS, &h)
     if f.role == ROLE_REQUESTS:
-        request_head(g, c, side, at, end, &index)
+        if before:
+            g.lasting = False     # it lies in the flow's own buffer
+        request_head(g, c, side, at, end, &h, judged)
+        g.lasting = lasting
     else:
-        reply_head(g, c, side, at, end, &index)
+        reply_head(g, c, side, &h, judged)
     return end - before
+
+
+cdef inline bint head_suits(const Flow* f, const Head* h) noexcept nogil:
+    """A usual head (head_scan) of the role of its flow, or of one whose role is open."""
+    return f.role != ROLE_REPLIES if h.method_len else f.role != ROLE_REQUESTS
+
+
+cdef inline void read_usual(Engine* g, Conn* c, int side, const uint8_t* p, size_t n, const Head* h) noexcept nogil:
+    """A whole head that suits its flow, in one piece."""
+    cdef Flow* f = &c.flow[side]
+    if h.method_len:
+        f.role = ROLE_REQUESTS
+        request_head(g, c, side, p, n, h, OK)
+    else:
+        f.role = ROLE_REPLIES
+        reply_head(g, c, side, h, OK)
 
 
 cdef size_t read_failed(Engine* g, Conn* c, int side, const uint8_t* at, size_t have, size_t before, size_t n, bint http2) noexcept nogil:
@@ -919,9 +1030,18 @@ cdef size_t read_peek(Engine* g, Conn* c, int side, const uint8_t* p, size_t n) 
         f.state = f.peek_state
         if f.current != NULL:
             f.current.head_flags &= ~<uint32_t>HEAD_EXPECT
-    stream_read(g, c, side, held, have, f.msg_ts, f.msg_seq, f.msg_pos, f.msg_ack, f.msg_has_ack, f.msg_starts)
-    free(held)
+    stream_read_held(g, c, side, held, have)
     return n
+
+
+cdef void stream_read_held(Engine* g, Conn* c, int side, uint8_t* held, size_t n) noexcept nogil:
+    """Bytes that were kept aside are read after all; frees them."""
+    cdef Flow* f = &c.flow[side]
+    cdef bint lasting = g.lasting
+    g.lasting = False
+    stream_read(g, c, side, held, n, f.msg_ts, f.msg_seq, f.msg_pos, f.msg_ack, f.msg_has_ack, f.msg_starts)
+    g.lasting = lasting
+    free(held)
 
 
 cdef void hold_unanswered(Engine* g, Conn* c, int side) noexcept nogil:

@@ -40,61 +40,88 @@ cdef enum:                                  # ListName
     LIST_OPEN = 2
     LIST_CLOSED = 3
 
+cdef enum:                                  # bytes at the beginning of the structs that the usual segment touches
+    CONN_HOT = 128
+    FLOW_HOT = 192
+
 cdef struct Flow:                           # one direction of a connection
     uint64_t next                           # position expected next; positions begin at 2^32 so that earlier ones exist
-    uint64_t start                          # position of the first byte
-    uint64_t fin                            # position behind the last byte, when fin_seen
     uint64_t acked                          # highest position acknowledged by the other side
-    uint64_t beyond                         # what `acked` was when it first passed `next` (R4)
-    int64_t beyond_ts                       # when; -1: it has not
-    uint32_t beyond_packets
+    int64_t beyond_ts                       # when `acked` first passed `next`; -1: it has not
+    Pending* first                          # owns; ordered by pos, without overlap
+    # what kept-aside bytes (R7) begin at
+    Pending* aside                          # owns; in order of arrival
     uint32_t seq                            # sequence number of `next`
-    uint32_t waiting                        # bytes pending
-    uint32_t pending_seq                    # R6: initial number of a SYN that is not proven yet
     uint8_t started                         # a position is known
-    uint8_t from_syn
     uint8_t has_bytes                       # bytes or a gap were handed on
     uint8_t fin_seen
     uint8_t ended
-    uint8_t pending_syn
-    Pending* first                          # owns; ordered by pos, without overlap
-    Pending* unacked                        # borrows: the first one whose beginning is not acknowledged
-    Pending* last_hint                      # borrows: the last one added, where the next is likely to go
-    # what kept-aside bytes (R7) begin at
-    Pending* aside                          # owns; in order of arrival
-    uint32_t aside_bytes
     # http, see messages.pxi
     uint8_t role                            # Role
     uint8_t state                           # FlowState
     uint8_t trust                           # Trust
     uint8_t spoke                           # a whole message of its role was seen
     uint8_t certain                         # replies: they belong to the oldest open request
-    uint8_t swallow                         # reply: its body runs until the end
-    uint8_t reply_body                      # Framing of the reply being read
     uint8_t line_known                      # the first line in buf was judged
     uint8_t resynced                        # what is being read began at the start of a segment, by resync
-    uint8_t peek_state                      # ST_PEEK: the state to go back to
-    uint32_t epoch                          # counts losses of certainty
-    uint32_t doubt_ack                      # acknowledgement of the ambiguous request (H8)
-    uint8_t* buf                            # owns: a head, or held bytes, that is not whole yet
-    uint32_t buf_len
-    uint32_t buf_cap
-    uint32_t scanned                        # of buf, for line ends
-    int64_t msg_ts                          # of the first byte of what is being read
-    uint64_t msg_pos
-    uint32_t msg_seq
-    uint32_t msg_ack
     uint8_t msg_has_ack
     uint8_t msg_starts                      # it begins its segment
     uint8_t msg_follows                     # the data before it acknowledged as much
     uint8_t has_data_ack
     uint32_t data_ack                       # what the data that was read last acknowledged
+    uint32_t buf_len
+    uint32_t scanned                        # of buf, for line ends
+    uint32_t epoch                          # counts losses of certainty
+    uint32_t doubt_ack                      # acknowledgement of the ambiguous request (H8)
+    uint32_t msg_seq
+    uint32_t msg_ack
+    int64_t msg_ts                          # of the first byte of what is being read
+    uint64_t msg_pos
     uint64_t left                           # of a body of known length
-    Chunked chunked
     Message* current                        # request being read; borrows (see Message.holders)
+    # from here on what the usual segment does not need
+    uint64_t start                          # position of the first byte
+    uint64_t fin                            # position behind the last byte, when fin_seen
+    uint64_t beyond                         # what `acked` was when it first passed `next` (R4)
+    uint32_t beyond_packets
+    uint32_t waiting                        # bytes pending
+    uint32_t pending_seq                    # R6: initial number of a SYN that is not proven yet
+    uint8_t from_syn
+    uint8_t pending_syn
+    uint8_t swallow                         # reply: its body runs until the end
+    uint8_t reply_body                      # Framing of the reply being read
+    uint8_t peek_state                      # ST_PEEK: the state to go back to
+    Pending* unacked                        # borrows: the first one whose beginning is not acknowledged
+    Pending* last_hint                      # borrows: the last one added, where the next is likely to go
+    uint32_t aside_bytes
+    uint8_t* buf                            # owns: a head, or held bytes, that is not whole yet
+    uint32_t buf_cap
+    Chunked chunked
 
 cdef struct Conn:
     Conn* hash_next
+    uint64_t hash
+    uint8_t a[16]                           # lower endpoint
+    uint8_t b[16]
+    uint64_t network
+    uint16_t a_port
+    uint16_t b_port
+    uint8_t list                            # ListName
+    uint8_t used                            # LIST_OPEN: it spoke since it was put into its place there
+    uint8_t counted                         # a byte was seen: counts as a connection
+    uint8_t has_head
+    int64_t last_ts
+    int64_t order_ns                        # of its newest request (Message.order_ns)
+    uint64_t id
+    Message* queue                          # oldest request without its final reply
+    Message* queue_last
+    uint32_t packets                        # wraps
+    uint32_t index                          # requests begun
+    uint32_t open                           # messages in the queue
+    uint8_t waits                           # in the waiting list
+    uint8_t reset
+    uint8_t other                           # Other, its kind was counted
+    Flow flow[2]                            # 0: from a
     Conn* prev                              # of its list (ListName), oldest first
     Conn* next
     Conn* wait_prev                         # of the list of those with bytes that wait
@@ -103,27 +130,6 @@ cdef struct Conn:
     Conn* head_prev                         # of the list of those with a head that is not whole yet, by head_ts
     Conn* head_next
     int64_t head_ts
-    uint8_t has_head
-    int64_t last_ts
-    int64_t order_ns                        # of its newest request (Message.order_ns)
-    uint64_t id
-    uint64_t hash
-    uint64_t network
-    uint8_t a[16]                           # lower endpoint
-    uint8_t b[16]
-    uint16_t a_port
-    uint16_t b_port
-    uint8_t list                            # ListName
-    uint32_t packets                        # wraps
-    uint8_t waits                           # in the waiting list
-    uint8_t counted                         # a byte was seen: counts as a connection
-    uint8_t reset
-    uint8_t other                           # Other, its kind was counted
-    uint32_t index                          # requests begun
-    uint32_t open                           # messages in the queue
-    Message* queue                          # oldest request without its final reply
-    Message* queue_last
-    Flow flow[2]                            # 0: from a
 
 cdef struct ConnList:
     Conn* first
@@ -131,14 +137,28 @@ cdef struct ConnList:
     uint64_t count
 
 
-cdef inline uint64_t conn_hash(const uint8_t* a, uint16_t ap, const uint8_t* b, uint16_t bp, uint64_t network, uint64_t secret) noexcept nogil:
-    cdef uint8_t key[44]
-    memcpy(key, a, 16)
-    memcpy(key + 16, b, 16)
-    memcpy(key + 32, &ap, 2)
-    memcpy(key + 34, &bp, 2)
-    memcpy(key + 36, &network, 8)
-    return xxh64(key, 44, secret)
+cdef extern from "fastpath/mix.h" nogil:
+    int mix_order(const uint8_t* a, const uint8_t* b)
+    uint64_t mix_key(const uint8_t* a, const uint8_t* b, uint32_t ports, uint64_t network, const uint64_t* secret)
+
+
+cdef inline void segment_key(Engine* g, Segment* s) noexcept nogil:
+    """Sets s.hash and s.side: the same hash for both directions of a connection."""
+    cdef int order = mix_order(s.src, s.dst)
+    cdef uint64_t network = s.network if g.split_by_network else 0
+    if order < 0 or (order == 0 and s.sport <= s.dport):
+        s.side = 0
+        s.hash = mix_key(s.src, s.dst, (<uint32_t>s.sport << 16) | s.dport, network, g.secret)
+    else:
+        s.side = 1
+        s.hash = mix_key(s.dst, s.src, (<uint32_t>s.dport << 16) | s.sport, network, g.secret)
+
+
+cdef struct Seen:                           # a packet's segment, and what can be said of it without its connection
+    Segment segment
+    Head head                               # with head_len
+    uint32_t head_len                       # of the usual head that its data begins with (head_scan); 0: none
+    uint8_t has_segment
 
 
 cdef inline void list_add(ConnList* l, Conn* c) noexcept nogil:
@@ -278,27 +298,27 @@ cdef int table_grow(Engine* g) noexcept nogil:
     return 0
 
 
-cdef Conn* conn_find(Engine* g, const Segment* s, bint make, int* side) noexcept nogil:
-    """The connection of a segment; side: 0 when it comes from the lower endpoint."""
-    cdef int order = memcmp(s.src, s.dst, 16)
-    cdef const uint8_t* a
-    cdef const uint8_t* b
-    cdef uint16_t ap, bp
+cdef inline Conn* conn_look(Engine* g, const Segment* s) noexcept nogil:
+    """The connection of a segment that has its key; NULL: there is none."""
+    cdef Conn* c = g.table[s.hash & g.table_mask]
     cdef uint64_t network = s.network if g.split_by_network else 0
-    cdef uint64_t h
-    cdef Conn* c
-    if order < 0 or (order == 0 and s.sport <= s.dport):
-        side[0] = 0
-        a, b, ap, bp = <const uint8_t*>&s.src[0], <const uint8_t*>&s.dst[0], s.sport, s.dport
-    else:
-        side[0] = 1
-        a, b, ap, bp = <const uint8_t*>&s.dst[0], <const uint8_t*>&s.src[0], s.dport, s.sport
-    h = conn_hash(a, ap, b, bp, network, g.secret)
-    c = g.table[h & g.table_mask]
     while c != NULL:
-        if c.hash == h and c.a_port == ap and c.b_port == bp and c.network == network and memcmp(c.a, a, 16) == 0 and memcmp(c.b, b, 16) == 0:
-            return c
+        if c.hash == s.hash and c.network == network:
+            if s.side == 0:
+                if c.a_port == s.sport and c.b_port == s.dport and memcmp(c.a, s.src, 16) == 0 and memcmp(c.b, s.dst, 16) == 0:
+                    return c
+            elif c.a_port == s.dport and c.b_port == s.sport and memcmp(c.a, s.dst, 16) == 0 and memcmp(c.b, s.src, 16) == 0:
+                return c
         c = c.hash_next
+    return NULL
+
+
+cdef Conn* conn_find(Engine* g, const Segment* s, bint make) noexcept nogil:
+    """The connection of a segment that has its key, a new one if need be."""
+    cdef Conn* c = conn_look(g, s)
+    cdef uint64_t h = s.hash
+    if c != NULL:
+        return c
     if not make:
         return NULL
     if g.conn_count >= g.max_connections:
@@ -307,15 +327,20 @@ cdef Conn* conn_find(Engine* g, const Segment* s, bint make, int* side) noexcept
     if c != NULL:
         g.conn_spare = c.hash_next
     else:
-        c = <Conn*>malloc(sizeof(Conn))
-        if c == NULL:
+        if posix_memalign(<void**>&c, 64, sizeof(Conn)) != 0:
             return NULL
     memset(c, 0, sizeof(Conn))
-    memcpy(c.a, a, 16)
-    memcpy(c.b, b, 16)
-    c.a_port = ap
-    c.b_port = bp
-    c.network = network
+    if s.side == 0:
+        memcpy(c.a, s.src, 16)
+        memcpy(c.b, s.dst, 16)
+        c.a_port = s.sport
+        c.b_port = s.dport
+    else:
+        memcpy(c.a, s.dst, 16)
+        memcpy(c.b, s.src, 16)
+        c.a_port = s.dport
+        c.b_port = s.sport
+    c.network = s.network if g.split_by_network else 0
     c.hash = h
     c.last_ts = s.ts_ns
     conn_fresh(g, c)
@@ -397,6 +422,9 @@ cdef void conn_evict(Engine* g) noexcept nogil:
         count_add(&g.n.evicted, 1)
         conn_drop(g, g.lists[LIST_HALF_OPEN].first, INCOMPLETE_EVICTED)
     elif g.lists[LIST_OPEN].first != NULL:
+        while g.lists[LIST_OPEN].first.used:        # it spoke since it was put there
+            g.lists[LIST_OPEN].first.used = 0
+            conn_move(g, g.lists[LIST_OPEN].first, LIST_OPEN)
         count_add(&g.n.evicted, 1)
         conn_drop(g, g.lists[LIST_OPEN].first, INCOMPLETE_EVICTED)
 
@@ -784,6 +812,7 @@ cdef void conn_replay(Engine* g, Conn* c, int side, Pending* p, const Segment* l
     s.ack = p.ack
     s.ts_ns = p.ts_ns
     s.flags = TCP_ACK if p.has_ack else 0
+    s.lasting = 0
     g.waiting -= p.len
     conn_segment(g, c, side, &s)
     free(p)
@@ -871,7 +900,9 @@ cdef void conn_segment(Engine* g, Conn* c, int side, const Segment* s) noexcept 
             plain = f.first == NULL and pos <= f.next and s.missing == 0
             if plain and (not s.flags & TCP_ACK or not flow_must_wait(other, s.ack)):
                 skip = f.next - pos
+                g.lasting = s.lasting
                 flow_take(g, c, side, s.data + skip, s.len - <uint32_t>skip, s.ts_ns, s.ack, (s.flags & TCP_ACK) != 0, skip == 0)
+                g.lasting = False
             else:
                 skip = f.next - pos if pos < f.next else 0
                 if skip > s.len:
@@ -901,27 +932,80 @@ cdef void conn_segment(Engine* g, Conn* c, int side, const Segment* s) noexcept 
         flow_settle(g, c)
 
 
-cdef void segment_in(Engine* g, const Segment* s) noexcept nogil:
-    """One segment into the table."""
-    cdef int side = 0
+cdef inline bint segment_usual(Engine* g, Conn* c, const Seen* x) noexcept nogil:
+    """The usual segment, in one go: of an open connection in which nothing waits, no end was seen and nothing is missing; it acknowledges what was read,
+    and its data, if any, comes next. True when it was that, and is done; what it does is what conn_segment and stream_bytes would."""
+    cdef const Segment* s = &x.segment
+    cdef Flow* f = &c.flow[s.side]
+    cdef Flow* o = &c.flow[1 - s.side]
+    cdef int32_t ahead = <int32_t>(s.ack - o.seq)
+    cdef uint64_t pos
+    cdef uint32_t at
+    if c.list != LIST_OPEN or (s.flags & (TCP_FIN | TCP_SYN | TCP_RST | TCP_ACK)) != TCP_ACK or s.missing or ahead > 0:
+        return False
+    if not (f.started & o.started & c.counted) or (f.ended | o.ended | f.fin_seen | o.fin_seen):
+        return False
+    if <size_t>f.first | <size_t>o.first | <size_t>o.aside or (f.beyond_ts & o.beyond_ts) >= 0:
+        return False
+    if s.len and s.seq != f.seq:
+        return False
+    c.packets += 1
+    c.used = 1
+    pos = o.next + <uint64_t><int64_t>ahead
+    if pos > o.acked:
+        o.acked = pos
+    if s.ts_ns > c.last_ts:
+        c.last_ts = s.ts_ns
+    if s.len == 0:
+        return True
+    pos = f.next
+    f.next = pos + s.len
+    f.seq = s.seq + s.len
+    f.has_bytes = 1
+    g.lasting = s.lasting
+    if f.state == ST_START and x.head_len and x.head_len <= g.max_head and f.role and head_suits(f, &x.head):
+        f.resynced = 0
+        f.state = ST_HEAD
+        f.line_known = 0
+        f.scanned = 0
+        f.buf_len = 0
+        f.msg_ts = s.ts_ns
+        f.msg_pos = pos
+        f.msg_seq = s.seq
+        f.msg_ack = s.ack
+        f.msg_has_ack = 1
+        f.msg_starts = 1
+        f.msg_follows = f.has_data_ack and <int32_t>(s.ack - f.data_ack) <= 0
+        at = x.head_len
+        read_usual(g, c, s.side, s.data, at, &x.head)
+        if at < s.len:
+            if f.state == ST_LENGTH and f.role == ROLE_REPLIES and f.left >= s.len - at:
+                f.left -= s.len - at
+                if f.left == 0:
+                    f.state = ST_START
+            else:
+                stream_read(g, c, s.side, s.data + at, s.len - at, s.ts_ns, s.seq + at, pos + at, s.ack, True, False)
+        f.has_data_ack = 1
+        f.data_ack = s.ack
+    else:
+        stream_bytes(g, c, s.side, s.data, s.len, s.ts_ns, s.seq, pos, s.ack, True, True)
+    g.lasting = False
+    return True
+
+
+cdef void segment_in(Engine* g, const Seen* x) noexcept nogil:
+    """One segment, which has its key, into the table."""
+    cdef const Segment* s = &x.segment
     cdef Conn* c
     cdef Conn* w
     g.packet_ns = s.ts_ns
-    c = conn_find(g, s, (s.len or s.missing or s.flags & TCP_SYN) != 0, &side)
-    if c != NULL:
-        conn_segment(g, c, side, s)
-        if s.ts_ns > c.last_ts:
-            c.last_ts = s.ts_ns
-        if c.reset or (c.flow[0].ended and c.flow[1].ended):
-            if c.list != LIST_CLOSED:
-                stream_over(g, c)
-                conn_move(g, c, LIST_CLOSED)
-                if g.lists[LIST_CLOSED].count > R_CLOSED_KEPT:
-                    conn_drop(g, g.lists[LIST_CLOSED].first, INCOMPLETE_CLOSED)
-        elif c.flow[0].has_bytes or c.flow[1].has_bytes or c.flow[0].first != NULL or c.flow[1].first != NULL:
-            conn_move(g, c, LIST_OPEN)
-        if c.flow[0].buf_len or c.flow[1].buf_len or c.has_head:
-            conn_heads(g, c)
+    c = conn_look(g, s)
+    if c == NULL or not segment_usual(g, c, x):
+        c = conn_find(g, s, (s.len or s.missing or s.flags & TCP_SYN) != 0) if c == NULL else c
+        if c != NULL:
+            segment_odd(g, c, s)
+    if c != NULL and (c.flow[0].buf_len or c.flow[1].buf_len or c.has_head):
+        conn_heads(g, c)
     # R4: nothing waits longer than 30 s of capture time, nor beyond the table's budget
     while g.wait_first != NULL and (s.ts_ns - g.wait_first.wait_since > R_WAIT_NS or g.waiting > g.max_waiting):
         w = g.wait_first
@@ -931,3 +1015,21 @@ cdef void segment_in(Engine* g, const Segment* s) noexcept nogil:
         if w.waits:
             conn_waits_no_more(g, w)        # to the young end: it made progress
             conn_waits(g, w, s.ts_ns)
+
+
+cdef void segment_odd(Engine* g, Conn* c, const Segment* s) noexcept nogil:
+    """Any segment into its connection, and the connection into its list."""
+    conn_segment(g, c, s.side, s)
+    if s.ts_ns > c.last_ts:
+        c.last_ts = s.ts_ns
+    if c.reset or (c.flow[0].ended and c.flow[1].ended):
+        if c.list != LIST_CLOSED:
+            stream_over(g, c)
+            conn_move(g, c, LIST_CLOSED)
+            if g.lists[LIST_CLOSED].count > R_CLOSED_KEPT:
+                conn_drop(g, g.lists[LIST_CLOSED].first, INCOMPLETE_CLOSED)
+    elif c.flow[0].has_bytes or c.flow[1].has_bytes or c.flow[0].first != NULL or c.flow[1].first != NULL:
+        if c.list == LIST_OPEN:
+            c.used = 1
+        else:
+            conn_move(g, c, LIST_OPEN)

@@ -130,6 +130,92 @@ cdef void trace_unsample(TraceField which, uint8_t* p, size_t n) noexcept nogil:
         p[0] = 48
 
 
+cdef struct Splice:               # the usual rewriting: another Host, and whole lines left out
+    uint32_t head_len             # captured
+    uint32_t host_at              # captured value
+    uint32_t host_len
+    uint32_t split                # where in it the suffix goes
+    uint32_t out_len              # as sent
+    uint32_t out_host_at
+    uint32_t drops
+    uint32_t drop_at[4]           # HEAD_DROPS
+    uint32_t drop_end[4]
+
+
+cdef inline bint rewrite_splices(const Rules* r, const Head* h, uint32_t origin_at) noexcept nogil:
+    """A Splice does for it, and its Host is a plain one."""
+    return (h.host_plain and origin_at == h.target_at and h.hosts == 1 and not r.edits and not (h.flags & (HEAD_NAMES | HEAD_FOLDED | HEAD_BAD_HOST_LINE))
+            and h.drops <= HEAD_DROPS)
+
+
+cdef inline void splice_plan(const Rules* r, const Head* h, Splice* s, uint32_t host_len) noexcept nogil:
+    cdef uint32_t i, gone
+    s.head_len = h.length
+    s.host_at = h.host_at
+    s.host_len = h.host_len
+    s.split = h.host_split
+    s.out_len = h.length - h.host_len + host_len
+    s.out_host_at = h.host_at
+    s.drops = h.drops
+    for i in range(h.drops):
+        gone = h.drop_end[i] - h.drop_at[i]
+        s.drop_at[i] = h.drop_at[i]
+        s.drop_end[i] = h.drop_end[i]
+        s.out_len -= gone
+        if h.drop_at[i] < h.host_at:
+            s.out_host_at -= gone
+
+
+cdef inline uint8_t* put_few(uint8_t* out, const uint8_t* p, size_t n) noexcept nogil:
+    """put() for what is mostly up to 32 bytes."""
+    cdef size_t i
+    if n > 32:
+        return put(out, p, n)
+    if n >= 16:
+        memcpy(out, p, 16)
+        memcpy(out + n - 16, p + n - 16, 16)
+    elif n >= 8:
+        memcpy(out, p, 8)
+        memcpy(out + n - 8, p + n - 8, 8)
+    elif n >= 4:
+        memcpy(out, p, 4)
+        memcpy(out + n - 4, p + n - 4, 4)
+    else:
+        for i in range(n):
+            out[i] = p[i]
+    return out + n
+
+
+cdef inline uint8_t* splice_host(const Rules* r, const Splice* s, const uint8_t* p, uint8_t* out) noexcept nogil:
+    if r.has_literal:
+        return put_few(out, r.literal.p, r.literal.n)
+    if not r.has_suffix:
+        return put_few(out, p + s.host_at, s.host_len)
+    out = put_few(out, p + s.host_at, s.split)
+    out = put_few(out, r.suffix.p, r.suffix.n)
+    return put_few(out, p + s.host_at + s.split, s.host_len - s.split)
+
+
+cdef uint8_t* splice_put(const Rules* r, const Splice* s, const uint8_t* p, uint8_t* out) noexcept nogil:
+    """The captured head at p as it is sent; out has room for s.out_len bytes. Returns the end."""
+    cdef uint32_t at = 0
+    cdef uint32_t i
+    cdef bint host_done = False
+    for i in range(s.drops):
+        if not host_done and s.host_at < s.drop_at[i]:
+            host_done = True
+            out = put(out, p + at, s.host_at - at)
+            out = splice_host(r, s, p, out)
+            at = s.host_at + s.host_len
+        out = put(out, p + at, s.drop_at[i] - at)
+        at = s.drop_end[i]
+    if not host_done:
+        out = put(out, p + at, s.host_at - at)
+        out = splice_host(r, s, p, out)
+        at = s.host_at + s.host_len
+    return put(out, p + at, s.head_len - at)
+
+
 cdef size_t rewrite_head(const Rules* r, const uint8_t* p, const Head* h, Text host, uint32_t origin_at, uint8_t* out, uint32_t* host_at,
                          uint32_t* target_at, uint32_t* target_len) noexcept nogil:
     """Writes the head that is sent to out (rewrite_bound bytes); returns its length.

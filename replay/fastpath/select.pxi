@@ -61,6 +61,7 @@ cdef struct Rules:                # what the user asked, compiled; owned by one 
     int64_t until_ns
     bint has_path
     bint has_host
+    bint filters                  # any of the above: message_filter has to look
     bint has_suffix
     Text suffix
     bint has_literal
@@ -257,14 +258,16 @@ cdef inline size_t host_split(const uint8_t* p, size_t n) noexcept nogil:
     return n
 
 
-cdef bint host_loops(const Rules* r, const Text* host) noexcept nogil:
-    """S4: it carries the suffix already."""
-    cdef size_t at, i
+cdef bint host_loops(const Rules* r, const Text* host, size_t at) noexcept nogil:
+    """S4: it carries the suffix already. at: of host_split."""
+    cdef size_t i
     cdef uint8_t a, b
     if not r.has_suffix or r.has_literal or r.suffix.n == 0:
         return False
-    at = host_split(host.p, host.n)
     if at < r.suffix.n:
+        return False
+    # the last byte first: it tells most hosts apart
+    if (host.p[at - 1] | 32) != (r.suffix.p[r.suffix.n - 1] | 32):
         return False
     for i in range(r.suffix.n):
         a = host.p[at - r.suffix.n + i]

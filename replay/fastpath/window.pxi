@@ -49,6 +49,14 @@ cdef void window_remove(Engine* g, Message* m) noexcept nogil:
     g.window_bytes -= m.len
 
 
+cdef inline bint window_moves(const Engine* g) noexcept nogil:
+    """Window_release may have something to do: the oldest is settled, or there is too much of it, or too old."""
+    cdef const Message* m = g.window_first
+    if m == NULL:
+        return False
+    return (m.whole & m.replied) | m.incomplete or g.window_count > WINDOW_REQUESTS or g.window_bytes > WINDOW_BYTES or g.packet_ns - m.order_ns > WINDOW_REPLY_NS
+
+
 cdef void window_release(Engine* g, bint everything) noexcept nogil:
     """Lets go what is settled, oldest first; and, when the window is full, what is not."""
     cdef Message* m
@@ -63,6 +71,8 @@ cdef void window_release(Engine* g, bint everything) noexcept nogil:
                 return            # an older one may still come out of bytes that wait
             if g.head_first != NULL and g.head_first.head_ts <= m.order_ns and g.packet_ns - m.order_ns <= WINDOW_HEAD_NS:
                 return
+        if not m.whole and m.raw != NULL and message_own(g, m) < 0:
+            continue
         window_remove(g, m)
         if m.whole or (m.incomplete and not m.is_current):
             window_emit(g, m)
@@ -71,11 +81,24 @@ cdef void window_release(Engine* g, bint everything) noexcept nogil:
             m.late = 1
 
 
+cdef void window_own(Engine* g) noexcept nogil:
+    """The source moves on: what messages borrow becomes their own. Only those in the window borrow."""
+    cdef Message* m = g.window_first
+    cdef Message* after
+    while m != NULL:
+        after = m.after
+        if m.raw != NULL:
+            message_own(g, m)
+        m = after
+
+
 cdef void window_drop(Engine* g) noexcept nogil:
     """Puts away what waits, unsent."""
     cdef Message* m
     while g.window_first != NULL:
         m = g.window_first
+        if not m.whole and m.raw != NULL and message_own(g, m) < 0:
+            continue
         window_remove(g, m)
         if m.whole or (m.incomplete and not m.is_current):
             message_let_go(g, m)
@@ -152,7 +175,7 @@ cdef void window_emit(Engine* g, Message* m) noexcept nogil:
     if m.filtered != FILTERED_TIME:       # what is outside of --since and --until is not waited for
         offset = offset_of(g, m.ts_ns)
     if n == 0 or m.ts_ns > g.n.last_ns:
-        atomic_set(&g.n.last_ns, m.ts_ns)
+        count_set(&g.n.last_ns, m.ts_ns)
     if m.elsewhere:
         return                    # it moved the clock of the capture on, as in a run that has it
     if m.filtered:
@@ -225,7 +248,7 @@ cdef void batch_row(Engine* g, Message* m, uint8_t withheld, int64_t offset, int
     r = &batch.rows[batch.count]
     memset(r, 0, sizeof(Request))
     if m.len:
-        memcpy(batch.arena + batch.used, m.buf, m.len)
+        message_write(g, m, batch.arena + batch.used)
     else:                         # its bytes are gone (a limit on memory): nothing may point into them
         m.head_len = m.method_len = m.target_at = m.target_len = m.host_at = m.host_len = m.authority_at = m.authority_len = 0
     r.data = batch.arena + batch.used + before

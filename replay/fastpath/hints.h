@@ -1,0 +1,13 @@
+/* Hints to the processor about memory that is needed soon; any address will do. */
+#ifndef REPLAY_HINTS_H
+#define REPLAY_HINTS_H
+#include <stddef.h>
+#include <stdint.h>
+
+static inline void prefetch(const void *p) { __builtin_prefetch(p, 0, 3); }
+static inline void prefetch_struct(const void *p, size_t n)
+{
+    size_t i;
+    for (i = 0; i < n; i += 64) __builtin_prefetch((const char *)p + i, 1, 3);
+}
+#endif
