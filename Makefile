@@ -11,7 +11,7 @@ SOURCES := setup.py pyproject.toml MANIFEST.in $(shell find replay -name '*.py' 
 PYTEST_ARGS ?=
 SLOW := $(if $(CI),,-m "not slow")
 
-.PHONY: demo test build lint stubtest sanitize debug trace bench captures clean
+.PHONY: demo test build lint stubtest sanitize debug trace bench instructions captures clean
 
 build: $(VENV)/.built
 
@@ -61,10 +61,14 @@ trace: $(VENV)/.tests
 	REPLAY_TRACE=1 $(BIN)/python setup.py -q build --build-base build/trace --build-lib build/trace/lib
 	@echo 'use it with PYTHONPATH=build/trace/lib'
 
+# All benchmarks, some 12 minutes on 2 cores that have nothing else to do; writes benchmarks/RESULTS.md. As root, peers that are missing are installed from Debian.
 bench: $(VENV)/.tests
-	$(BIN)/python benchmarks/bench_parse.py
-	$(BIN)/python benchmarks/bench_first_request.py
-	$(BIN)/python benchmarks/bench_memory.py
+	@sh benchmarks/peers.sh
+	$(BIN)/python benchmarks/results.py $(BENCH_ARGS)
+
+# The baseline of tests/test_instructions.py, of this compiler.
+instructions: $(VENV)/.tests
+	$(BIN)/python benchmarks/instructions.py --refresh
 
 # Records captures/ and the demo anew; as root, with the programs that .ci/run installs.
 captures: $(VENV)/.tests
