@@ -36,7 +36,7 @@ def command(name, requests, connections, seed):
 
 
 def peer(name, requests, connections, seed):
-    """A call that gives (CPU seconds a request without start-up, the same with it, requests found)."""
+    """A call that gives (CPU seconds, those of a tenth of the requests, requests found, fewer, wall seconds)."""
     whole, expected = command(name, requests, connections, seed)
     part, fewer = command(name, max(requests // 10, 1), connections, seed)
 
@@ -47,7 +47,7 @@ def peer(name, requests, connections, seed):
         many = measure.cost(whole, core=measure.CLIENT)
         few = measure.cost(part, core=measure.CLIENT)
         measure.exactly(name, found(few.said), fewer)
-        return (many.cpu - few.cpu) / (expected - fewer), many.cpu / expected, measure.exactly(name, found(many.said), expected), many.wall
+        return many.cpu, few.cpu, measure.exactly(name, found(many.said), expected), fewer, many.wall
 
     return once
 
@@ -103,8 +103,7 @@ def main():
     rounds = measure.in_turn(asked.rounds, ways)
 
     us = measure.spread([one.cpu / requests * 1e9 for one in rounds["replay"]])
-    few_us = [one.cpu for one in rounds["replay, a tenth"]]
-    marginal = measure.spread([(one.cpu - less) / (requests - few) * 1e9 for one, less in zip(rounds["replay"], few_us, strict=True)])
+    marginal = measure.further([one.cpu * 1e9 for one in rounds["replay"]], [one.cpu * 1e9 for one in rounds["replay, a tenth"]], requests - few)
     measured = {
         "replay": {
             "requests": requests,
@@ -127,12 +126,13 @@ def main():
         if name not in rounds:
             bars.append(measure.left_out(what, absent[name], measure.AT_LEAST, reach, stretch, "×", name))
             continue
-        theirs = measure.spread([one[0] * 1e9 for one in rounds[name]])
+        found, fewer = rounds[name][0][2:4]
+        theirs = measure.further([one[0] * 1e9 for one in rounds[name]], [one[1] * 1e9 for one in rounds[name]], found - fewer)
         measured[name] = {
-            "requests": rounds[name][0][2],
-            "ns CPU a request": measure.spread([one[1] * 1e9 for one in rounds[name]]),
+            "requests": found,
+            "ns CPU a request": measure.spread([one[0] / found * 1e9 for one in rounds[name]]),
             "without start-up": theirs,
-            "wall s": measure.spread([one[3] for one in rounds[name]]),
+            "wall s": measure.spread([one[4] for one in rounds[name]]),
         }
         bars.append(measure.bar(what, measure.ratio(theirs, us), measure.AT_LEAST, reach, stretch, "×", name))
     notes.append(f"{requests:,} requests, {path.stat().st_size:,} bytes, {asked.connections:,} connections; every tool found exactly the requests that were generated. Ours {'from a mapped file' if asked.engine == 'mapped' else 'through a pipe'}.")

@@ -1,6 +1,6 @@
 """What does a request cost to send with 16 under way on a connection, with the same accounting?
 
-    python benchmarks/bench_pipeline.py [--requests 1m] [--seconds 3] [--depth 16] [--rounds 5]
+    python benchmarks/bench_pipeline.py [--requests 400k] [--seconds 3] [--depth 16] [--rounds 5]
 
 `replay run --pace max -c 64 --pipeline 16` beside wrk with a script that pipelines 16 and `h2load --h1 -m16`, into the same nginx with one worker; request heads of the same length. See bench_send.py.
 """
@@ -14,7 +14,7 @@ QUESTION = "What does a request cost to send with 16 under way on a connection? 
 
 
 def main():
-    parser = measure.arguments(__doc__, requests=1_000_000, connections=1_000, seconds=3, depth=16)
+    parser = measure.arguments(__doc__, requests=400_000, connections=1_000, seconds=3, depth=16)
     asked = parser.parse_args()
     path, requests = generate.cached(requests=asked.requests, connections=asked.connections, bodies=0.0)
     if absent := measure.missing("nginx"):

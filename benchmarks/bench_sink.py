@@ -18,12 +18,17 @@ def main():
     parser = measure.arguments(__doc__, requests=1_000_000, connections=1_000, seconds=2)
     parser.add_argument("--depths", type=int, nargs="+", default=[1, 4, 16, 64])
     asked = parser.parse_args()
-    captures = [generate.cached(requests=number, connections=asked.connections, bodies=0.0) for number in (asked.requests, max(asked.requests // 10, 1))]
+
+    def captures(depth):
+        """All the requests, and a tenth; fewer where each is a send of its own."""
+        many = asked.requests if depth >= 16 else max(asked.requests // 4, 1)
+        return [generate.cached(requests=number, connections=asked.connections, bodies=0.0) for number in (many, max(many // 10, 1))]
+
     sink = servers.Sink()
     ways, absent = {}, measure.missing("wrk", "h2load")
 
     def replaying(depth):
-        runs = [sending.replaying(sink, path, requests, "--pipeline", depth) for path, requests in captures]
+        runs = [sending.replaying(sink, path, requests, "--pipeline", depth) for path, requests in captures(depth)]
 
         def once():
             many, few = (run() for run in runs)
@@ -54,7 +59,7 @@ def main():
         {"tool": name.split()[0], "depth": int(name.split()[1]), "served_per_s": values["served/s"]["median"], "us_cpu": values["us CPU a request"]["median"]}
         for name, values in measured.items()
     ]
-    notes = [f"Heads of {sending.head_length()} bytes; {asked.requests:,} requests a round, all answered, by the ledger and by the sink's count."]
+    notes = [f"Heads of {sending.head_length()} bytes; up to {asked.requests:,} requests a round, all answered, by the ledger and by the sink's count."]
     notes += [f"{name} is not installed: benchmarks/peers.sh" for name in absent]
     measure.tell("sink", QUESTION, asked, measured, bars, {"requests": asked.requests, "depths": depths}, notes)
 

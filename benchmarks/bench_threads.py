@@ -49,7 +49,7 @@ def main():
         more = asked.requests - captures[1][1]
         measured[name] = {
             "wall s": measure.spread([many.wall for many, _ in values]),
-            "wall ns a request without start-up": measure.spread([(many.wall - few.wall) / more * 1e9 for many, few in values]),
+            "wall ns a request without start-up": measure.scaled(measure.further([many.wall for many, _ in values], [few.wall for _, few in values], more), 1e9),
             "CPU s": measure.spread([many.cpu for many, _ in values]),
         }
     one, two = measured["one core"], measured["two cores"]

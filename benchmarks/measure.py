@@ -11,6 +11,7 @@ import json
 import os
 import pathlib
 import platform
+import resource
 import shutil
 import statistics
 import subprocess
@@ -25,6 +26,8 @@ PEERS = HERE / "peers"
 REPLAY = [sys.executable, "-P", "-m", "replay"]  # -P: the installed package, not the checkout that we may stand in
 CORES = sorted(os.sched_getaffinity(0))
 CLIENT, SERVER = CORES[0], CORES[-1]  # client and server have a core each
+os.environ["PATH"] = os.environ.get("PATH", "") + ":/usr/sbin:/sbin"  # nginx, tcpdump and ip are there for root only
+QUIET_CORES = 0.1  # others may use so much of the machine before it is told
 
 
 # ---- processes ---------------------------------------------------------------------------------------------------------------
@@ -178,8 +181,37 @@ def ratio(a, b):
     return {key: a[key] / b[key] for key in ("min", "median")}
 
 
+def further(many, few, more):
+    """What each of `more` further requests costs: minima and medians of two lists of figures, taken from one another. Start-up falls out."""
+    many, few = spread(many), spread(few)
+    return {key: (many[key] - few[key]) / more for key in ("min", "median")}
+
+
 def scaled(a, factor):
     return {key: a[key] * factor for key in ("min", "median")}
+
+
+# ---- who else is busy ---------------------------------------------------------------------------------------------------------
+
+
+def _machine_cpu():
+    """Seconds of CPU time that all processes of this machine used, interrupts included."""
+    user, nice, system, _, _, hard, soft, stolen = map(int, open("/proc/stat").readline().split()[1:9])
+    return (user + nice + system + hard + soft + stolen) / os.sysconf("SC_CLK_TCK")
+
+
+def _own_cpu():
+    both = (resource.getrusage(resource.RUSAGE_SELF), resource.getrusage(resource.RUSAGE_CHILDREN))
+    return sum(one.ru_utime + one.ru_stime for one in both)
+
+
+_BEGAN = (time.monotonic(), _machine_cpu(), _own_cpu())
+
+
+def others_cores():
+    """Cores that somebody else kept busy since this benchmark began; interrupts that our own traffic causes are in it."""
+    passed = time.monotonic() - _BEGAN[0]
+    return max((_machine_cpu() - _BEGAN[1] - (_own_cpu() - _BEGAN[2])) / passed, 0.0) if passed > 0 else 0.0
 
 
 # ---- telling -----------------------------------------------------------------------------------------------------------------
@@ -250,7 +282,7 @@ def tell(name, question, asked, measured, bars, more=None, notes=()):
 
     measured: {way: {column: spread or number}}.
     """
-    result = {"benchmark": name, "question": question, **surroundings(), "measured": measured, "bars": bars, "notes": list(notes), **(more or {})}
+    result = {"benchmark": name, "question": question, **surroundings(), "others_cores": others_cores(), "measured": measured, "bars": bars, "notes": list(notes), **(more or {})}
     if asked.json:
         print(json.dumps(result, indent=2))
         return result
@@ -269,6 +301,8 @@ def tell(name, question, asked, measured, bars, more=None, notes=()):
         print(table(bar_rows(bars), BAR_HEADS) + "\n")
     for line in notes:
         print(line)
+    if result["others_cores"] > QUIET_CORES:
+        print(f"Other processes used {result['others_cores']:.2f} cores meanwhile: wall times, rates and lateness are worse than on a quiet machine.")
     return result
 
 

@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 import unittest.mock
+import xml.etree.ElementTree
 
 import dpkt
 import pytest
@@ -138,6 +139,46 @@ def test_pacing(tmp_path):
     assert {"replay 1,000/s", "spin 1,000/s", "stall 1,000/s", "replay, as captured", "tcpreplay, as captured"} <= set(measured)
     assert measured["stall 1,000/s"]["pause ms"]["min"] > 20
     assert all("not measured" != one["verdict"] for one in result["bars"])
+
+
+# ---- the page ----------------------------------------------------------------------------------------------------------------
+
+
+def test_results_are_written(tmp_path):
+    """All bars of what ran stand in the page; what fails is told as failed, and the exit code says so; a second run keeps the first one's."""
+
+    def results(*arguments, code=0, **more):
+        command = [sys.executable, BENCHMARKS / "results.py", "--quick", "--into", tmp_path / "out", *arguments]
+        done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"TMPDIR": str(tmp_path), "PYTHONSAFEPATH": ""} | more)
+        assert done.returncode == code, (done.stdout, done.stderr)
+        return (tmp_path / "out" / "RESULTS.md").read_text()
+
+    assert "| [start](#start) | replay --version |" in results("--only", "start")
+    both = results("--only", "disorder")
+    assert "cut, of clean" in both and "replay --version" in both and "these figures mean nothing" in both
+    assert "Failed: " in results("--only", "first_request", code=1, PYTHONPATH=str(fake_replay(tmp_path)))
+    assert "there is no benchmark nonsense" in subprocess.run([sys.executable, BENCHMARKS / "results.py", "--only", "nonsense"], capture_output=True, text=True).stderr
+
+
+def fake_replay(folder):
+    """A package of that name that finds no requests."""
+    (folder / "replay").mkdir()
+    (folder / "replay" / "__init__.py").write_text("")
+    (folder / "replay" / "__main__.py").write_text("raise SystemExit(7)\n")
+    return folder
+
+
+def test_plots_are_svg_for_light_and_dark():
+    plots = module("plots")
+    bars = plots.stacked("a <title>", "and more", [("one", [("x", 1.0), ("y", 0.0)]), ("two", [("y", 3.0)])], "us")
+    lines = plots.lines("b", "and more", ["1", "16"], [("replay", [100.0, 2e6], 0, False), ("wrk", [None, 5.0], 1, True)], "/s", [("bar", 1e6)])
+    for drawn in (bars, lines):
+        root = xml.etree.ElementTree.fromstring(drawn)
+        assert root.tag.endswith("svg") and "prefers-color-scheme: dark" in drawn
+        for one in root.iter():
+            for name in ("x", "y", "x1", "x2", "y1", "y2", "cx", "cy"):
+                assert 0 <= float(one.get(name, 0)) <= 900
+    assert "2M" in lines and "3 us" in bars
 
 
 # ---- what they measure with --------------------------------------------------------------------------------------------------
