@@ -102,7 +102,7 @@ def lines(title, subtitle, steps, series, unit, goals=()):
     for i, step in enumerate(steps):
         out.append(_text(across(i), height - bottom + 20, step, "small", "middle"))
     ends, dash = [], ' stroke-dasharray="7 5"'
-    for name, value in goals:
+    for _, value in goals:
         out.append(f'<line class="axis" x1="{left}" x2="{WIDTH - right}" y1="{at(value):.1f}" y2="{at(value):.1f}" stroke-dasharray="2 3"/>')
     for name, row, colour, dashed in series:
         points = [(across(i), at(value)) for i, value in enumerate(row) if value]
