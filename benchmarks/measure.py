@@ -196,7 +196,7 @@ def scaled(a, factor):
 
 def _machine_cpu():
     """Seconds of CPU time that all processes of this machine used, interrupts included."""
-    user, nice, system, _, _, hard, soft, stolen = map(int, open("/proc/stat").readline().split()[1:9])
+    user, nice, system, _, _, hard, soft, stolen = map(int, pathlib.Path("/proc/stat").read_text().split(maxsplit=9)[1:9])
     return (user + nice + system + hard + soft + stolen) / os.sysconf("SC_CLK_TCK")
 
 
@@ -219,7 +219,7 @@ def others_cores():
 
 def surroundings():
     """machine and commit, as they stand in each result."""
-    model = next((line.split(":", 1)[1].strip() for line in open("/proc/cpuinfo") if line.startswith("model name")), platform.processor())
+    model = next((line.split(":", 1)[1].strip() for line in pathlib.Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")), platform.processor())
     version = subprocess.run([*REPLAY, "--version"], capture_output=True, text=True).stdout.strip()
     git = subprocess.run(["git", "-c", f"safe.directory={HERE.parent}", "describe", "--always", "--dirty", "--abbrev=12"], cwd=HERE, capture_output=True, text=True)
     return {
