@@ -91,6 +91,8 @@ def _passes(all_counts: list[Counts]) -> Counts:
                 total[key] = value if total[key] is None else total[key]
             elif key in _LAST:
                 total[key] = total[key] if value is None else value
+            elif key == "gap_largest":
+                total[key] = max(total[key], value)
             elif key == "digest":
                 pass  # the passes choose the same; the digest is that of one
             else:
@@ -215,14 +217,14 @@ def _join(threads: list[threading.Thread], failures: list[BaseException]) -> Non
 class Listing:
     """The requests of captures, as rows. Iterate once; then `counts` and `faults` are final. `close` ends it early."""
 
-    def __init__(self, captures: tuple[str, ...], selection: Selection, *, incomplete: bool = False) -> None:
+    def __init__(self, captures: tuple[str, ...], selection: Selection, *, incomplete: bool = False, digests: bool = True) -> None:
         self.stop = _fastpath.Stop()
         paths, self.errors = source.expand(captures)
         self._capture = _fastpath.Capture(paths, stop=self.stop)
         self._pool = _fastpath.Pool(selection.batch_budget)
         self._queue = _fastpath.Queue(self._pool, _LISTING_BATCHES)
         self._ingest = _fastpath.Ingest(
-            self._capture, [self._queue], self._pool, self.stop, show=True, incomplete=incomplete,
+            self._capture, [self._queue], self._pool, self.stop, show=True, incomplete=incomplete, digests=digests,
             limit=selection.limit or 0, **_rules(selection),
         )  # fmt: skip
         self._failures: list[BaseException] = []

@@ -47,7 +47,7 @@ FOLDED = [  # target, path of the endpoint, reason
 ]
 
 
-@pytest.mark.parametrize("fold_it", [fold, _fastpath.fold_for_tests], ids=["reference", "fastpath"])
+@pytest.mark.parametrize("fold_it", [fold, _fastpath.fold_endpoint], ids=["reference", "fastpath"])
 @pytest.mark.parametrize("target, path, reason", FOLDED, ids=[row[2] for row in FOLDED])
 def test_identifiers_are_folded(fold_it, target, path, reason):
     assert fold_it(b"GET", target) == b"GET " + path
@@ -58,7 +58,7 @@ PIECES = st.sampled_from([b"/", b"12", b"345", b"7", b"abc", b"deadbeef01", b"-"
 
 @given(st.lists(PIECES | st.binary(max_size=4), max_size=30).map(b"".join), st.sampled_from([b"GET", b"M" * 40]))
 def test_folding_as_the_oracle_has_it(target, method):
-    assert _fastpath.fold_for_tests(method, target) == fold(method, target)
+    assert _fastpath.fold_endpoint(method, target) == fold(method, target)
 
 
 # ---- histograms -----------------------------------------------------------------------------------------------------------------

@@ -16,6 +16,7 @@ _VERBS = {
     "run": "replay captures against a shadow service (without --to: a dry run)",
     "show": "the requests in a capture, a line each",
     "policy": "what a policy (ours, Istio, Gateway API, Envoy) means: explained, checked, converted",
+    "inspect": "how good a capture is: what is in it, what is missing, what to do about it",
     "report": "reports of runs: added up, side by side, as a page",
     "doctor": "what this machine can do; each problem with its fix",
     "sink": "an embedded shadow service: answers, counts, logs",

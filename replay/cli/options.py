@@ -290,7 +290,7 @@ def config(command: F) -> F:
 
 def selection(given: dict[str, Any]) -> Selection:
     """The values of the options above as a Selection; they are taken out of `given`. Raises UsageError for what does not go together."""
-    suffix, set_host = given.pop("shadow_suffix"), given.pop("set_host")
+    suffix, set_host = given.pop("shadow_suffix", "-shadow"), given.pop("set_host", None)
     chosen = Selection(
         share=units.MILLION if given["percent"] is None else given["percent"],
         sample_by=given.pop("sample_by"),
@@ -308,10 +308,10 @@ def selection(given: dict[str, Any]) -> Selection:
         limit=given.pop("limit"),
         suffix=None if suffix == "off" else suffix,
         set_host=set_host,
-        set_headers=_headers("-H", given.pop("set_header")),
-        add_headers=_headers("--add-header", given.pop("add_header")),
-        remove_headers=tuple(name.strip().encode("latin-1", "replace") for name in given.pop("remove_header")),
-        trace=given.pop("trace"),
+        set_headers=_headers("-H", given.pop("set_header", ())),
+        add_headers=_headers("--add-header", given.pop("add_header", ())),
+        remove_headers=tuple(name.strip().encode("latin-1", "replace") for name in given.pop("remove_header", ())),
+        trace=given.pop("trace", "keep"),
         resync=given.pop("resync"),
         split_by_network=given.pop("split_by_network"),
         max_head=given.pop("max_head"),

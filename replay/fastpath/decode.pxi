@@ -33,6 +33,26 @@ cdef dict DECODE_ETHERTYPES = {0x0806: "arp", 0x8035: "rarp", 0x88CC: "lldp", 0x
 
 cdef uint64_t DECODE_MIX = 0x9E3779B97F4A7C15
 
+cdef enum:                        # layers around TCP/IP that are told of: Decoder.layers
+    LAYER_VLAN = 0
+    LAYER_MPLS = 1
+    LAYER_PPP = 2
+    LAYER_GRE = 3
+    LAYER_VXLAN = 4
+    LAYER_GENEVE = 5
+    LAYER_GTP = 6
+    LAYER_L2TP = 7
+    LAYER_TEREDO = 8
+    LAYER_IP_IN_IP = 9
+    LAYER_ETHERIP = 10
+    LAYER_NSH = 11
+    LAYER_COUNT = 12
+
+DECODE_LAYERS = ("vlan", "mpls", "ppp", "gre", "vxlan", "geneve", "gtp", "l2tp", "teredo", "ip_in_ip", "etherip", "nsh")
+#: by the numbers of tcpdump.org
+DECODE_LINKS = {0: "loopback", 1: "ethernet", 9: "ppp", 12: "raw", 14: "raw", 50: "ppp", 101: "raw", 104: "chdlc", 108: "loopback", 113: "linux_sll",
+                228: "raw", 229: "raw", 239: "nflog", 276: "linux_sll2"}
+
 cdef struct NumberCount:
     uint32_t number
     int64_t count
@@ -42,6 +62,9 @@ cdef struct Decoder:
     int64_t protocols[256]
     NumberCount types[DECODE_TYPES]
     NumberCount links[DECODE_TYPES]
+    NumberCount used_links[DECODE_TYPES]      # of packets that were looked into the slow way
+    int64_t usual                 # of those that needed no more than one look: Ethernet
+    int64_t layers[LAYER_COUNT]
     int64_t other_types           # beyond the table
     int64_t cut_frames            # packets of which the capture holds less than the wire had
     int64_t incomplete_datagrams  # datagrams of which a fragment never came
@@ -121,6 +144,17 @@ cdef dict decoder_skipped(Decoder* d):
     return out
 
 
+cdef dict decoder_layers(Decoder* d):
+    """Packets by link and by what was around TCP/IP; a packet counts in each layer that it has."""
+    cdef int i
+    cdef dict links = {"ethernet": d.usual} if d.usual else {}
+    for i in range(DECODE_TYPES):
+        if d.used_links[i].count:
+            name = DECODE_LINKS.get(d.used_links[i].number, f"link_{d.used_links[i].number}")
+            links[name] = links.get(name, 0) + d.used_links[i].count
+    return {"links": links, "layers": {DECODE_LAYERS[i]: d.layers[i] for i in range(<int>LAYER_COUNT) if d.layers[i]}}
+
+
 cdef inline int decode_tcp(Decoder* d, Segment* s, const uint8_t* p, uint32_t n, uint32_t missing) noexcept nogil:
     cdef uint32_t header
     if n < 20:
@@ -169,6 +203,7 @@ cdef int decode(Decoder* d, const Packet* packet, Segment* s) noexcept nogil:
             s.data = p + 34 + header
             s.len = total - 20 - header
             s.missing = 0
+            d.usual += 1
             return 1
     return decode_slow(d, packet, s, cut)
 
@@ -187,6 +222,7 @@ cdef int decode_slow(Decoder* d, const Packet* packet, Segment* s, uint32_t cut)
     cdef uint64_t network = packet.iface if d.split_by_network else 0
     cdef const uint8_t* whole = NULL
     cdef uint32_t whole_len = 0
+    decode_count(d, d.used_links, link)
     if n == 0:
         return decode_skip(d, SKIP_EMPTY)
     # the link layer
@@ -283,6 +319,7 @@ cdef int decode_slow(Decoder* d, const Packet* packet, Segment* s, uint32_t cut)
                 header = 6 if kind == 0x8926 else 4
                 if n < header:
                     return decode_skip(d, SKIP_TRUNCATED)
+                count_add(&d.layers[LAYER_VLAN], 1)
                 network = network * DECODE_MIX + (be16(p) & 0xFFF) + 1
                 kind = be16(p + header - 2)
                 p += header
@@ -305,6 +342,7 @@ cdef int decode_slow(Decoder* d, const Packet* packet, Segment* s, uint32_t cut)
                     return decode_skip(d, SKIP_NESTING)
                 at = AT_ETHERNET
             elif kind == 0x894F:  # NSH (RFC 8300)
+                count_add(&d.layers[LAYER_NSH], 1)
                 if n < 8:
                     return decode_skip(d, SKIP_TRUNCATED)
                 header = (p[1] & 0x3F) * 4
@@ -342,6 +380,7 @@ cdef int decode_slow(Decoder* d, const Packet* packet, Segment* s, uint32_t cut)
             else:
                 return decode_count(d, d.types, kind)
         elif at == AT_PPP:
+            count_add(&d.layers[LAYER_PPP], 1)
             if n >= 2 and p[0] == 0xFF and p[1] == 3:
                 p += 2
                 n -= 2
@@ -362,6 +401,7 @@ cdef int decode_slow(Decoder* d, const Packet* packet, Segment* s, uint32_t cut)
             else:
                 return decode_skip(d, SKIP_PPP)
         elif at == AT_MPLS:
+            count_add(&d.layers[LAYER_MPLS], 1)
             while True:
                 tags += 1
                 if tags > DECODE_TAGS:
@@ -498,8 +538,10 @@ cdef int decode_slow(Decoder* d, const Packet* packet, Segment* s, uint32_t cut)
                     p += 8        # an atomic fragment (RFC 6946)
                     n -= 8
             elif kind == 4 or kind == 41:
+                count_add(&d.layers[LAYER_IP_IN_IP], 1)
                 at = AT_IP
             elif kind == 97:      # EtherIP
+                count_add(&d.layers[LAYER_ETHERIP], 1)
                 if n < 2:
                     return decode_skip(d, SKIP_TRUNCATED)
                 p += 2
@@ -534,6 +576,7 @@ cdef int decode_slow(Decoder* d, const Packet* packet, Segment* s, uint32_t cut)
                     return decode_skip(d, SKIP_TRUNCATED)
                 if flags & 0x2000 and flags & 7 == 0:
                     network = network * DECODE_MIX + be32(p + (8 if flags & 0x8000 else 4))
+                count_add(&d.layers[LAYER_GRE], 1)
                 p += header
                 n -= header
                 at = AT_TYPE
@@ -572,6 +615,7 @@ cdef int decode_slow(Decoder* d, const Packet* packet, Segment* s, uint32_t cut)
                     if n < 8 or not p[0] & 8:
                         count_add(&d.protocols[17], 1)
                         return 0
+                    count_add(&d.layers[LAYER_VXLAN], 1)
                     i = p[3] if (port == 4790 or p[0] & 4) else 3
                     network = network * DECODE_MIX + (be32(p + 4) >> 8) + 0x1000000
                     p += 8
@@ -592,6 +636,7 @@ cdef int decode_slow(Decoder* d, const Packet* packet, Segment* s, uint32_t cut)
                         count_add(&d.protocols[17], 1)
                         return 0
                     network = network * DECODE_MIX + (be32(p + 4) >> 8) + 0x1000000
+                    count_add(&d.layers[LAYER_GENEVE], 1)
                     kind = be16(p + 2)
                     p += header
                     n -= header
@@ -620,12 +665,14 @@ cdef int decode_slow(Decoder* d, const Packet* packet, Segment* s, uint32_t cut)
                     if n == 0 or (p[0] >> 4 != 4 and p[0] >> 4 != 6):
                         count_add(&d.protocols[17], 1)
                         return 0
+                    count_add(&d.layers[LAYER_GTP], 1)
                     at = AT_IP
                 elif port == 1701:
                     # L2TP version 2 (RFC 2661 3.1): data, with PPP inside
                     if n < 6 or p[0] & 0x80 or (p[1] & 15) != 2:
                         count_add(&d.protocols[17], 1)
                         return 0
+                    count_add(&d.layers[LAYER_L2TP], 1)
                     flags = p[0]
                     header = 6 + (2 if flags & 0x40 else 0) + (4 if flags & 8 else 0)
                     if flags & 2:
@@ -651,6 +698,7 @@ cdef int decode_slow(Decoder* d, const Packet* packet, Segment* s, uint32_t cut)
                     if n < 40 or p[0] >> 4 != 6:
                         count_add(&d.protocols[17], 1)
                         return 0
+                    count_add(&d.layers[LAYER_TEREDO], 1)
                     at = AT_IP
             else:
                 count_add(&d.protocols[kind & 255], 1)

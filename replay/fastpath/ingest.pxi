@@ -27,6 +27,10 @@ cdef struct Counters:             # one thread writes, others read
     int64_t connections
     int64_t gaps
     int64_t gap_bytes
+    int64_t gap_largest
+    int64_t one_sided             # connections of which one direction is in the capture
+    int64_t mid_stream            # … whose beginning is not
+    int64_t matched               # replies whose request is known
     int64_t conflicts
     int64_t repeated
     int64_t evicted
@@ -50,6 +54,7 @@ cdef struct Engine:               # owned by one Ingest; one thread writes, othe
     bint split_by_network
     bint show
     bint show_incomplete
+    bint digests                  # of bodies are made (show, record)
     bint record                   # rows carry the captured Host and target and the body's digest (results)
     bint collect                  # rows are wanted at all
     Rules rules
@@ -229,7 +234,7 @@ cdef class Ingest:
         self.kept = []
         self.has_decoder = False
 
-    def __init__(self, PacketSource source not None, queues, Pool pool not None, Stop stop not None, *, bint show=False, bint incomplete=False, bint record=False,
+    def __init__(self, PacketSource source not None, queues, Pool pool not None, Stop stop not None, *, bint show=False, bint incomplete=False, bint record=False, bint digests=True,
                  int64_t share=1_000_000, str sample_by="request", uint64_t seed=0, shard=None, methods=None, path=None, host=None, client=(), server=(),
                  ports=(), since_ns=None, until_ns=None, int64_t limit=0, suffix=b"-shadow", set_host=None, set_headers=(), add_headers=(),
                  remove_headers=(), str trace="keep", bint loose=False, bint split_by_network=False, uint64_t max_head=65536,
@@ -249,6 +254,7 @@ cdef class Ingest:
         g.show, g.show_incomplete, g.split_by_network = show, show and incomplete, split_by_network
         g.collect = len(self.queues) > 0
         g.record = record and not show
+        g.digests = (show or record) and digests
         g.max_head = 256 if max_head < 256 else max_head if max_head < 16 << 20 else 16 << 20
         g.max_body = max_body if max_body < <uint64_t>1 << 40 else <uint64_t>1 << 40
         g.max_connections = max_connections if max_connections > 16 else 16
@@ -520,7 +526,9 @@ cdef class Ingest:
             "segments": count_get(&g.n.segments),
             "connections": count_get(&g.n.connections),
             "other": {OTHER[i]: g.n.other[i] for i in range(1, OTHER_COUNT) if g.n.other[i]},
-            "gaps": count_get(&g.n.gaps), "gap_bytes": count_get(&g.n.gap_bytes),
+            "gaps": count_get(&g.n.gaps), "gap_bytes": count_get(&g.n.gap_bytes), "gap_largest": count_get(&g.n.gap_largest),
+            "one_sided": count_get(&g.n.one_sided), "mid_stream": count_get(&g.n.mid_stream), "matched": count_get(&g.n.matched),
+            **decoder_layers(&self.decoder),
             "overlap_conflict": count_get(&g.n.conflicts), "repeated": count_get(&g.n.repeated),
             "evicted": count_get(&g.n.evicted), "no_memory": count_get(&g.n.no_memory) + count_get(&g.n.over_memory),
             "lost_estimated": count_get(&g.n.orphans),

@@ -155,7 +155,7 @@ cdef size_t fold_segment(const uint8_t* p, size_t n, uint8_t* out, size_t at, si
     return at
 
 
-cdef size_t fold_endpoint(const uint8_t* method, size_t method_len, const uint8_t* target, size_t n, uint8_t* out, size_t room) noexcept nogil:
+cdef size_t fold_name(const uint8_t* method, size_t method_len, const uint8_t* target, size_t n, uint8_t* out, size_t room) noexcept nogil:
     """`METHOD /path` into out, at most `room` bytes (what is longer is cut); the query and matrix parameters are left out."""
     cdef size_t i = 0
     cdef size_t at = 0
@@ -198,7 +198,7 @@ cdef struct JudgeState:
 cdef JudgeEndpoint* judge_endpoint(JudgeState* j, const Request* r) noexcept nogil:
     """Its endpoint, made when it is new; NULL without memory."""
     cdef uint8_t name[JUDGE_NAME]
-    cdef size_t n = fold_endpoint(r.data, r.method_len, r.data + r.target_at, r.target_len, name, JUDGE_NAME)
+    cdef size_t n = fold_name(r.data, r.method_len, r.data + r.target_at, r.target_len, name, JUDGE_NAME)
     cdef uint64_t hash = xxh64(name, n, 0)
     cdef uint32_t slot = <uint32_t>hash & (JUDGE_SLOTS - 1)
     cdef JudgeEndpoint* e
@@ -496,8 +496,8 @@ cdef bytes coarse_bytes(Coarse* h):
     return (<const char*>h.counts)[:sizeof(Coarse)]
 
 
-def fold_for_tests(bytes method, bytes target, size_t room=JUDGE_NAME):
+def fold_endpoint(bytes method, bytes target, size_t room=JUDGE_NAME):
     """The name of the endpoint."""
     cdef uint8_t name[JUDGE_NAME]
-    cdef size_t n = fold_endpoint(<const uint8_t*>method, len(method), <const uint8_t*>target, len(target), name, min(room, <size_t>JUDGE_NAME))
+    cdef size_t n = fold_name(<const uint8_t*>method, len(method), <const uint8_t*>target, len(target), name, min(room, <size_t>JUDGE_NAME))
     return <bytes>name[:n]

@@ -253,7 +253,7 @@ cdef void message_body(Engine* g, Message* m, const uint8_t* raw, size_t raw_len
     if m.incomplete:
         return
     if g.show:
-        if body_len and m.wanted:
+        if body_len and m.wanted and g.digests:
             digest_update(m, body, body_len)
         return
     if g.record and body_len and m.wanted:
@@ -694,6 +694,7 @@ cdef void reply_head(Engine* g, Conn* c, int side, const Head* h, int parsed) no
             f.certain = 0
         f.state = ST_RESYNC
         return
+    count_add(&g.n.matched, 1)
     m.status = h.status
     m.response_ns = f.msg_ts
     no_body = (m.flags & REQUEST_HEAD) != 0 or h.status == 204 or h.status == 304 or h.status == 101

@@ -393,10 +393,23 @@ cdef void pending_free(Engine* g, Flow* f) noexcept nogil:
     f.aside_bytes = 0
 
 
+cdef void conn_seen(Engine* g, Conn* c) noexcept nogil:
+    """What the capture has of a connection that is forgotten now."""
+    cdef Flow* a = &c.flow[0]
+    cdef Flow* b = &c.flow[1]
+    if not c.counted:
+        return
+    if not a.from_syn and not b.from_syn:
+        count_add(&g.n.mid_stream, 1)
+    if (a.has_bytes != b.has_bytes) and not (b.started if a.has_bytes else a.started):
+        count_add(&g.n.one_sided, 1)
+
+
 cdef void conn_drop(Engine* g, Conn* c, uint8_t reason) noexcept nogil:
     """Ends a connection and forgets it."""
     cdef Conn** at
     conn_end(g, c, reason)
+    conn_seen(g, c)
     conn_heads_leave(g, c)
     at = &g.table[c.hash & g.table_mask]
     while at[0] != c:
@@ -579,6 +592,8 @@ cdef void flow_gap(Engine* g, Conn* c, int side, uint64_t n, uint8_t reason) noe
     cdef Flow* f = &c.flow[side]
     count_add(&g.n.gaps, 1)
     count_add(&g.n.gap_bytes, <int64_t>n)
+    if <int64_t>n > g.n.gap_largest:
+        atomic_set(&g.n.gap_largest, <int64_t>n)
     flow_forward(f, n)
     stream_gap(g, c, side, n, reason)
 
@@ -747,6 +762,7 @@ cdef void flow_acked(Flow* f, uint32_t ack, int64_t ts, uint32_t packet) noexcep
 cdef void conn_renew(Engine* g, Conn* c, int64_t ts) noexcept nogil:
     """The ports are used again: the old connection ends, a new one takes its entry."""
     conn_end(g, c, INCOMPLETE_CLOSED)
+    conn_seen(g, c)
     conn_fresh(g, c)
     c.last_ts = ts
     conn_move(g, c, LIST_HALF_OPEN)

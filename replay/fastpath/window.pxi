@@ -228,7 +228,7 @@ cdef void batch_publish(Engine* g) noexcept nogil:
 
 
 cdef void batch_row(Engine* g, Message* m, uint8_t withheld, int64_t offset, int64_t n) noexcept nogil:
-    cdef bint digest = (g.show or g.record) and not m.incomplete
+    cdef bint digest = g.digests and not m.incomplete
     cdef uint64_t need = m.len + (32 if digest else 0)
     cdef uint32_t before = m.captured_host_len + m.captured_target_len if m.len else 0
     cdef Request* r
