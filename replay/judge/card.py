@@ -10,7 +10,7 @@ from typing import Any
 from replay.judge import loss
 from replay.units import show_bytes, show_count, show_duration, show_rate
 
-__all__ = ["SIZES", "Card", "text"]
+__all__ = ["Card", "SIZES", "chart", "hints", "text"]
 
 #: Names of body sizes, and the first size that is too large for each.
 SIZES = (("no body", 1), ("< 1 KiB", 1 << 10), ("< 10 KiB", 10 << 10), ("< 100 KiB", 100 << 10), ("< 1 MiB", 1 << 20), (">= 1 MiB", 1 << 62))
