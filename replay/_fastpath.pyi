@@ -7,6 +7,8 @@ from typing_extensions import disjoint_base
 
 FRAMING: tuple[str, ...]
 INCOMPLETE: tuple[str | None, ...]
+REQUEST_FIELDS: list[tuple[str, str, int]]
+REQUEST_SIZE: int
 WITHHELD: tuple[str | None, ...]
 
 # 16 bytes (IPv4 is v4-mapped) and a port.
@@ -50,6 +52,12 @@ class Requests:
     def __len__(self) -> int: ...
     def __getitem__(self, i: int, /) -> dict[str, Any]: ...
     def data(self, i: int) -> bytes: ...
+    def rows(self) -> memoryview: ...
+    def arena(self) -> tuple[int, memoryview]: ...
+
+@disjoint_base
+class RequestsView:
+    def __init__(self, *args: object, **kwargs: object) -> None: ...
 
 DECODE_LAYERS: tuple[str, ...]
 DECODE_LINKS: dict[int, str]

@@ -35,6 +35,9 @@ _OUTCOMES = 1 << 17
 #: Bytes of a head that a line of the access log needs.
 _LOGGED_HEAD = 8192
 
+#: Bytes of a usual batch, and some.
+_BATCH_MOST = 1 << 20
+
 #: Batches that a listing may be ahead of its reader.
 _LISTING_BATCHES = 64
 
@@ -215,16 +218,21 @@ def _join(threads: list[threading.Thread], failures: list[BaseException]) -> Non
 
 
 class Listing:
-    """The requests of captures, as rows. Iterate once; then `counts` and `faults` are final. `close` ends it early."""
+    """The requests of captures, as rows. Iterate once; then `counts` and `faults` are final. `close` ends it early.
 
-    def __init__(self, captures: tuple[str, ...], selection: Selection, *, incomplete: bool = False, digests: bool = True) -> None:
+    as_sent: rows hold what would be sent, whole; without it captured heads."""
+
+    def __init__(
+        self, captures: tuple[str, ...], selection: Selection, *, incomplete: bool = False, digests: bool = True, as_sent: bool = False
+    ) -> None:  # fmt: skip
         self.stop = _fastpath.Stop()
-        paths, self.errors = source.expand(captures)
-        self._capture = _fastpath.Capture(paths, stop=self.stop)
+        self.paths, self.errors = source.expand(captures)
+        self._budget = selection.batch_budget
+        self._capture = _fastpath.Capture(self.paths, stop=self.stop)
         self._pool = _fastpath.Pool(selection.batch_budget)
         self._queue = _fastpath.Queue(self._pool, _LISTING_BATCHES)
         self._ingest = _fastpath.Ingest(
-            self._capture, [self._queue], self._pool, self.stop, show=True, incomplete=incomplete, digests=digests,
+            self._capture, [self._queue], self._pool, self.stop, show=not as_sent, incomplete=incomplete, digests=digests,
             limit=selection.limit or 0, **_rules(selection),
         )  # fmt: skip
         self._failures: list[BaseException] = []
@@ -232,12 +240,24 @@ class Listing:
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         """Rows as `_fastpath.Requests` gives them, `head` included."""
+        for batch in self.batches():
+            for at in range(len(batch)):
+                yield batch[at]
+
+    def batches(self) -> Iterator[_fastpath.Requests]:
+        """The same as batches. Raises ReplayError when so many are kept that there is no memory for the next one."""
         self._thread.start()
+        waited = 0
         while not self._queue.done:
             batch = self._queue.get(0.05)
             if batch is not None:
-                for at in range(len(batch)):
-                    yield batch[at]
+                waited = 0
+                yield batch
+            elif self._pool.held >= self._budget - _BATCH_MOST:
+                waited += 1
+                if waited > 20:
+                    self.stop.set()
+                    raise ReplayError("so many batches are kept that max_memory is spent: let go of them or copy what is needed, or raise max_memory")
         _join([self._thread], self._failures)
 
     def close(self) -> None:

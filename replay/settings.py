@@ -11,7 +11,7 @@ from typing import Any
 from replay.errors import UsageError
 from replay.units import MILLION, Pace
 
-__all__ = ["SAFE_METHODS", "Selection", "Settings", "Target", "network", "target"]
+__all__ = ["SAFE_METHODS", "Selection", "Settings", "Target", "host", "methods", "network", "suffix", "target"]
 
 #: RFC 9110 9.2.1, without TRACE, which no client of a service sends.
 SAFE_METHODS = ("GET", "HEAD", "OPTIONS")
@@ -139,6 +139,53 @@ def target(text: str) -> Target:
     host = parts.hostname
     shown = f"[{host}]" if ":" in host else host
     return Target(f"http://{shown}:{port or 80}", host, port or 80)
+
+
+_METHODS = ("GET", "HEAD", "OPTIONS", "POST", "PUT", "PATCH", "DELETE", "TRACE", "CONNECT")
+
+
+def _near(word: str, words: tuple[str, ...]) -> str | None:
+    import difflib
+
+    return next(iter(difflib.get_close_matches(word, words, 1)), None)
+
+
+def methods(text: str) -> tuple[str, ...]:
+    """`safe`, `all` or `GET,POST` as methods; none is every one. Raises ValueError."""
+    words = tuple(word for word in re.split(r"[,\s]+", text.strip()) if word)
+    if not words:
+        raise ValueError("no method is named; write safe, or GET,POST")
+    found: list[str] = []
+    for word in words:
+        if word.lower() == "safe":
+            found += SAFE_METHODS
+        elif word.lower() == "all":
+            return ()
+        elif not re.fullmatch(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+", word):
+            raise ValueError(f"{word!r} is no method (RFC 9110 9.1)")
+        elif word.upper() in _METHODS and word not in _METHODS:
+            raise ValueError(f"{word!r}: methods are case-sensitive (RFC 9110 9.1); did you mean {word.upper()!r}?")
+        elif word.islower() and _near(word, ("safe", "all")):
+            raise ValueError(f"{word!r} is neither a method that is known nor safe or all; did you mean {_near(word, ('safe', 'all'))!r}?")
+        else:
+            found.append(word)
+    return tuple(dict.fromkeys(found))
+
+
+def suffix(text: str) -> str:
+    """What is put before the port of a Host, or `off`. Raises ValueError."""
+    if text == "off":
+        return text
+    if not text or not re.fullmatch(r"[\w.~%!$&'()*+,;=-]+", text, re.ASCII):
+        raise ValueError(f"{text!r} cannot stand in a host; write -shadow, or off for none")
+    return text
+
+
+def host(text: str) -> str:
+    """A Host for all. Raises ValueError."""
+    if not text or not re.fullmatch(r"[!-~]+", text) or re.search(r'[/?#\\<>"|{}^`]', text):
+        raise ValueError(f"{text!r} is no host; write name or name:port")
+    return text
 
 
 def network(text: str) -> tuple[bytes, int]:

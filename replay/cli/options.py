@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import re
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
@@ -13,7 +12,7 @@ from click.core import ParameterSource
 from replay import units
 from replay.daemon.address import listen_address
 from replay.errors import UsageError
-from replay.settings import SAFE_METHODS, Selection, network
+from replay.settings import Selection, host, methods, network, suffix
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -93,50 +92,6 @@ CIDR = Unit("CIDR", network)
 PORT = Unit("N", _positive(units.count, 1, 65535))
 
 
-_METHODS = ("GET", "HEAD", "OPTIONS", "POST", "PUT", "PATCH", "DELETE", "TRACE", "CONNECT")
-
-
-def _near(word: str, words: tuple[str, ...]) -> str | None:
-    import difflib
-
-    return next(iter(difflib.get_close_matches(word, words, 1)), None)
-
-
-def _methods(text: str) -> tuple[str, ...]:
-    words = tuple(word for word in re.split(r"[,\s]+", text.strip()) if word)
-    if not words:
-        raise ValueError("no method is named; write safe, or GET,POST")
-    found: list[str] = []
-    for word in words:
-        if word.lower() == "safe":
-            found += SAFE_METHODS
-        elif word.lower() == "all":
-            return ()
-        elif not re.fullmatch(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+", word):
-            raise ValueError(f"{word!r} is no method (RFC 9110 9.1)")
-        elif word.upper() in _METHODS and word not in _METHODS:
-            raise ValueError(f"{word!r}: methods are case-sensitive (RFC 9110 9.1); did you mean {word.upper()!r}?")
-        elif word.islower() and _near(word, ("safe", "all")):
-            raise ValueError(f"{word!r} is neither a method that is known nor safe or all; did you mean {_near(word, ('safe', 'all'))!r}?")
-        else:
-            found.append(word)
-    return tuple(dict.fromkeys(found))
-
-
-def _suffix(text: str) -> str:
-    if text == "off":
-        return text
-    if not text or not re.fullmatch(r"[\w.~%!$&'()*+,;=-]+", text, re.ASCII):
-        raise ValueError(f"{text!r} cannot stand in a host; write -shadow, or off for none")
-    return text
-
-
-def _host(text: str) -> str:
-    if not text or not re.fullmatch(r"[!-~]+", text) or re.search(r'[/?#\\<>"|{}^`]', text):
-        raise ValueError(f"{text!r} is no host; write name or name:port")
-    return text
-
-
 _SELECT = [
     click.option("-p", "--percent", type=SHARE, metavar="PERCENT", help="Take this share of the requests, exact to a millionth (5, 0.5, 5%).  [default: 100]"),
     click.option(
@@ -148,7 +103,7 @@ _SELECT = [
     ),
     click.option("--seed", type=COUNT_OR_0, default="0", help="Another sample of the same size. The same seed gives the same requests.  [default: 0]"),
     click.option("--shard", type=SHARD, help="Only the connections of this part, 1/4 to 4/4: together all, nothing twice; the same on every machine."),
-    click.option("--methods", type=Unit("LIST", _methods), default="all", help="Only these: safe (GET, HEAD, OPTIONS), or GET,POST,…  [default: all]"),
+    click.option("--methods", type=Unit("LIST", methods), default="all", help="Only these: safe (GET, HEAD, OPTIONS), or GET,POST,…  [default: all]"),
     click.option("--path", metavar="RE", help="Only requests whose target, up to '?', matches (searched anywhere)."),
     click.option("--match-host", metavar="RE", help="Only requests whose Host matches (searched anywhere)."),
     click.option("--client", type=CIDR, multiple=True, help="Only from these clients (repeatable)."),
@@ -171,12 +126,12 @@ _SELECT = [
 _CHANGE = [
     click.option(
         "--shadow-suffix",
-        type=Unit("TEXT|off", _suffix),
+        type=Unit("TEXT|off", suffix),
         default="-shadow",
         show_default=True,
         help="Put before the port of the Host, as Envoy does; off leaves it alone.",
     ),
-    click.option("--set-host", type=Unit("NAME", _host), help="This Host for all, without a suffix."),
+    click.option("--set-host", type=Unit("NAME", host), help="This Host for all, without a suffix."),
     click.option("-H", "--set-header", "set_header", multiple=True, metavar="'K: V'", help="Set a header (repeatable; @FILE reads lines)."),
     click.option("--add-header", multiple=True, metavar="'K: V'", help="Add a header, keeping others of its name (repeatable)."),
     click.option("--remove-header", multiple=True, metavar="NAME", help="Remove a header (repeatable)."),

@@ -10,9 +10,8 @@ from typing import Any
 import click
 
 from replay import report as reporting
-from replay.cli import gating
 from replay.errors import UsageError
-from replay.judge import comparing, merging
+from replay.judge import comparing, gating, merging
 from replay.units import show_count
 
 _MOST_BYTES = 256 << 20

@@ -14,13 +14,15 @@ from typing import IO, Any
 
 import click
 
-from replay import report, units
+from replay import report, results, units
 from replay.capture.source import as_error
-from replay.cli import accesslog, gating, options, planned, results
+from replay.cli import accesslog, options, planned
 from replay.cli.group import close_stdout
 from replay.cli.progress import Progress
 from replay.engine import Replay
 from replay.errors import UsageError
+from replay.judge import gating
+from replay.judge.limits import Limits
 from replay.settings import Settings, target
 
 _POLL_S = 0.05
@@ -145,7 +147,7 @@ def perform(
         if not quiet:
             _tell(*planned.introduction(settings, plan))
         replay.start()
-        limits = planned.Limits(settings)
+        limits = Limits(settings)
         asked = planned.asked(settings, plan)
         with Progress(enabled=not quiet and not as_json and not settings.dry_run, span_ns=planned.duration(settings, plan), asked=asked) as progress:
             writer = accesslog.LogWriter(replay, log)

@@ -13,6 +13,8 @@ from typing import IO, Any
 from replay.engine import Replay
 from replay.errors import UsageError
 
+__all__ = ["ResultsWriter", "opened"]
+
 
 class ResultsWriter:
     """Takes the lines that the judge made and writes them. A disk that is too slow loses lines, which are counted; nobody waits for it."""

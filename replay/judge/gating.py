@@ -10,6 +10,8 @@ from typing import Any
 from replay.errors import UsageError
 from replay.judge import gates
 
+__all__ = ["Gates", "parsed"]
+
 #: A percentage of fewer requests than this says nothing yet, while a run goes on.
 LEAST = 100
 _LOOK_S = 0.5

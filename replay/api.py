@@ -1,0 +1,373 @@
+"""The package from Python: `read` a capture, `run` a replay. Options are those of the command line, by the same names with `_` for `-`.
+
+A value may be what the command line takes as text (`"5%"`, `"30s"`, `"2x"`, `"GET,POST"`), or the plain thing: a number, a list. Durations that are
+numbers are seconds.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any, TypedDict, Unpack
+
+from replay import report as reporting
+from replay import units
+from replay.batch import Batch, Request
+from replay.capture.source import as_error
+from replay.engine import Listing, Replay
+from replay.errors import ReplayError, UsageError
+from replay.histogram import Histogram
+from replay.judge import gates, gating
+from replay.judge.limits import Limits
+from replay.results import ResultsWriter, opened
+from replay.settings import Selection, Settings, host, methods, network, suffix, target
+
+__all__ = ["Capture", "ReadOptions", "Report", "RunOptions", "read", "run"]
+
+Path = str | os.PathLike[str]
+
+
+class ReadOptions(TypedDict, total=False):
+    """Which requests, how each is changed (`as_sent`), and how much memory; see docs/usage.md for each."""
+
+    percent: float | str
+    sample_by: str
+    seed: int
+    shard: str
+    methods: str | Iterable[str]
+    path: str
+    match_host: str
+    client: str | Iterable[str]
+    server: str | Iterable[str]
+    port: int | Iterable[int]
+    bpf: str
+    since: str | float
+    until: str | float
+    limit: int
+    resync: str
+    split_by_network: bool
+    shadow_suffix: str | None
+    set_host: str
+    set_header: Mapping[str, str]
+    add_header: Mapping[str, str]
+    remove_header: str | Iterable[str]
+    trace: str
+    max_head: int | str
+    max_body: int | str
+    max_memory: int | str
+    max_connections: int
+    max_gap: float | str
+
+
+class RunOptions(ReadOptions, total=False):
+    """And how they are sent, and what is told."""
+
+    pace: str
+    loop: int
+    duration: float | str
+    start_at: str | float
+    connections: int
+    pipeline: int
+    connect_timeout: float | str
+    timeout: float | str
+    drain: float | str
+    driver: str
+    allow_production: bool
+    dry_run: bool
+    results: Path
+    fail_if: str | Iterable[str]
+    stop_if: str | Iterable[str]
+    allow_empty: bool
+
+
+# ---- read ----------------------------------------------------------------------------------------------------------------------------
+
+
+def read(*captures: Path, as_sent: bool = False, incomplete: bool = False, **options: Unpack[ReadOptions]) -> Capture:
+    """The requests of captures (files, folders, globs), in the order of time. Nothing is read before the first one is asked for.
+
+    as_sent: the bytes are those that a replay would send, body included, and only selected requests are there; without it they are the captured heads, and
+    withheld ones are there too.  incomplete: also requests that are not whole.
+
+    Raises UsageError for an option; CaptureError, when it is read, for a capture that cannot be.
+
+    >>> import replay
+    >>> capture = replay.read(DEMO, methods="POST")
+    >>> [(request.method, request.path, request.status) for request in capture][:2]
+    [('POST', '/orders', 201), ('POST', '/orders', 201)]
+    >>> capture.counts["found"]
+    226
+    """
+    selection, rest = _selection(dict(options))
+    if rest:
+        raise _unknown(rest, ReadOptions)
+    return Capture(_paths(captures), selection, as_sent=as_sent, incomplete=incomplete)
+
+
+class Capture:
+    """Requests of captures. Iterate over it for `Request` objects, or over `batches()` for columns; each time it is read anew."""
+
+    def __init__(self, captures: tuple[str, ...], selection: Selection, *, as_sent: bool, incomplete: bool) -> None:
+        self._arguments = (captures, selection, as_sent, incomplete)
+        self._listing: Listing | None = None
+        self._open()  # what cannot be read, or is no option, is said here
+
+    def _open(self) -> Listing:
+        captures, selection, as_sent, incomplete = self._arguments
+        listing = Listing(captures, selection, incomplete=incomplete, as_sent=as_sent)
+        if listing.errors and not listing.paths:
+            raise listing.errors[0]
+        return listing
+
+    def batches(self) -> Iterator[Batch]:
+        """Requests as columns, a batch at a time. Arrays of a batch stay good while they are kept; what is kept counts towards `max_memory`.
+
+        >>> import replay
+        >>> sum(int(batch["body_len"].sum()) for batch in replay.read(DEMO).batches())
+        2655
+        """
+        self._listing = listing = self._open()
+        try:
+            for requests in listing.batches():
+                yield Batch(requests)
+        finally:
+            listing.close()
+        for fault in listing.faults:
+            if fault["fatal"]:
+                raise as_error(fault)
+
+    def __iter__(self) -> Iterator[Request]:
+        for batch in self.batches():
+            yield from batch
+
+    @property
+    def counts(self) -> dict[str, Any]:
+        """What was found and what not, of the last reading: `found`, `withheld`, `incomplete`, `packets`, `connections` …"""
+        if self._listing is None:
+            raise ReplayError("counts: iterate first")
+        return self._listing.counts
+
+
+# ---- run -----------------------------------------------------------------------------------------------------------------------------
+
+
+def run(*captures: Path, to: str | Iterable[str] = (), progress: Callable[[dict[str, Any]], object] | None = None, **options: Unpack[RunOptions]) -> Report:
+    """Replays captures against shadow services and gives the report. Without `to` it is a dry run.
+
+    progress: called some 20 times a second with the engine's counters.
+
+    Raises UsageError for an option, CaptureError when no capture can be read, TargetError when a name cannot be resolved. What happens during the run (no
+    connection, a guard, an interrupt) is in the report.
+
+    >>> import replay
+    >>> with replay.sink() as url:
+    ...     report = replay.run(DEMO, to=url, pace="max", fail_if="ledger.unanswered > 1%")
+    >>> report["ledger"]["answered"], report.passed
+    (225, True)
+    """
+    settings, given = _settings(_paths(captures), to, dict(options))
+    judged = gating.parsed(_words(given.pop("fail_if", ())), _words(given.pop("stop_if", ())), bool(given.pop("allow_empty", False)))
+    file = given.pop("results", None)
+    if given:
+        raise _unknown(given, RunOptions)
+    with opened(None if file is None else os.fspath(file)) as lines:
+        replay = Replay(settings, results=lines is not None)
+        replay.prepare()
+        if replay.errors and not replay.paths:
+            raise replay.errors[0]
+        limits = Limits(settings)
+        replay.start()
+        writer = ResultsWriter(replay, lines)
+
+        def built(found: dict[str, Any], final: bool) -> dict[str, Any]:
+            return reporting.build(settings, found, command=["replay.run"], started=replay.started_at, ended=time.time(), final=final)
+
+        try:
+            while replay.running:
+                replay.wait(0.05)
+                seen = replay.snapshot()
+                limits.look(seen)
+                if progress is not None:
+                    progress(seen)
+                if seen["ingest"] is not None and judged.look(lambda: built(replay.so_far(), False)):
+                    replay.finish()
+        except BaseException:
+            replay.stop()
+            raise
+        finally:
+            replay.settle()
+            writer.end()
+        found = replay.result()
+    found["limited_by"] = limits.verdict(found)
+    report = Report(built(found, True))
+    report["gates"] = judged.judge(report)
+    for fault in found["faults"]:
+        if fault["fatal"] and not report["ledger"]["found"]:
+            raise as_error(fault)
+    return report
+
+
+class Report(dict[str, Any]):
+    """The report of a run, a dict as in docs/ledger.md, and some ways to ask it."""
+
+    @property
+    def passed(self) -> bool:
+        """No gate failed."""
+        return not any(gate["failed"] for gate in self["gates"])
+
+    def check(self, expression: str) -> gates.Outcome:
+        """A condition over its numbers, as `--fail-if` takes it: `.failed`, `.value`, `.bound`. Raises UsageError."""
+        return gates.parse(expression).check(self)
+
+    def histogram(self, name: str) -> Histogram:
+        """`latency_us`, `service_us`, `response_us`, `production_us` or `lag_us`: percentiles of any share, and sums of runs."""
+        return Histogram.decode(self[name]["hdr"])
+
+    def summary(self) -> str:
+        """What the command line prints."""
+        return "\n".join(reporting.summary(self))
+
+    def html(self) -> str:
+        """One page that needs nothing else."""
+        from replay.judge import page
+
+        return page.page(self)
+
+    def save(self, path: Path) -> None:
+        """As `--report` writes it. Raises OSError."""
+        import json
+
+        reporting.write(os.fspath(path), (json.dumps(self, indent=2, ensure_ascii=False) + "\n").encode("utf-8", "surrogateescape"))
+
+
+# ---- options ----------------------------------------------------------------------------------------------------------------------------
+
+
+def _paths(captures: tuple[Path, ...]) -> tuple[str, ...]:
+    if not captures:
+        raise UsageError("no capture is named")
+    return tuple(os.fspath(path) for path in captures)
+
+
+def _words(value: str | Iterable[Any]) -> tuple[str, ...]:
+    return (value,) if isinstance(value, str) else tuple(str(one) for one in value)
+
+
+def _many(value: Any) -> tuple[str, ...]:
+    return (str(value),) if isinstance(value, str | int) else tuple(str(one) for one in value)
+
+
+def _pairs(value: Mapping[str, str]) -> tuple[tuple[bytes, bytes], ...]:
+    return tuple((name.encode(), text.encode("utf-8", "surrogateescape")) for name, text in value.items())
+
+
+def _flag(value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise ValueError(f"{value!r} is neither True nor False")
+    return value
+
+
+def _within(least: int, most: int) -> Callable[[Any], int]:
+    def check(value: Any) -> int:
+        found = units.count(str(value))
+        if not least <= found <= most:
+            raise ValueError(f"{value!r} is out of range: {least:,} to {most:,}")
+        return found
+
+    return check
+
+
+def _one_of(*words: str) -> Callable[[Any], str]:
+    def check(value: Any) -> str:
+        if value not in words:
+            raise ValueError(f"{value!r} is none of {', '.join(words)}")
+        return str(value)
+
+    return check
+
+
+def _duration(value: Any) -> int:
+    found = units.duration(str(value))
+    if found <= 0:
+        raise ValueError(f"{value!r} is too small")
+    return found
+
+
+_READ: dict[str, tuple[str, Callable[[Any], Any]]] = {  # option -> (field of Selection, how its value is read)
+    "percent": ("share", lambda value: units.share(f"{value:f}" if isinstance(value, float) else str(value))),
+    "sample_by": ("sample_by", str),
+    "seed": ("seed", _within(0, (1 << 62) - 1)),
+    "shard": ("shard", lambda value: units.shard(str(value))),
+    "methods": ("methods", lambda value: methods(value if isinstance(value, str) else ",".join(value))),
+    "path": ("path", str),
+    "match_host": ("match_host", str),
+    "client": ("client", lambda value: tuple(network(one) for one in _many(value))),
+    "server": ("server", lambda value: tuple(network(one) for one in _many(value))),
+    "port": ("ports", lambda value: tuple(_within(1, 65535)(one) for one in _many(value))),
+    "bpf": ("bpf", str),
+    "since": ("since_ns", lambda value: units.moment(str(value))),
+    "until": ("until_ns", lambda value: units.moment(str(value))),
+    "limit": ("limit", _within(1, 1 << 61)),
+    "resync": ("resync", _one_of("strict", "loose")),
+    "split_by_network": ("split_by_network", _flag),
+    "shadow_suffix": ("suffix", lambda value: None if value is None or suffix(value) == "off" else value),
+    "set_host": ("set_host", host),
+    "set_header": ("set_headers", _pairs),
+    "add_header": ("add_headers", _pairs),
+    "remove_header": ("remove_headers", lambda value: tuple(name.encode() for name in _many(value))),
+    "trace": ("trace", _one_of("keep", "unsample", "drop")),
+    "max_head": ("max_head", lambda value: units.size(str(value))),
+    "max_body": ("max_body", lambda value: units.size(str(value))),
+    "max_memory": ("max_memory", lambda value: units.size(str(value))),
+    "max_connections": ("max_connections", _within(1, 1 << 40)),
+    "max_gap": ("max_gap_ns", lambda value: units.duration(str(value))),
+}
+_RUN: dict[str, tuple[str, Callable[[Any], Any]]] = {  # option -> (field of Settings, how its value is read)
+    "pace": ("pace", lambda value: units.pace(str(value))),
+    "loop": ("loop", _within(1, 1 << 40)),
+    "duration": ("duration_ns", _duration),
+    "start_at": ("start_at_ns", lambda value: units.moment(str(value))),
+    "connections": ("connections", _within(1, 1 << 20)),
+    "pipeline": ("pipeline", _within(1, 64)),
+    "connect_timeout": ("connect_timeout_ns", _duration),
+    "timeout": ("timeout_ns", _duration),
+    "drain": ("drain_ns", lambda value: units.duration(str(value))),
+    "driver": ("driver", _one_of("auto", "epoll", "io_uring")),
+    "allow_production": ("allow_production", _flag),
+}
+
+
+def _taken(given: dict[str, Any], table: dict[str, tuple[str, Callable[[Any], Any]]]) -> dict[str, Any]:
+    """The fields that options stand for; they are taken out of `given`. Raises UsageError with the option's name."""
+    found = {}
+    for name, (field, parse) in table.items():
+        if name in given:
+            try:
+                found[field] = parse(given.pop(name))
+            except (ValueError, TypeError, AttributeError) as error:
+                raise UsageError(f"{name}: {error}") from None
+    return found
+
+
+def _selection(given: dict[str, Any]) -> tuple[Selection, dict[str, Any]]:
+    chosen = Selection(**_taken(given, _READ))
+    if chosen.since_ns is not None and chosen.until_ns is not None and chosen.since_ns >= chosen.until_ns:
+        raise UsageError("since is not before until, which leaves nothing")
+    return chosen, given
+
+
+def _settings(captures: tuple[str, ...], to: str | Iterable[str], given: dict[str, Any]) -> tuple[Settings, dict[str, Any]]:
+    selection, rest = _selection(given)
+    targets = tuple(target(text) for text in _words(to))
+    dry_run = bool(rest.pop("dry_run", False)) or not targets
+    return Settings(captures=captures, selection=selection, targets=targets, dry_run=dry_run, **_taken(rest, _RUN)), rest
+
+
+def _unknown(rest: dict[str, Any], options: type) -> UsageError:
+    import difflib
+
+    name = next(iter(rest))
+    known = sorted(options.__annotations__ | ReadOptions.__annotations__)
+    near = difflib.get_close_matches(name, known, 1)
+    return UsageError(f"unknown option {name!r}" + (f"; did you mean {near[0]!r}?" if near else f"; there are {', '.join(known)}"))
