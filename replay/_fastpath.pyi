@@ -99,6 +99,7 @@ class Ingest:
         add_headers: Iterable[tuple[bytes, bytes]] = ...,
         remove_headers: Iterable[bytes] = ...,
         trace: str = ...,
+        credentials: tuple[bytes | None, Iterable[tuple[bytes, bytes]]] | None = ...,
         loose: bool = ...,
         split_by_network: bool = ...,
         max_head: int = ...,

@@ -11,8 +11,8 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, TypedDict, Unpack
 
+from replay import credentials, units
 from replay import report as reporting
-from replay import units
 from replay.batch import Batch, Request
 from replay.capture.source import as_error
 from replay.engine import Listing, Replay
@@ -53,6 +53,8 @@ class ReadOptions(TypedDict, total=False):
     add_header: Mapping[str, str]
     remove_header: str | Iterable[str]
     trace: str
+    auth_file: Path
+    credentials: str
     max_head: int | str
     max_body: int | str
     max_memory: int | str
@@ -351,7 +353,12 @@ def _taken(given: dict[str, Any], table: dict[str, tuple[str, Callable[[Any], An
 
 
 def _selection(given: dict[str, Any]) -> tuple[Selection, dict[str, Any]]:
-    chosen = Selection(**_taken(given, _READ))
+    file, kept = given.pop("auth_file", None), given.pop("credentials", "keep")
+    if kept not in ("keep", "drop") or (file is not None and kept == "drop"):
+        raise UsageError("credentials: 'keep', or 'drop' without auth_file")
+    if kept == "drop":
+        given["remove_header"] = [*_many(given.get("remove_header", ())), *(name.decode() for name in credentials.HEADERS)]
+    chosen = Selection(**_taken(given, _READ), credentials=None if file is None else credentials.load(os.fspath(file)))
     if chosen.since_ns is not None and chosen.until_ns is not None and chosen.since_ns >= chosen.until_ns:
         raise UsageError("since is not before until, which leaves nothing")
     return chosen, given

@@ -93,6 +93,7 @@ def build(
         "evicted_connections": ingest["evicted"],
         "memory_refused": ingest["no_memory"],
         "writes": ingest["writes"],
+        "credentials": ingest["credentials"],
         "other_shards": ingest["other_shards"],
         "silences_cut": {"count": ingest["gaps_cut"], "total_ns": ingest["gaps_cut_ns"]},
         "captured": {key: ingest[key] for key in ("first_ns", "last_ns", "first_packet_ns", "last_packet_ns")},

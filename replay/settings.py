@@ -50,6 +50,7 @@ class Selection:
     add_headers: tuple[tuple[bytes, bytes], ...] = ()
     remove_headers: tuple[bytes, ...] = ()
     trace: str = "keep"
+    credentials: tuple[bytes | None, tuple[tuple[bytes, bytes], ...]] | None = field(default=None, repr=False)
     resync: str = "strict"
     split_by_network: bool = False
     max_head: int = 64 << 10
@@ -79,6 +80,7 @@ class Selection:
             "add_headers": self.add_headers,
             "remove_headers": self.remove_headers,
             "trace": self.trace,
+            "credentials": self.credentials,
             "loose": self.resync == "loose",
             "split_by_network": self.split_by_network,
             "max_head": self.max_head,

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 import click
 from click.core import ParameterSource
 
-from replay import units
+from replay import credentials, units
 from replay.daemon.address import listen_address
 from replay.errors import UsageError
 from replay.settings import Selection, host, methods, network, suffix
@@ -144,6 +144,17 @@ _CHANGE = [
     ),
 ]
 
+_CHANGE += [
+    click.option("--auth-file", metavar="FILE", help="Other credentials: one token for each Authorization, or lines of OLD NEW."),
+    click.option(
+        "--credentials",
+        type=Choice("HOW", ("keep", "drop")),
+        default="keep",
+        show_default=True,
+        help="Captured credentials (Authorization, Cookie, X-Api-Key …): keep them, or send none.",
+    ),
+]
+
 _BOUNDS = [
     click.option("--max-head", type=HEAD_SIZE, default="64KiB", show_default=True, help="A longer head is incomplete: head_too_large."),
     click.option("--max-body", type=SIZE, default="64MiB", show_default=True, help="A longer body is incomplete: too_large."),
@@ -246,6 +257,10 @@ def config(command: F) -> F:
 def selection(given: dict[str, Any]) -> Selection:
     """The values of the options above as a Selection; they are taken out of `given`. Raises UsageError for what does not go together."""
     suffix, set_host = given.pop("shadow_suffix", "-shadow"), given.pop("set_host", None)
+    auth_file, kept = given.pop("auth_file", None), given.pop("credentials", "keep")
+    if auth_file is not None and kept == "drop":
+        raise UsageError("--auth-file and --credentials drop: the first replaces what the second removes; leave one out")
+    dropped = credentials.HEADERS if kept == "drop" else ()
     chosen = Selection(
         share=units.MILLION if given["percent"] is None else given["percent"],
         sample_by=given.pop("sample_by"),
@@ -265,7 +280,8 @@ def selection(given: dict[str, Any]) -> Selection:
         set_host=set_host,
         set_headers=_headers("-H", given.pop("set_header", ())),
         add_headers=_headers("--add-header", given.pop("add_header", ())),
-        remove_headers=tuple(name.strip().encode("latin-1", "replace") for name in given.pop("remove_header", ())),
+        remove_headers=tuple(name.strip().encode("latin-1", "replace") for name in given.pop("remove_header", ())) + dropped,
+        credentials=None if auth_file is None else credentials.load(auth_file),
         trace=given.pop("trace", "keep"),
         resync=given.pop("resync"),
         split_by_network=given.pop("split_by_network"),

@@ -78,6 +78,10 @@ def notes(settings: Settings, found: dict[str, Any]) -> list[str]:
     """What a person should know beside the numbers."""
     ingest = found["ingest"]
     notes = []
+    auth = ingest["credentials"]
+    if settings.selection.credentials is not None:
+        left = f"; {auth['unknown']:,} were not in the map and went as captured" if auth["unknown"] else ""
+        notes.append(f"credentials: {auth['replaced']:,} replaced{left}")
     if ingest["gaps_cut"] and settings.pace.kind == "original":
         notes.append(f"silences: {_silences(settings, ingest)}")
     if ingest["overlap_conflict"]:

@@ -222,6 +222,7 @@ cdef class Ingest:
     cdef PacketFilter packet_filter
     cdef int64_t n_not_passed     # packets that the filter did not let through
     cdef list queues
+    cdef Auth auth
     cdef list kept                # bytes objects that Rules borrows from
     cdef object path_pattern
     cdef object host_pattern
@@ -231,13 +232,14 @@ cdef class Ingest:
 
     def __cinit__(self):
         memset(&self.g, 0, sizeof(Engine))
+        memset(&self.auth, 0, sizeof(Auth))
         self.kept = []
         self.has_decoder = False
 
     def __init__(self, PacketSource source not None, queues, Pool pool not None, Stop stop not None, *, bint show=False, bint incomplete=False, bint record=False, bint digests=True,
                  int64_t share=1_000_000, str sample_by="request", uint64_t seed=0, shard=None, methods=None, path=None, host=None, client=(), server=(),
                  ports=(), since_ns=None, until_ns=None, int64_t limit=0, suffix=b"-shadow", set_host=None, set_headers=(), add_headers=(),
-                 remove_headers=(), str trace="keep", bint loose=False, bint split_by_network=False, uint64_t max_head=65536,
+                 remove_headers=(), str trace="keep", credentials=None, bint loose=False, bint split_by_network=False, uint64_t max_head=65536,
                  uint64_t max_body=64 << 20, uint64_t max_connections=262144, uint64_t max_memory=64 << 20,
                  int64_t max_gap_ns=10_000_000_000, Guard guard=None, PacketFilter packet_filter=None,
                  int64_t offset_ns=0, int64_t loop=0, bint last=True):
@@ -320,8 +322,11 @@ cdef class Ingest:
             raise ValueError(f"trace: {trace!r} is none of {', '.join(TRACE)}")
         r.trace = TRACE.index(trace)
         r.marker = suffix is None and set_host is None
+        r.auth = &self.auth
+        if credentials is not None:
+            self.credentials(credentials[0], list(credentials[1]))
         r.loose = loose
-        r.edits = r.marker or r.set_count > 0 or r.add_count > 0 or r.remove_count > 0 or r.trace != TRACE_KEEP
+        r.edits = r.marker or r.set_count > 0 or r.add_count > 0 or r.remove_count > 0 or r.trace != TRACE_KEEP or self.auth.on
         # tables
         g.queue_count = len(self.queues)
         g.queues = <PyObject**>self.room(g.queue_count, sizeof(PyObject*))
@@ -350,6 +355,30 @@ cdef class Ingest:
         t.p = <const uint8_t*>held
         t.n = len(held)
         return t
+
+    cdef int credentials(self, token, list pairs) except -1:
+        """What `--auth-file` says. token: for each Authorization, or None.  pairs: of old and new values."""
+        cdef Auth* a = &self.auth
+        cdef uint32_t slots = 4
+        cdef uint32_t slot
+        cdef Text old
+        while slots < 2 * len(pairs):
+            slots *= 2
+        a.mask = slots - 1
+        a.olds, a.news = <Text*>self.room(slots, sizeof(Text)), <Text*>self.room(slots, sizeof(Text))
+        a.on, a.one = True, token is not None
+        a.token = self.text(token or b"")
+        a.longest = a.token.n
+        for one, other in pairs:
+            old = self.text(one)
+            slot = <uint32_t>xxh64(old.p, old.n, 0) & a.mask
+            while a.olds[slot].p != NULL and not (a.olds[slot].n == old.n and memcmp(a.olds[slot].p, old.p, old.n) == 0):
+                slot = (slot + 1) & a.mask
+            a.olds[slot] = old
+            a.news[slot] = self.text(other)
+            if a.news[slot].n > a.longest:
+                a.longest = a.news[slot].n
+        return 0
 
     cdef Field* fields(self, pairs, int* count) except NULL:
         pairs = list(pairs)
@@ -519,6 +548,7 @@ cdef class Ingest:
             "withheld": {WITHHELD[i]: g.n.withheld[i] for i in range(1, WITHHELD_COUNT) if g.n.withheld[i]},
             "other_shards": count_get(&g.n.elsewhere),
             "selected": count_get(&g.n.selected),
+            "credentials": {"replaced": count_get(&self.auth.replaced), "unknown": count_get(&self.auth.unknown)},
             "writes": count_get(&g.n.writes),
             "unqueued": count_get(&g.n.unqueued),
             "incomplete": {INCOMPLETE[i]: g.n.incomplete[i] for i in range(1, INCOMPLETE_COUNT) if g.n.incomplete[i]},

@@ -8,12 +8,9 @@ cdef size_t rewrite_bound(const Rules* r, const Head* h) noexcept nogil:
         n += r.sets[i].shown.n + r.sets[i].value.n + 4
     for i in range(r.add_count):
         n += r.adds[i].shown.n + r.adds[i].value.n + 4
+    if r.auth.on:
+        n += AUTH_MOST * r.auth.longest
     return n
-
-
-cdef inline uint8_t* put(uint8_t* out, const uint8_t* p, size_t n) noexcept nogil:
-    memcpy(out, p, n)
-    return out + n
 
 
 cdef uint8_t* put_field(uint8_t* out, Text name, Text value) noexcept nogil:
@@ -231,6 +228,7 @@ cdef size_t rewrite_head(const Rules* r, const uint8_t* p, const Head* h, Text h
     cdef TraceField which
     cdef uint64_t set_done = 0
     cdef uint8_t* value
+    cdef int auth_left = AUTH_MOST
     target_at[0] = h.target_at
     target_len[0] = h.target_len
     if origin_at == h.target_at and h.hosts == 1 and not (h.flags & HEAD_HOP) and not r.edits:
@@ -330,6 +328,19 @@ cdef size_t rewrite_head(const Rules* r, const uint8_t* p, const Head* h, Text h
             if found:
                 at = next_at
                 continue
+            if r.auth.on and not drop and next_at == end + 1:      # a folded line is left alone
+                i = colon + 1
+                while i < stop and (p[i] == 32 or p[i] == 9):
+                    i += 1
+                k = 0
+                while stop - k > i and (p[stop - k - 1] == 32 or p[stop - k - 1] == 9):
+                    k += 1
+                value = auth_field(r.auth, p, colon - at, i, stop - k, next_at, at, o, &auth_left) if colon < stop and i < stop else NULL
+                if value != NULL:
+                    o = value
+                    at = next_at
+                    continue
+                i = colon - at
             if r.trace != TRACE_KEEP and not drop:
                 which = trace_field(p + at, i)
                 if which != TRACE_NONE and r.trace == TRACE_DROP:

@@ -28,10 +28,6 @@ cdef enum:                        # Filtered
 
 FILTERED = (None, "time", "server", "client", "port", "method", "host", "path")
 
-cdef struct Text:
-    const uint8_t* p              # borrows from a bytes object that the owner of the Rules keeps alive
-    size_t n
-
 cdef struct Field:
     Text name                     # lower case for comparing
     Text shown                    # as the user wrote it
@@ -73,6 +69,7 @@ cdef struct Rules:                # what the user asked, compiled; owned by one 
     Text* removes                 # lower case
     int remove_count
     int trace                     # Trace
+    Auth* auth                    # never NULL
     bint marker                   # add x-shadow-replay
     bint loose                    # --resync loose
     bint edits                    # anything but the Host changes

@@ -18,7 +18,7 @@ _CAPTURE = (
     "incomplete", "packets", "lost_estimated", "connections", "other", "gaps", "overlap_conflicts", "repeated_segments", "evicted_connections",
     "memory_refused", "silences_cut",
 )  # fmt: skip
-_COUNTS = ("status", "status_change", "status_captured", "status_known", "status_same", "writes", "not_judged")
+_COUNTS = ("credentials", "status", "status_change", "status_captured", "status_known", "status_same", "writes", "not_judged")
 
 
 def readable(report: Any, where: str) -> dict[str, Any]:
@@ -29,7 +29,7 @@ def readable(report: Any, where: str) -> dict[str, Any]:
         raise UsageError(f"{where}: a report of schema {report.get('schema')!r}; this version reads schema 1")
     empty = Histogram().as_dict()
     filled: dict[str, Any] = {
-        "other_shards": 0,
+        "other_shards": 0, "credentials": {"replaced": 0, "unknown": 0},
         "endpoints": [], "timeline": endpoints.timeline(None, 100_000_000, []), "hints": [], "gates": [], "status_captured": {}, "status_known": 0,
         "status_same": 0, "not_judged": 0, "response_us": empty,
     }  # fmt: skip
