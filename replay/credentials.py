@@ -7,7 +7,7 @@ import re
 
 from replay.errors import UsageError
 
-__all__ = ["HEADERS", "Credentials", "load"]
+__all__ = ["Credentials", "HEADERS", "load"]
 
 #: What `--credentials drop` removes.
 HEADERS = (b"authorization", b"proxy-authorization", b"cookie", b"x-api-key", b"x-auth-token", b"x-csrf-token", b"x-xsrf-token", b"x-amz-security-token")
@@ -17,7 +17,8 @@ Credentials = tuple[bytes | None, tuple[tuple[bytes, bytes], ...]]
 
 #: Of IANA's registry of HTTP authentication schemes, and others in use.
 _SCHEMES = frozenset(
-    "basic bearer digest dpop gnap hoba mutual negotiate oauth privatetoken scram-sha-1 scram-sha-256 vapid token apikey api-key hawk jwt aws4-hmac-sha256".split()
+    "basic bearer digest dpop gnap hoba mutual negotiate oauth privatetoken scram-sha-1 scram-sha-256 vapid token apikey api-key hawk jwt"
+    " aws4-hmac-sha256".split()
 )
 
 _MOST_BYTES = 256 << 20
