@@ -111,6 +111,7 @@ cdef extern from "<sys/socket.h>" nogil:
         SO_ERROR
         SO_LINGER
         SO_MARK
+        SO_RCVLOWAT
         MSG_DONTWAIT
         MSG_NOSIGNAL
         MSG_PEEK

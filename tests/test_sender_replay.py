@@ -109,9 +109,10 @@ def test_spread_over_addresses():
     with Server(ok) as a, Server(ok, "::1") as b:
         c = send([a.address, b.address], rows(400, 40), connections=4)
         assert c["answered"] == 400
-        assert min(len(a.log), len(b.log)) > 60
+        before = len(a.log), len(b.log)
+        assert min(before) > 60
         c = send([a.address, b.address], [(request(i), i * 5 * MS, i) for i in range(20)], speed=1.0)
-        assert min(len(a.log), len(b.log)) > 105, "one after the other goes to both as well"
+        assert min(len(a.log) - before[0], len(b.log) - before[1]) > 5, "one after the other goes to both as well"
 
 
 def test_an_address_that_is_down_costs_nothing():

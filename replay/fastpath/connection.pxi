@@ -40,9 +40,10 @@ cdef struct SenderFlow:           # a captured connection that has requests here
     SenderFlow* chain             # in its slot of the hash table, or in the free list
     SenderFlow* next              # among the waiting flows
     uint64_t id
-    SenderItem* first             # while it waits
+    SenderItem* first             # those that wait: for a connection, or (in bunches) for those before them
     SenderItem* last
     uint32_t count                # items here, waiting or on the connection
+    uint32_t on                   # items on the connection
     int32_t connection            # index, or -1: it waits
 
 cdef enum SenderDriver:
@@ -64,6 +65,7 @@ cdef struct SenderConnection:
     int64_t reply_bytes
     Reply reply
     int fd
+    int32_t lowat                 # bytes that must have come before we are woken (SO_RCVLOWAT)
     int32_t address
     int32_t next                  # in its bucket, or in the free list
     int32_t prev
@@ -164,6 +166,8 @@ cdef struct SenderState:
     int64_t stop_ns               # when the stop was seen
     int64_t seen_ns               # when everything that the kernel had to say was last heard
     int64_t service_ns            # what a reply takes, smoothed
+    int64_t reply_least           # bytes of the shortest replies of late
+    bint bunch                    # several replies may be waited for: full speed with pipelining
     int64_t base_ns               # CLOCK_REALTIME - CLOCK_MONOTONIC
     bint ever                     # a connection succeeded
     uint8_t halt                  # SenderReason: nothing more is sent
@@ -295,11 +299,15 @@ cdef void sender_unplace(SenderState* s, SenderConnection* c) noexcept nogil:
 
 
 cdef void sender_place(SenderState* s, SenderConnection* c) noexcept nogil:
-    """Files an open connection under its load; one without room is in no bucket. The latest used comes first."""
+    """Files an open connection under its load; one without room is in no bucket. The latest used comes first.
+
+    At full speed with pipelining a connection has room for a second load, which goes out together when the first was answered."""
     cdef SenderAddress* a = &s.addresses[c.address]
     cdef int32_t index = <int32_t>(c - s.connections)
     cdef int32_t load = <int32_t>c.load
-    if c.state != CONNECTION_OPEN or c.load >= s.pipeline:
+    if s.bunch:
+        load = load // 2
+    if c.state != CONNECTION_OPEN or load >= <int32_t>s.pipeline:
         load = -1
     if load == c.bucket:
         return
@@ -418,6 +426,7 @@ cdef int sender_open(SenderState* s, int32_t address, int64_t now) noexcept nogi
     c.bucket = -1
     c.hangup = c.broken = c.used = c.barrier = 0
     c.armed = c.polls = c.sending = c.blocked = 0
+    c.lowat = 1
     c.since_ns = now
     reply_reset(&c.reply)
     s.live += 1
@@ -441,6 +450,13 @@ cdef bint sender_is_self(int fd, const SenderAddress* a) noexcept nogil:
     if size == sizeof(sockaddr_in):
         return memcmp(&own, &to, 8) == 0
     return own.sin6_port == to.sin6_port and memcmp(&own.sin6_addr, &to.sin6_addr, 16) == 0
+
+
+cdef void sender_lowat(SenderConnection* c, int32_t wanted) noexcept nogil:
+    """Asks the kernel to wake us only when so many bytes are there; or at once, when a lower number makes them enough."""
+    if wanted != c.lowat:
+        c.lowat = wanted
+        setsockopt(c.fd, SOL_SOCKET, SO_RCVLOWAT, &c.lowat, sizeof(int))
 
 
 cdef bint sender_gone(int fd) noexcept nogil:

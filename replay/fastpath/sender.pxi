@@ -10,6 +10,8 @@ cdef enum:
     SENDER_TAKE = 256             # rows taken up in one turn, so that replies are read in between
     SENDER_READS = 4              # full buffers read from one connection in one turn
     SENDER_EVENTS = 1024
+    BUNCH_LEAST = 4               # replies that are worth to be waited for together
+    BUNCH_MOST = 32768            # bytes of them
     KEY_QUEUE = 0xFFFFFFFF
     KEY_STOP = 0xFFFFFFFE
 
@@ -19,6 +21,8 @@ cdef int64_t IDLE_PEEK_NS = 1000000          # a connection idle for longer is l
 cdef int64_t STUCK_NS = 50000000             # after this a request under way gives its batch back
 cdef int64_t PATIENCE_LEAST_NS = 10000       # a shorter sleep saves nothing
 cdef int64_t PATIENCE_MOST_NS = 200000
+cdef int64_t PATIENCE_BUNCH_NS = 2000000     # where a connection has many under way
+cdef int64_t BUNCH_LATE_NS = 2000000         # replies that are so much later than usual are not waited for together
 
 
 # ---- the end of a request -------------------------------------------------------------------------------------------------
@@ -120,6 +124,15 @@ cdef void sender_drop_waiting(SenderState* s, int reason, int64_t due_before, in
         flow = after
 
 
+cdef inline void sender_leave(SenderState* s, SenderFlow* flow) noexcept nogil:
+    """One of its requests is no longer on a connection. With the last one the flow is free to go on elsewhere."""
+    flow.on -= 1
+    if flow.on == 0:
+        flow.connection = -1
+        if flow.first != NULL:
+            sender_wait(s, flow)
+
+
 # ---- closing ----------------------------------------------------------------------------------------------------------------
 
 cdef void sender_close(SenderState* s, SenderConnection* c, int reason, bint retry, bint abort, int64_t now) noexcept nogil:
@@ -127,6 +140,7 @@ cdef void sender_close(SenderState* s, SenderConnection* c, int reason, bint ret
     again in any case, in its order and before all that waits."""
     cdef SenderItem* item = c.first
     cdef SenderItem* after
+    cdef SenderItem* back = NULL             # those that go again, the last one first
     cdef SenderFlow* flow
     cdef SenderFlow* first = NULL
     cdef SenderFlow* last = NULL
@@ -139,18 +153,20 @@ cdef void sender_close(SenderState* s, SenderConnection* c, int reason, bint ret
     sender_shut(s, c, abort)
     while item != NULL:
         after = item.next
-        item.next = NULL
         flow = item.flow
         if item.flags & ITEM_WAY and not retry:
+            sender_leave(s, flow)
             sender_finish(s, item, address, reason, 0, now)
         else:
             if item.flags & ITEM_WAY:
                 item.flags &= <uint8_t>~ITEM_WAY
                 s.unsent += 1
                 count_add(&s.ledger.retried, 1)
+            flow.on -= 1
+            item.next = back
+            back = item
             if flow.connection == index:
                 flow.connection = -1
-                flow.first = flow.last = item
                 flow.next = NULL
                 if last == NULL:
                     first = flow
@@ -158,10 +174,14 @@ cdef void sender_close(SenderState* s, SenderConnection* c, int reason, bint ret
                     last.next = flow
                 last = flow
                 s.wait_flows += 1
-            else:
-                flow.last.next = item
-                flow.last = item
         item = after
+    while back != NULL:
+        item = back
+        back = item.next
+        item.next = item.flow.first
+        item.flow.first = item
+        if item.next == NULL:
+            item.flow.last = item
     if first != NULL:
         last.next = s.wait_first
         s.wait_first = first
@@ -178,13 +198,34 @@ cdef void sender_halt(SenderState* s, int reason, int64_t now) noexcept nogil:
     s.halt = <uint8_t>reason
     for i in range(s.most):
         c = &s.connections[i]
+        if c.state == CONNECTION_OPEN:
+            sender_lowat(c, 1)
         if c.state == CONNECTION_CONNECTING or (c.state == CONNECTION_OPEN and c.way == 0):
             sender_close(s, c, reason, False, False, now)
         elif c.state == CONNECTION_OPEN and reason == REASON_GUARD and c.written > 0:
             sender_close(s, c, reason, False, True, now)         # half of a request at the kernel: no byte more
         elif c.state == CONNECTION_OPEN:
             sender_drop_pending(s, c, reason, now)
+    if s.bunch:
+        sender_drop_parked(s, reason, now)
     sender_drop_waiting(s, reason, PACE_NEVER, now)
+
+
+cdef void sender_drop_parked(SenderState* s, int reason, int64_t now) noexcept nogil:
+    """Ends what waits for requests of its own flow that are on a connection."""
+    cdef SenderFlow* flow
+    cdef SenderItem* item
+    cdef uint64_t i
+    for i in range(s.flows_mask + 1):
+        flow = s.flows[i]
+        while flow != NULL:
+            while flow.on and flow.first != NULL:        # on: it is not forgotten meanwhile
+                item = flow.first
+                flow.first = item.next
+                sender_finish(s, item, -1, reason, 0, now)
+            if flow.first == NULL:
+                flow.last = NULL
+            flow = flow.chain
 
 
 cdef void sender_drop_pending(SenderState* s, SenderConnection* c, int reason, int64_t now) noexcept nogil:
@@ -205,6 +246,7 @@ cdef void sender_drop_pending(SenderState* s, SenderConnection* c, int reason, i
     while item != NULL:
         after = item.next
         c.load -= 1
+        sender_leave(s, item.flow)
         sender_finish(s, item, c.address, reason, 0, now)
         item = after
     sender_place(s, c)
@@ -308,6 +350,19 @@ cdef bint sender_may_write(SenderState* s, SenderConnection* c, int64_t now) noe
     return True
 
 
+cdef inline void sender_bunch(SenderState* s, SenderConnection* c) noexcept nogil:
+    """All replies to what is under way here are read at once: to be woken for each costs more than to read it. Too much is asked for when replies
+    become shorter; `sender_tick` sees to that."""
+    cdef int64_t wanted = 1
+    if c.way >= BUNCH_LEAST and s.reply_least and not s.halt:
+        wanted = c.way * s.reply_least if s.open >= 8 else c.way * s.reply_least // 2
+        if wanted > BUNCH_MOST:
+            wanted = BUNCH_MOST
+        if wanted >= c.lowat and wanted <= c.lowat + c.lowat // 8:
+            return
+    sender_lowat(c, <int32_t>wanted)
+
+
 cdef void sender_written(SenderState* s, SenderConnection* c, int64_t n, int64_t now) noexcept nogil:
     """The kernel took n bytes; or n is an errno below zero. EAGAIN: it is full, the driver says when it is not."""
     if n <= 0:
@@ -326,6 +381,8 @@ cdef void sender_written(SenderState* s, SenderConnection* c, int64_t n, int64_t
         atomic_set(&s.ledger.first_sent_ns, now + s.base_ns)
     s.ledger.last_sent_ns = now + s.base_ns
     sender_wrote(s, c, <uint64_t>n, now)
+    if s.bunch:
+        sender_bunch(s, c)
 
 
 # ---- reading ----------------------------------------------------------------------------------------------------------------
@@ -343,6 +400,10 @@ cdef bint sender_answered(SenderState* s, SenderConnection* c, int64_t now) noex
     count_add(&s.ledger.interim, r.interim)
     item.reply_bytes = c.reply_bytes
     item.reply_body = <int64_t>r.body_len
+    if c.reply_bytes < s.reply_least or s.reply_least == 0:
+        s.reply_least = c.reply_bytes
+    else:
+        s.reply_least += (c.reply_bytes - s.reply_least) >> 8
     c.reply_bytes = 0
     c.first = item.next
     if c.first == NULL:
@@ -354,6 +415,7 @@ cdef bint sender_answered(SenderState* s, SenderConnection* c, int64_t now) noex
     c.load -= 1
     c.barrier = 0
     c.since_ns = now
+    sender_leave(s, item.flow)
     sender_finish(s, item, c.address, REASON_NONE, status, now)
     reply_reset(r)
     if ends:
@@ -547,6 +609,7 @@ cdef void sender_dispatch(SenderState* s, int64_t now) noexcept nogil:
             c.cursor = flow.first
         c.last = flow.last
         c.load += flow.count
+        flow.on = flow.count
         flow.first = flow.last = NULL
         sender_place(s, c)
         sender_dirty(s, c)
@@ -629,8 +692,15 @@ cdef void sender_accept(SenderState* s, Batch* batch, Request* row, int64_t due_
     s.out += 1
     s.unsent += 1
     flow.count += 1
-    if flow.connection >= 0:                 # its requests are on a connection: this one follows them there
+    if flow.connection >= 0 and s.bunch and (flow.first != NULL or s.connections[flow.connection].load >= 2 * s.pipeline):
+        if flow.first == NULL:               # no room there: it waits until the flow has nothing on that connection, and then goes anywhere
+            flow.first = item
+        else:
+            flow.last.next = item
+        flow.last = item
+    elif flow.connection >= 0:               # its requests are on a connection: this one follows them there
         c = &s.connections[flow.connection]
+        flow.on += 1
         c.last.next = item                   # never empty: the flow would have been forgotten
         c.last = item
         if c.cursor == NULL:
@@ -674,7 +744,7 @@ cdef bint sender_take(SenderState* s, int64_t now) noexcept nogil:
     """Takes up what is due. True: there is more that could be taken up now.
 
     One batch is looked into; the rest stay in the ring, so that what is far in the future holds no memory here but that."""
-    cdef int budget = SENDER_TAKE
+    cdef int64_t budget = s.window if s.bunch else SENDER_TAKE     # in bunches: all there is room for, or each write has little
     cdef Request* row
     cdef int64_t due
     cdef Batch* batch
@@ -737,6 +807,8 @@ cdef void sender_tick(SenderState* s, int64_t now) noexcept nogil:
                 while item != NULL and item.flags & ITEM_WAY:
                     sender_own(s, item)
                     item = item.next
+            if c.lowat > 1 and c.state == CONNECTION_OPEN and now - c.first.sent_ns >= 2 * s.service_ns + BUNCH_LATE_NS:
+                sender_lowat(c, 1)
     if s.halt:
         return
     if not s.ever:
@@ -796,7 +868,9 @@ cdef uint32_t sender_patience(SenderState* s, int64_t* patience_ns) noexcept nog
         busy = s.open
     if busy < 8:
         return 1
-    patience_ns[0] = s.service_ns // 8 if s.service_ns < PATIENCE_MOST_NS * 8 else PATIENCE_MOST_NS
+    patience_ns[0] = s.service_ns // 8
+    if patience_ns[0] > (PATIENCE_BUNCH_NS if s.bunch else PATIENCE_MOST_NS):
+        patience_ns[0] = PATIENCE_BUNCH_NS if s.bunch else PATIENCE_MOST_NS
     return <uint32_t>(busy // 4 if busy < 512 else 128)
 
 
@@ -927,9 +1001,12 @@ cdef class Sender:
         s.dry = dry_run
         s.pipeline = <uint32_t>pipeline
         s.most = 1 if dry_run else connections
-        s.window = <int64_t>connections * pipeline * 2
+        s.window = <int64_t>connections * pipeline * (2 if pipeline < BUNCH_LEAST else 4)
         s.window = 64 if s.window < 64 else 65536 if s.window > 65536 else s.window
         s.tick_ns = 10000000 if connections <= 1024 else 50000000
+        s.bunch = asap and pipeline >= BUNCH_LEAST
+        if s.bunch and connections <= 1024:
+            s.tick_ns = 2000000
         s.pacer.kind = PACE_ASAP if asap else PACE_RATE if rate > 0 else PACE_ORIGINAL
         s.pacer.speed = speed
         s.pacer.rate = rate
@@ -1052,12 +1129,13 @@ cdef class Sender:
         return ledger_histograms(self.s.ledger)
 
 
-def push_for_tests(Queue queue not None, rows, *, Stop stop=None, int rows_per_batch=512):
+def push_for_tests(Queue queue not None, rows, *, Stop stop=None, int rows_per_batch=512, int64_t times=1):
     """Makes batches of these requests and pushes them. Does not mark the end. Waits while the ring is full or the budget is spent.
 
     rows: tuples (bytes, offset_ns, flow, flags, status, response_ns, server 16 bytes, server port); all but the bytes may be left out.
-    Returns how many were pushed."""
+    times: only rows of one batch may come more than once; the same batch is pushed again, without the GIL.  Returns how many were pushed."""
     cdef Batch* batch
+    cdef int64_t left
     cdef Request* row
     cdef bytes data
     cdef int64_t never = 0
@@ -1065,6 +1143,8 @@ def push_for_tests(Queue queue not None, rows, *, Stop stop=None, int rows_per_b
     cdef uint64_t size
     cdef uint64_t n = 0
     rows = list(rows)
+    if times > 1 and (len(rows) > min(rows_per_batch, BATCH_ROWS) or sum(len(one[0]) for one in rows) > BATCH_BYTES):
+        raise ValueError("times: rows of one batch")
     at = 0
     while at < len(rows):
         some = []
@@ -1105,6 +1185,8 @@ def push_for_tests(Queue queue not None, rows, *, Stop stop=None, int rows_per_b
             batch.used += row.length
             batch.count += 1
             n += 1
+        if times > 1:
+            batch_keep(batch, 1)             # ours, until the last time
         with nogil:
             while not queue.push(batch):
                 if atomic_get(flag):
@@ -1114,6 +1196,18 @@ def push_for_tests(Queue queue not None, rows, *, Stop stop=None, int rows_per_b
                 poll(NULL, 0, 1)
         if batch == NULL:
             return n - <uint64_t>len(some)
+    if times > 1:
+        left = times - 1
+        with nogil:
+            while left > 0 and not atomic_get(flag):
+                batch_keep(batch, 1)
+                if queue.push(batch):
+                    left -= 1
+                else:
+                    batch_release(batch)
+                    poll(NULL, 0, 1)
+            batch_release(batch)
+        n *= <uint64_t>(times - left)
     return n
 
 
