@@ -15,7 +15,7 @@ runs of the same rounds, each a whole process on one core:
 
 import subprocess
 
-import generate
+import inputs
 import measure
 import sending
 import servers
@@ -27,7 +27,7 @@ DEPTH = 16
 def main():
     parser = measure.arguments(__doc__, requests=300_000, connections=1_000, seconds=3)
     asked = parser.parse_args()
-    path, requests = generate.cached(requests=asked.requests, connections=asked.connections)
+    path, requests = inputs.cached(requests=asked.requests, connections=asked.connections)
     measure.cost(["cat", path], stdout=subprocess.DEVNULL)
     if absent := measure.missing("nginx"):
         raise SystemExit(f"{absent[0]} is not installed: benchmarks/peers.sh")

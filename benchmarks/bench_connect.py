@@ -6,7 +6,7 @@
 into the same nginx; heads of the same length. nginx's own count of accepted connections is not below that of requests.
 """
 
-import generate
+import inputs
 import measure
 import sending
 import servers
@@ -33,7 +33,7 @@ def main():
     asked = parser.parse_args()
     if absent := measure.missing("nginx"):
         raise SystemExit(f"{absent[0]} is not installed: benchmarks/peers.sh")
-    path, requests = generate.cached(requests=asked.requests, one_each=True, bodies=0.0)
+    path, requests = inputs.cached(requests=asked.requests, one_each=True, bodies=0.0)
     with measure.scratch() as folder, servers.Nginx(folder, keep="0") as server:
         ways = {"replay": connected(server, sending.replaying(server, path, requests))}
         if not measure.missing("ab"):

@@ -8,7 +8,7 @@ requests compared, but also, where times are the same, the digest of what was se
 
 import subprocess
 
-import generate
+import inputs
 import measure
 
 QUESTION = "What do disordered, duplicated, overlapping and cut captures cost, of the clean one with the same requests? One core, CPU time of whole processes."
@@ -20,9 +20,9 @@ def main():
     parser = measure.arguments(__doc__, requests=300_000, connections=1_000, seed=1)
     asked = parser.parse_args()
     how = {"requests": asked.requests, "connections": asked.connections, "seed": asked.seed}
-    captures = {name: generate.cached(variant=name, **how)[0] for name in ("clean", *JUDGED)}
+    captures = {name: inputs.cached(variant=name, **how)[0] for name in ("clean", *JUDGED)}
     small = {"requests": max(asked.requests // 100, 10), "connections": min(asked.connections, 100), "seed": asked.seed}
-    captures["a byte a packet"], few = generate.cached(variant="bytes", **small)
+    captures["a byte a packet"], few = inputs.cached(variant="bytes", **small)
     digests, packets = {}, {}
 
     def reading(name, path):

@@ -1,6 +1,6 @@
 """How long from the start of the process to the first request at the target, with a large capture?
 
-    python benchmarks/bench_first_request.py [--bytes 2g] [--rounds 5]
+    python benchmarks/bench_first_request.py [--requests 1m] [--rounds 5]
 
 Wall time, the capture in the page cache. The target is a socket of ours that answers nothing: the clock stops at its first byte, then the run is interrupted.
 """
@@ -10,7 +10,7 @@ import socket
 import subprocess
 import time
 
-import generate
+import inputs
 import measure
 
 QUESTION = "How long from the start of the process to the first request at the target, out of a large capture? Wall time."
@@ -45,9 +45,8 @@ def first_byte(path):
 
 def main():
     parser = measure.arguments(__doc__, requests=1_000_000)
-    parser.add_argument("--bytes", type=generate.size, default=2 << 30, help="repeat the requests until so many")
     asked = parser.parse_args()
-    path, requests = generate.cached(requests=asked.requests, most=asked.bytes)
+    path, requests = inputs.cached(requests=asked.requests)
     measure.cost(["cat", path], stdout=subprocess.DEVNULL)
     took = measure.spread([1e3 * one for one in measure.in_turn(asked.rounds, {"replay": lambda: first_byte(path)})["replay"]])
     bars = [measure.bar("first request at the target", took, measure.AT_MOST, 300, 150, "ms")]

@@ -1,22 +1,29 @@
-"""How much memory, and does it grow with the capture? Peak RSS of `replay run --dry-run --pace max`.
+"""How much memory, and does it grow with the capture? Peak RSS of `replay run --pace max`.
 
-    python benchmarks/bench_memory.py [--bytes 200m 2g]
+    python benchmarks/bench_memory.py [--requests 100k 1m]
 
-Mapped from a file, and through a pipe from another process that makes the capture on the fly. A round is enough: a peak hardly moves. Memory that is mapped from the capture counts as well (it is the page cache's).
+Three ways: a dry run of a file that is mapped, a dry run through a pipe from another process that makes the capture on the fly, and sending into `replay sink` with 16 under way on each of 64 connections. A round is enough: a
+peak hardly moves. Pages of the capture that are mapped count as well, although they are the page cache's. The bounds are the defaults, `--max-memory` among them.
 """
 
 import subprocess
 import sys
 
-import generate
+import inputs
 import measure
+import sending
+import servers
 
 QUESTION = "How much memory, at any size of the capture? Peak RSS, mapped pages of the capture included."
 
 
-def piped(requests, most):
-    """(requests found, peak) of a capture that comes through a pipe."""
-    with subprocess.Popen([sys.executable, measure.HERE / "generate.py", "--requests", str(requests), "--bytes", str(most)], stdout=subprocess.PIPE) as maker:
+def mapped(path, _):
+    report, used = measure.replay("--dry-run", "--pace", "max", path)
+    return report["ledger"]["selected"], used.peak
+
+
+def piped(_, requests):
+    with subprocess.Popen([sys.executable, measure.HERE / "generate.py", "--requests", str(requests)], stdout=subprocess.PIPE) as maker:
         report, used = measure.replay("--dry-run", "--pace", "max", "-", stdin=maker.stdout)
         maker.stdout.close()
     if maker.returncode:
@@ -24,25 +31,30 @@ def piped(requests, most):
     return report["ledger"]["selected"], used.peak
 
 
+def sent(path, requests):
+    with servers.Sink().watched() as watched:
+        report, used = measure.replay("--pace", "max", "-c", sending.CONNECTIONS, "--pipeline", "16", "--to", watched.sink.url, path)
+    measure.exactly("the sink, of replay's,", watched.served, requests)
+    return report["ledger"]["answered"], used.peak
+
+
 def main():
-    parser = measure.arguments(__doc__, rounds=1, requests=100_000)
-    parser.add_argument("--bytes", type=generate.size, nargs="+", default=[200 << 20, 2 << 30])
+    parser = measure.arguments(__doc__, rounds=1)
+    parser.add_argument("--requests", type=inputs.count, nargs="+", default=[100_000, 1_000_000])
     asked = parser.parse_args()
     runs, measured = [], {}
-    for most in asked.bytes:
-        path, requests = generate.cached(requests=asked.requests, most=most)
+    for requests in asked.requests:
+        path, _ = inputs.cached(requests=requests)
 
-        def mapped(path=path, requests=requests):
-            report, used = measure.replay("--dry-run", "--pace", "max", path)
-            return measure.exactly("replay", report["ledger"]["selected"], requests), used.peak
+        def once(way, path=path, requests=requests):
+            def call():
+                found, peak = way(path, requests)
+                return measure.exactly("replay", found, requests), peak / 2**20
 
-        def through_a_pipe(most=most, requests=requests):
-            found, peak = piped(asked.requests, most)
-            return measure.exactly("replay", found, requests), peak
+            return call
 
-        rounds = measure.in_turn(asked.rounds, {"mapped": mapped, "pipe": through_a_pipe})
-        for name, values in rounds.items():
-            peak = measure.spread([one[1] / 2**20 for one in values])
+        for name, values in measure.in_turn(asked.rounds, {"mapped": once(mapped), "pipe": once(piped), "sending": once(sent)}).items():
+            peak = measure.spread([one[1] for one in values])
             measured[f"{name}, {path.stat().st_size / 1e9:.3g} GB"] = {"requests": requests, "peak MB": peak}
             runs.append({"how": name, "bytes": path.stat().st_size, "requests": requests, "peak_mb": peak})
     worst = {key: max(run["peak_mb"][key] for run in runs) for key in ("min", "median")}

@@ -14,7 +14,7 @@ import signal
 import subprocess
 import time
 
-import generate
+import inputs
 import lateness
 import measure
 import sending
@@ -114,14 +114,14 @@ def columns(rounds):
 
 def main():
     parser = measure.arguments(__doc__, seconds=10, connections=1_000)
-    parser.add_argument("--rates", type=generate.count, nargs="+", default=[10_000, 50_000, 100_000])
+    parser.add_argument("--rates", type=inputs.count, nargs="+", default=[10_000, 50_000, 100_000])
     parser.add_argument("--pipeline", default="16", help="at 100,000/s, where requests that are due together may go out together")
     asked = parser.parse_args()
     # The slower rates are looked at for longer: drift is told after ten seconds.
     seconds = {rate: asked.seconds if rate <= 10_000 else max(asked.seconds * 2 // 5, 1) for rate in asked.rates}
-    capture, _ = generate.cached(requests=max(rate * seconds[rate] for rate in asked.rates), connections=asked.connections, bodies=0.0)
+    capture, _ = inputs.cached(requests=max(rate * seconds[rate] for rate in asked.rates), connections=asked.connections, bodies=0.0)
     even_s = max(asked.seconds // 4, 1)
-    even, even_count = generate.cached(requests=10_000 * even_s, connections=asked.connections, bodies=0.0, rate=10_000)
+    even, even_count = inputs.cached(requests=10_000 * even_s, connections=asked.connections, bodies=0.0, rate=10_000)
     why = "" if os.geteuid() == 0 else "needs root for tcpdump"
     if not why and (absent := measure.missing("tcpdump")):
         why = f"{absent[0]} is not installed: benchmarks/peers.sh"

@@ -10,7 +10,7 @@ Every tool's number of requests is compared with what was generated. `--engine r
 import subprocess
 import sys
 
-import generate
+import inputs
 import measure
 
 QUESTION = "What does a request cost from capture file to rewritten request, ready to send? One core, CPU time of whole processes."
@@ -27,9 +27,9 @@ PEERS = [
 def command(name, requests, connections, seed):
     """(command, requests that it should find)."""
     if name == "httptools on streams":
-        path, expected = generate.cached(requests=requests, connections=connections, seed=seed, streams=True)
+        path, expected = inputs.cached(requests=requests, connections=connections, seed=seed, streams=True)
         return [sys.executable, measure.PEERS / "httptools_streams.py", path], expected
-    path, expected = generate.cached(requests=requests, connections=connections, seed=seed)
+    path, expected = inputs.cached(requests=requests, connections=connections, seed=seed)
     if name == "tshark -T fields":
         return ["tshark", "-n", "-r", path, "-Y", "http.request", "-T", "fields", "-e", "http.request.method", "-e", "http.host", "-e", "http.request.uri"], expected
     return [sys.executable, measure.PEERS / {"dpkt": "dpkt_recipe.py", "plain Python": "plain_python.py"}[name], path], expected
@@ -71,8 +71,8 @@ def main():
     parser.add_argument("--peers", default="all", help="all, none, or names: " + ", ".join(name for name, *_ in PEERS))
     parser.add_argument("--engine", choices=["mapped", "read"], default="mapped")
     asked = parser.parse_args()
-    path, requests = generate.cached(requests=asked.requests, connections=asked.connections, seed=asked.seed)
-    few_path, few = generate.cached(requests=max(asked.requests // 10, 1), connections=asked.connections, seed=asked.seed)
+    path, requests = inputs.cached(requests=asked.requests, connections=asked.connections, seed=asked.seed)
+    few_path, few = inputs.cached(requests=max(asked.requests // 10, 1), connections=asked.connections, seed=asked.seed)
     for one in (path, few_path):
         measure.cost(["cat", one], stdout=subprocess.DEVNULL)  # into the page cache
     notes, absent = [], {}

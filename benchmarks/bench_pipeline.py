@@ -5,7 +5,7 @@
 `replay run --pace max -c 64 --pipeline 16` beside wrk with a script that pipelines 16 and `h2load --h1 -m16`, into the same nginx with one worker; request heads of the same length. See bench_send.py.
 """
 
-import generate
+import inputs
 import measure
 import sending
 import servers
@@ -16,7 +16,7 @@ QUESTION = "What does a request cost to send with 16 under way on a connection? 
 def main():
     parser = measure.arguments(__doc__, requests=400_000, connections=1_000, seconds=3, depth=16)
     asked = parser.parse_args()
-    path, requests = generate.cached(requests=asked.requests, connections=asked.connections, bodies=0.0)
+    path, requests = inputs.cached(requests=asked.requests, connections=asked.connections, bodies=0.0)
     if absent := measure.missing("nginx"):
         raise SystemExit(f"{absent[0]} is not installed: benchmarks/peers.sh")
     with measure.scratch() as folder, servers.Nginx(folder) as server:

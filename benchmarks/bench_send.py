@@ -6,7 +6,7 @@
 the other. Served is nginx's own count. How busy nginx's core is stands beside it: what is measured is the client only while the server is not short of work.
 """
 
-import generate
+import inputs
 import measure
 import sending
 import servers
@@ -17,7 +17,7 @@ QUESTION = "What does a request cost to send, one under way a connection, every 
 def main():
     parser = measure.arguments(__doc__, requests=300_000, connections=1_000, seconds=3)
     asked = parser.parse_args()
-    path, requests = generate.cached(requests=asked.requests, connections=asked.connections, bodies=0.0)
+    path, requests = inputs.cached(requests=asked.requests, connections=asked.connections, bodies=0.0)
     if absent := measure.missing("nginx"):
         raise SystemExit(f"{absent[0]} is not installed: benchmarks/peers.sh")
     with measure.scratch() as folder, servers.Nginx(folder) as server:

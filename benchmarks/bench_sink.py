@@ -6,7 +6,7 @@
 replay a second counts without start-up (the difference to a run over a tenth of the requests), which is told beside it as the whole; its CPU time is that of the whole process. At most N requests go out in one send.
 """
 
-import generate
+import inputs
 import measure
 import sending
 import servers
@@ -22,7 +22,7 @@ def main():
     def captures(depth):
         """All the requests, and a tenth; fewer where each is a send of its own."""
         many = asked.requests if depth >= 16 else max(asked.requests // 4, 1)
-        return [generate.cached(requests=number, connections=asked.connections, bodies=0.0) for number in (many, max(many // 10, 1))]
+        return [inputs.cached(requests=number, connections=asked.connections, bodies=0.0) for number in (many, max(many // 10, 1))]
 
     sink = servers.Sink()
     ways, absent = {}, measure.missing("wrk", "h2load")

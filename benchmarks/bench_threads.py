@@ -8,7 +8,7 @@ second core. Whole runs stand beside it. Both have to select the same requests (
 
 import subprocess
 
-import generate
+import inputs
 import measure
 
 QUESTION = "How much faster do two cores read a capture than one? Wall time."
@@ -18,7 +18,7 @@ def main():
     parser = measure.arguments(__doc__, requests=1_000_000, connections=1_000, seed=1)
     parser.add_argument("--threads", default="2", help="for two cores, where `replay run` has such an option")
     asked = parser.parse_args()
-    captures = [generate.cached(requests=number, connections=asked.connections, seed=asked.seed) for number in (asked.requests, max(asked.requests // 10, 1))]
+    captures = [inputs.cached(requests=number, connections=asked.connections, seed=asked.seed) for number in (asked.requests, max(asked.requests // 10, 1))]
     for path, _ in captures:
         measure.cost(["cat", path], stdout=subprocess.DEVNULL)
     if len(measure.CORES) < 2:

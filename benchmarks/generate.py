@@ -18,14 +18,12 @@ Checksums of IP are right, those of TCP are zero, as where the card makes them.
 """
 
 import argparse
-import hashlib
-import os
 import pathlib
 import random
 import struct
 import sys
-import tempfile
 
+import inputs
 import numpy
 
 MSS = 1448
@@ -37,7 +35,7 @@ START = 1_780_000_000
 VARIANTS = ("clean", "disordered", "duplicated", "overlapping", "cut", "bytes")
 SHARE = 0.2  # of what a variant does something to
 LATEST_US = 20_000  # that a packet is displaced by
-RATE = 20_000  # requests a second of capture time
+RATE = inputs.USUAL["rate"]  # requests a second of capture time
 CHUNK = 65_536  # packets that are put together at a time
 
 GETS, POSTS, REPLIES = 48, 24, 48  # how many different ones there are
@@ -67,18 +65,6 @@ COLUMNS = numpy.dtype(
         ("from_client", "?"),
     ]
 )
-
-
-def size(text):
-    """Bytes (or how many) of `200m`, `2g`, `1024`."""
-    factor = {"k": 1 << 10, "m": 1 << 20, "g": 1 << 30}.get(text[-1:].lower(), 1)
-    return int(float(text.rstrip("kKmMgG")) * factor)
-
-
-def count(text):
-    """A number such as `1m`, `10k`, `500`."""
-    factor = {"k": 1_000, "m": 1_000_000}.get(text[-1:].lower(), 1)
-    return int(float(text.rstrip("kKmM")) * factor)
 
 
 # ---- what is said ------------------------------------------------------------------------------------------------------------
@@ -384,49 +370,28 @@ def write_streams(into, *, requests=100_000, connections=1_000, seed=1, bodies=0
     return int(lengths.sum()), requests
 
 
-# ---- kept for the next one ---------------------------------------------------------------------------------------------------
-
-
-def folder():
-    """Where captures are kept: `replay-bench` in the temp folder, this user's alone."""
-    found = pathlib.Path(tempfile.gettempdir()) / f"replay-bench-{os.getuid()}"
-    found.mkdir(mode=0o700, exist_ok=True)
-    if found.stat().st_uid != os.getuid():
-        raise SystemExit(f"{found} belongs to somebody else: remove it, or set TMPDIR")
-    return found
-
-
-def cached(*, streams=False, **how):
-    """(path, requests) of such a capture (or of its streams), made when it is not there yet."""
-    code = hashlib.sha256(pathlib.Path(__file__).read_bytes()).hexdigest()[:8]
-    key = hashlib.sha256(repr((streams, sorted(how.items()))).encode()).hexdigest()[:12]
-    path = folder() / f"{code}-{key}.{'streams' if streams else 'pcap'}"
-    counted = path.with_suffix(path.suffix + ".count")
-    if not counted.exists():
-        for old in [*folder().glob("*.pcap*"), *folder().glob("*.streams*")]:  # made by another version of this file
-            if not old.name.startswith(code):
-                old.unlink(missing_ok=True)
-        part = path.with_suffix(f".{os.getpid()}.part")
-        with open(part, "wb", buffering=0) as into:
-            _, found = (write_streams if streams else write)(into, **how)
-        part.rename(path)
-        counted.write_text(str(found))
-    return path, int(counted.read_text())
-
-
 def main():
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    options.add_argument("--requests", type=count, default=100_000)
-    options.add_argument("--connections", type=count, default=1_000)
+    options.add_argument("--requests", type=inputs.count, default=100_000)
+    options.add_argument("--connections", type=inputs.count, default=1_000)
     options.add_argument("--one-each", action="store_true", help="a connection for each request")
     options.add_argument("--seed", type=int, default=1)
     options.add_argument("--bodies", type=float, default=0.15, help="share of requests with a body")
-    options.add_argument("--rate", type=count, default=RATE, help="requests a second of capture time")
+    options.add_argument("--rate", type=inputs.count, default=RATE, help="requests a second of capture time")
     options.add_argument("--variant", choices=VARIANTS, default="clean")
-    options.add_argument("--bytes", type=size, default=0, help="repeat until so many")
+    options.add_argument("--bytes", type=inputs.size, default=0, help="repeat until so many")
+    options.add_argument("--streams", action="store_true", help="what each client sent, instead of packets")
+    options.add_argument("--count", type=pathlib.Path, help="write there how many requests it holds")
     asked = vars(options.parse_args())
+    streams, into, most = asked.pop("streams"), asked.pop("count"), asked.pop("bytes")
     try:
-        write(sys.stdout.buffer, most=asked.pop("bytes"), **asked)
+        if streams:
+            _, found = write_streams(sys.stdout.buffer, **{name: asked[name] for name in ("requests", "connections", "seed", "bodies", "rate")})
+        else:
+            _, found = write(sys.stdout.buffer, most=most, **asked)
+        sys.stdout.buffer.flush()
+        if into:
+            into.write_text(str(found))
     except BrokenPipeError:
         sys.stderr.close()
         sys.exit(1)

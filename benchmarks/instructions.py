@@ -21,7 +21,7 @@ import subprocess
 import sys
 import tempfile
 
-import generate
+import inputs
 
 BASELINE = pathlib.Path(__file__).with_name("instructions.json")
 TOLERANCE = 0.03
@@ -82,7 +82,7 @@ def counted():
         raise SystemExit("valgrind is not installed")
     counts = {}
     for name in CAPTURES:
-        path, requests = generate.cached(variant=name, **HOW)
+        path, requests = inputs.cached(variant=name, **HOW)
         with tempfile.TemporaryDirectory(prefix="replay-instructions-") as folder:
             output = pathlib.Path(folder, "out")
             valgrind = ["valgrind", "--tool=callgrind", "--collect-atstart=no", f"--toggle-collect={FUNCTION}", f"--callgrind-out-file={output}"]

@@ -19,7 +19,7 @@ import sys
 import tempfile
 import time
 
-import generate
+import inputs
 
 HERE = pathlib.Path(__file__).resolve().parent
 PEERS = HERE / "peers"
@@ -94,7 +94,7 @@ def compiled(name, *flags):
     compiler = shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
     if compiler is None:
         return None
-    target = generate.folder() / f"{name}-{int(source.stat().st_mtime)}-{'-'.join(flags)}".replace("/", "_")
+    target = inputs.folder() / f"{name}-{int(source.stat().st_mtime)}-{'-'.join(flags)}".replace("/", "_")
     if not target.exists():
         part = target.with_suffix(f".{os.getpid()}.part")
         subprocess.run([compiler, "-O2", *flags, "-o", part, source], check=True)
@@ -236,7 +236,7 @@ def arguments(doc, rounds=5, **more):
     parser.add_argument("--rounds", type=int, default=rounds)
     parser.add_argument("--json", action="store_true", help="one JSON object on standard output, no table")
     for name, value in more.items():
-        parser.add_argument(f"--{name.replace('_', '-')}", type=generate.count if isinstance(value, int) else type(value), default=value)
+        parser.add_argument(f"--{name.replace('_', '-')}", type=inputs.count if isinstance(value, int) else type(value), default=value)
     return parser
 
 

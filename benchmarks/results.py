@@ -31,8 +31,8 @@ ALL = [
     ("chain", "--requests 5k --connections 50 --seconds 1 --rounds 1"),
     ("pacing", "--seconds 1 --rates 1k 2k 4k --connections 50 --rounds 1"),
     ("start", "--rounds 2"),
-    ("first_request", "--requests 1k --bytes 4m --rounds 1"),
-    ("memory", "--requests 500 --bytes 2m 8m"),
+    ("first_request", "--requests 1k --rounds 1"),
+    ("memory", "--requests 500 5k"),
 ]
 NAMES = [name for name, _ in ALL]
 

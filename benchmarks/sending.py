@@ -1,17 +1,24 @@
 """Tools that send, each a call that gives one round's numbers: `replay run`, wrk, h2load, ab. All on the client's core; what was served is the server's own count."""
 
+import functools
 import re
 import statistics
 
-import generate
 import measure
 
 CONNECTIONS = 64
 
 
+#: A browser's name, as in the generated captures.
+AGENT = "Mozilla/5.0 (X11; Linux x86_64) AppleWebKit/537.36 (KHTML, like Gecko) Chrome/126.0.0.0 Safari/537.36"
+
+
+@functools.cache
 def head_length():
     """Bytes of a request's head as `replay` sends it, on average: the shadow's suffix is added, the Connection line is not sent on."""
     import random
+
+    import generate  # takes numpy along
 
     said, _ = generate._messages(random.Random(1))
     captured = statistics.mean(len(one) for one in said[: generate.GETS])
@@ -20,7 +27,7 @@ def head_length():
 
 def fields_to_length(wanted, line, host):
     """Header fields (name, value) that bring a request of that request line and Host to so many bytes."""
-    names = [("User-Agent", generate.AGENTS[0].decode()), ("Accept", "application/json, text/plain;q=0.9, */*;q=0.8"), ("Accept-Language", "en-US,en;q=0.9"), ("Accept-Encoding", "gzip, deflate"), ("x-request-id", "0" * 32)]
+    names = [("User-Agent", AGENT), ("Accept", "application/json, text/plain;q=0.9, */*;q=0.8"), ("Accept-Language", "en-US,en;q=0.9"), ("Accept-Encoding", "gzip, deflate"), ("x-request-id", "0" * 32)]
     used = len(line) + 2 + len(f"Host: {host}\r\n") + sum(len(f"{a}: {b}\r\n") for a, b in names) + 2
     rest = wanted - used - len("Cookie: \r\n")
     return [*names, ("Cookie", "c" * max(rest, 1))]

@@ -61,16 +61,14 @@ def test_parse_read_through_a_pipe(tmp_path):
 
 
 def test_first_request(tmp_path):
-    result = bench("bench_first_request.py", "--bytes", "1m", "--requests", "100", "--rounds", "1", tmp_path=tmp_path)
-    assert result["capture_bytes"] >= 1_000_000 and result["requests"] >= 200
-    assert result["first_request_ms"]["min"] > 0
+    result = bench("bench_first_request.py", "--requests", "300", "--rounds", "1", tmp_path=tmp_path)
+    assert result["requests"] == 300 and result["first_request_ms"]["min"] > 0
 
 
 def test_memory(tmp_path):
-    result = bench("bench_memory.py", "--bytes", "100k", "1m", "--requests", "50", tmp_path=tmp_path)
-    small, _, large, piped = result["runs"]
-    assert 50 <= small["requests"] < large["requests"] == piped["requests"] and large["requests"] % 50 == 0
-    assert large["peak_mb"]["min"] > 1
+    result = bench("bench_memory.py", "--requests", "50", "700", tmp_path=tmp_path)
+    assert [(run["how"], run["requests"]) for run in result["runs"]] == [(how, requests) for requests in (50, 700) for how in ("mapped", "pipe", "sending")]
+    assert all(run["peak_mb"]["min"] > 1 for run in result["runs"])
 
 
 needs_nginx = pytest.mark.skipif(not (shutil.which("nginx") or os.path.exists("/usr/sbin/nginx")), reason="needs nginx")

@@ -32,7 +32,8 @@ class Requests:
 
 requests = Requests()
 with open(sys.argv[1], "rb") as file:
-    while length := int.from_bytes(file.read(8), "little"):
+    while prefix := file.read(8):
+        length = int.from_bytes(prefix, "little")
         parser = httptools.HttpRequestParser(requests)
         while length:
             piece = file.read(min(PIECE, length))
