@@ -1,8 +1,19 @@
 # The ingest half: packets in, batches of requests out; one nogil thread body. What Python configures and reads of it.
 from cpython.ref cimport Py_DECREF, Py_INCREF, PyObject
-import hashlib as _hashlib
 import os as _os
 import re as _re
+
+
+
+class _hashlib:
+    """hashlib, which loads OpenSSL, for those alone who want digests."""
+
+    @staticmethod
+    def sha256(data=b""):
+        import hashlib
+
+        return hashlib.sha256(data)
+
 
 cdef enum:
     TAKE_PACKETS = 32             # so few that they stay in the first cache from one step to the next
@@ -133,7 +144,7 @@ cdef void digest_free(Message* m) noexcept nogil:
         Py_DECREF(<object>m.sha)
         m.sha = NULL
 
-cdef bytes DIGEST_EMPTY = _hashlib.sha256().digest()
+cdef bytes DIGEST_EMPTY = bytes.fromhex("e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855")
 cdef const uint8_t* DIGEST_EMPTY_BYTES = DIGEST_EMPTY
 
 
