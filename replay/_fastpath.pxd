@@ -25,6 +25,7 @@ cdef extern from "fastpath/atomics.h" nogil:
 cdef extern from "fastpath/hints.h" nogil:
     void prefetch(const void* p)
     void prefetch_struct(const void* p, size_t n)
+    void spin_pause()
 
 cdef extern from "fastpath/xxh64.h" nogil:
     uint64_t xxh64(const uint8_t* p, size_t n, uint64_t seed)
