@@ -163,7 +163,11 @@ _BOUNDS = [
     ),
     click.option("--max-memory", type=SIZE, default="128MiB", show_default=True, help="For requests that are being read or wait to be sent."),
     click.option(
-        "--threads", type=Choice("N", ("1", "2")), default="1", show_default=True, help="Threads that read captures; two are quicker where a core is idle, and give the same."
+        "--threads",
+        type=Choice("N", ("1", "2")),
+        default="1",
+        show_default=True,
+        help="Threads that read captures; two are quicker where a core is idle, and give the same.",
     ),
 ]
 
