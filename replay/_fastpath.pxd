@@ -25,6 +25,7 @@ cdef extern from "fastpath/atomics.h" nogil:
 cdef extern from "fastpath/hints.h" nogil:
     void prefetch(const void* p)
     void prefetch_struct(const void* p, size_t n)
+    void spin_pause()
 
 cdef extern from "fastpath/xxh64.h" nogil:
     uint64_t xxh64(const uint8_t* p, size_t n, uint64_t seed)
@@ -138,6 +139,7 @@ cdef extern from "fastpath/headfast.h" nogil:
 
     enum:
         HEAD_DROPS                # hop-by-hop fields of a head whose place is noted
+        HEAD_BEGUN                # head_scan: a usual first line, no end yet
 
     ctypedef struct Head:         # of a request or a reply; offsets are from its first byte
         uint32_t length           # through the empty line

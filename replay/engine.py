@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import ipaddress
 import resource
-import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -105,6 +104,8 @@ def _passes(all_counts: list[Counts]) -> Counts:
 
 def resolve(target: Target) -> list[Address]:
     """The addresses of a target, IPv4 mapped into IPv6. Raises TargetError."""
+    import socket  # not for a dry run
+
     try:
         found = socket.getaddrinfo(target.host, target.port, type=socket.SOCK_STREAM)
     except (OSError, UnicodeError) as error:

@@ -57,6 +57,7 @@ class Selection:
     max_body: int = 64 << 20
     max_memory: int = 128 << 20
     max_connections: int = 262_144
+    threads: int = 1
     max_gap_ns: int = 10 * 10**9
 
     def for_ingest(self) -> dict[str, Any]:
@@ -86,6 +87,7 @@ class Selection:
             "max_head": self.max_head,
             "max_body": self.max_body,
             "max_connections": self.max_connections,
+            "threads": self.threads,
             "max_memory": max(self.max_memory // 2, 2 << 20),
             "max_gap_ns": self.max_gap_ns,
         }

@@ -65,6 +65,9 @@ def compare(data, reply):
         quick = head_parse_for_tests(data, reply, variant)
         if quick is None:
             continue
+        if "begun" in quick:
+            assert general is None, variant
+            continue
         assert general is not None, variant
         split = quick.pop("split", None)
         expected = {key: general[key] for key in quick}
@@ -92,6 +95,7 @@ def test_replies(first, lines, more):
 
 
 @given(FIRST, st.lists(LINES, max_size=6), st.integers(0, 400))
+@example(b"GET / HTTP/1.1\r\n", [b"A: b\r\n", b"\n"], 23)
 def test_heads_that_are_not_whole(first, lines, cut):
     compare((first + b"".join(lines) + b"\r\n")[:cut], False)
 
@@ -109,7 +113,7 @@ def test_it_takes_what_is_usual(variant):
         )
         quick = head_parse_for_tests(data, False, variant)
         assert quick is not None and quick["length"] == len(data) and quick["content_length"] == 17 and quick["hosts"] == 1 and quick["split"] == 12
-        assert head_parse_for_tests(data[:-1], False, variant) is None
+        assert head_parse_for_tests(data[:-1], False, variant) == {"begun": True}
         reply = b"HTTP/1.1 200 " + b"o" * n + b"\r\nServer: nginx\r\nContent-Length: 5\r\n\r\nhello"
         quick = head_parse_for_tests(reply, True, variant)
         assert quick is not None and quick["status"] == 200 and quick["content_length"] == 5 and quick["length"] == len(reply) - 5

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import importlib
 import os
 import sys
@@ -34,6 +35,9 @@ class _Verbs(click.Group):
         if name not in _VERBS:
             return None
         found: click.Command = getattr(importlib.import_module(f"replay.cli.{name}"), name)
+        if not gc.isenabled():  # switched off for the start (`replay.cli.main`)
+            gc.freeze()
+            gc.enable()
         return found
 
     def resolve_command(self, ctx: click.Context, args: list[str]) -> tuple[str | None, click.Command | None, list[str]]:

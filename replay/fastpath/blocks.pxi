@@ -162,6 +162,12 @@ def blocks_zstd():
         return importlib.import_module("backports.zstd")
 
 
+cdef struct RetiredWindow:
+    RetiredWindow* next
+    uint8_t* window               # owns
+    int64_t fill                  # at which it was put away
+
+
 cdef class Capture(PacketSource):
     """The packets of captures, merged by time.
 
@@ -183,6 +189,9 @@ cdef class Capture(PacketSource):
     cdef int64_t bytes_read       # atomic: on disk
     cdef int64_t packets          # atomic
     cdef int64_t finished         # atomic: 1 all was read, 2 ended early
+    cdef bint two_windows         # packets stay valid until the fill after the next (`Ingest` with two threads)
+    cdef int64_t fills            # with two windows
+    cdef RetiredWindow* retired   # owns: windows of captures that ended, until nothing borrows from them
     cdef BlockNotes notes
     cdef list names               # as given, for messages
     cdef list paths               # bytes; keeps BlockFile.path alive
@@ -223,6 +232,7 @@ cdef class Capture(PacketSource):
         if self.files != NULL:
             for i in range(self.count):
                 self.put_away(&self.files[i])
+        self.free_retired(-1)
         free(self.files)
         free(self.heap)
         free(self.pending)
@@ -428,13 +438,65 @@ cdef class Capture(PacketSource):
         """Frees all that it holds; nothing of it is borrowed any more."""
         self.shut(f)
         self.window_bytes -= f.window_size
-        free(f.window)
+        self.retire(f.window)
+        self.retire(f.other)
+        f.other = NULL
+        f.other_size = 0
         free(f.input)
         free(f.ifaces)
         f.window = NULL
         f.input = NULL
         f.ifaces = NULL
         f.window_size = 0
+
+    cdef void retire(self, uint8_t* window) noexcept nogil:
+        """Frees a window, with two of them when nothing can borrow from it any more."""
+        cdef RetiredWindow* one = NULL
+        if window != NULL and self.two_windows:
+            one = <RetiredWindow*>malloc(sizeof(RetiredWindow))
+        if one == NULL:
+            free(window)
+            return
+        one.window = window
+        one.fill = self.fills
+        one.next = self.retired
+        self.retired = one
+
+    cdef void free_retired(self, int64_t before) noexcept nogil:
+        """Frees what was put away before that fill; -1: all."""
+        cdef RetiredWindow** at = &self.retired
+        cdef RetiredWindow* one
+        while at[0] != NULL:
+            one = at[0]
+            if before < 0 or one.fill < before:
+                at[0] = one.next
+                free(one.window)
+                free(one)
+            else:
+                at = &one.next
+
+    cdef int change_windows(self, BlockFile* f) noexcept nogil:
+        """What is left goes to the other window, which is filled now; this one stays as it is for a while. 0, or BLOCKS_FAILED (noted)."""
+        cdef int64_t left = f.end - f.at
+        cdef uint8_t* window
+        cdef int64_t size
+        if f.window == NULL:
+            return 0
+        if f.other_size < f.window_size:
+            window = <uint8_t*>realloc(f.other, f.window_size)
+            if window == NULL:
+                walk_note(f, FAULT_MEMORY, -1, 0, 0)
+                return BLOCKS_FAILED
+            f.other = window
+            f.other_size = f.window_size
+        memcpy(f.other, f.window + f.at, left)
+        window, size = f.window, f.window_size
+        f.window, f.window_size = f.other, f.other_size
+        f.other, f.other_size = window, size
+        f.base += f.at
+        f.at = 0
+        f.end = left
+        return 0
 
     cdef void close(self, BlockFile* f) noexcept nogil:
         f.state = BLOCKS_DONE
@@ -492,6 +554,8 @@ cdef class Capture(PacketSource):
     cdef int refill(self, BlockFile* f) noexcept nogil:
         """Fills the window until a packet is whole. BLOCKS_READY, BLOCKS_GONE, BLOCKS_IDLE, BLOCKS_STOPPED or BLOCKS_ENOUGH."""
         cdef int64_t got
+        if self.two_windows and not f.ending and self.change_windows(f) < 0:
+            f.ending = True
         while not f.ending:
             if f.at == f.end:
                 f.base += f.at
@@ -580,6 +644,9 @@ cdef class Capture(PacketSource):
         cdef BlockFile* f
         cdef int32_t one
         cdef int result
+        if self.two_windows and self.pending_count:
+            self.fills += 1
+            self.free_retired(self.fills - 1)
         while self.pending_count:
             one = self.pending[self.pending_count - 1]
             f = &self.files[one]

@@ -1,7 +1,7 @@
 /* The usual head in one pass: what head_index() and head_parse() (http1.pxi) say of it, at a fraction of the cost.
  *
- * head_scan(p, n, h) returns the length of the whole head at p, of a request or of a reply (then method_len is 0), and h is what head_parse() fills; or 0,
- * which says nothing: the head is not whole, or something in it is not usual (a control byte, a name with other bytes than letters, digits and '-', a target
+ * head_scan(p, n, h) returns the length of the whole head at p, of a request or of a reply (then method_len is 0), and h is what head_parse() fills; or HEAD_BEGUN:
+ * its first line is there and usual, its end is not there (of h, only method_len means something); or 0, which says nothing: too little of it is there, or something in it is not usual (a control byte, a name with other bytes than letters, digits and '-', a target
  * that does not begin with '/', a field twice that must be there once, a field that asks for care), and the general parser has the word.
  * Variants for SSE2, AVX2 and NEON, chosen when the module is loaded; "plain" always leaves it to the general parser. The tests compare each with
  * that one. No variant reads beyond the page of p[n - 1]. */
@@ -34,6 +34,7 @@ enum HeadFlag { /* each is explained in _fastpath.pxd */
 };
 
 #define HEAD_DROPS 4
+#define HEAD_BEGUN 1
 
 typedef struct Head { /* each field is explained in _fastpath.pxd */
     uint32_t length;

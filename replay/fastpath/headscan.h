@@ -106,7 +106,7 @@ HS_TARGET static size_t HS(head_scan)(const uint8_t *p, size_t n, Head *h)
             k = (size_t)__builtin_ctzll(hs_strange(v) | HS_BEYOND);
         } else {
             if (have < 2)
-                return 0;
+                return have && p[at] == '\n' ? 0 : HEAD_BEGUN;
             v = HS(hs_last)(p + at, have);
             control = hs_below(v, 0x1F) & hs_valid(have);
             k = (size_t)__builtin_ctzll(hs_strange(v) | HS_BEYOND | (uint64_t)1 << (have - 1));
@@ -118,7 +118,9 @@ HS_TARGET static size_t HS(head_scan)(const uint8_t *p, size_t n, Head *h)
             return 0;
         }
         end = control ? at + (size_t)__builtin_ctzll(control) : HS(hs_control)(p, at + HS_WIDTH, n);
-        if (end + 2 > n || !hs_crlf(p + end))
+        if (end + 2 > n)
+            return HEAD_BEGUN;
+        if (!hs_crlf(p + end))
             return 0;
         lines++;
         if (HEAD_LETTERS[k] >> (p[at] & 31) & 1) {

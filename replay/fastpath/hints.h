@@ -4,6 +4,15 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#if defined(__x86_64__)
+#include <immintrin.h>
+static inline void spin_pause(void) { _mm_pause(); }
+#elif defined(__aarch64__)
+static inline void spin_pause(void) { __asm__ volatile("yield"); }
+#else
+static inline void spin_pause(void) {}
+#endif
+
 static inline void prefetch(const void *p) { __builtin_prefetch(p, 0, 3); }
 static inline void prefetch_struct(const void *p, size_t n)
 {

@@ -378,6 +378,8 @@ def head_parse_for_tests(bytes data not None, bint reply=False, variant=None):
             n = scan(copy, len(data), &h)
             if n == 0 or (h.method_len == 0) != reply:
                 return None
+            if n == HEAD_BEGUN:
+                return {"begun": True}
         else:
             n = head_index(copy, len(data), &x)
             if n == 0:

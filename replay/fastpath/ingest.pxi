@@ -1,11 +1,39 @@
 # The ingest half: packets in, batches of requests out; one nogil thread body. What Python configures and reads of it.
 from cpython.ref cimport Py_DECREF, Py_INCREF, PyObject
-import hashlib as _hashlib
 import os as _os
 import re as _re
 
+
+
+class _hashlib:
+    """hashlib, which loads OpenSSL, for those alone who want digests."""
+
+    @staticmethod
+    def sha256(data=b""):
+        import hashlib
+
+        return hashlib.sha256(data)
+
+
 cdef enum:
     TAKE_PACKETS = 32             # so few that they stay in the first cache from one step to the next
+
+cdef enum:
+    GROUP_PACKETS = 128
+    GROUPS = 16
+
+cdef enum:                        # kind of a Group
+    GROUP_READ = 0
+    GROUP_OWN = 1                 # what is borrowed becomes one's own
+    GROUP_IDLE = 2
+    GROUP_END = 3
+
+cdef struct Group:                # packets on their way from the scout to the reader
+    int kind
+    int n
+    int64_t first_ns              # time stamps of the first and the last packet
+    int64_t last_ns
+    Seen seen[GROUP_PACKETS]
 
 cdef struct Counters:             # one thread writes, others read
     int64_t found
@@ -133,7 +161,7 @@ cdef void digest_free(Message* m) noexcept nogil:
         Py_DECREF(<object>m.sha)
         m.sha = NULL
 
-cdef bytes DIGEST_EMPTY = _hashlib.sha256().digest()
+cdef bytes DIGEST_EMPTY = bytes.fromhex("e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855")
 cdef const uint8_t* DIGEST_EMPTY_BYTES = DIGEST_EMPTY
 
 
@@ -211,7 +239,8 @@ cdef class Ingest:
     """Packets of a source into batches of requests.
 
     source: a PacketSource.  queues: Queues that all get the same batches (none: only count).  The options are those of the command
-    line, as plain values.  Raises ValueError for a value that cannot be."""
+    line, as plain values.  threads: 1, or 2 to take and scout packets in a thread beside `run` (a Capture without a limit; else it stays one).
+    Raises ValueError for a value that cannot be."""
     cdef Engine g
     cdef Decoder decoder
     cdef bint has_decoder
@@ -220,6 +249,11 @@ cdef class Ingest:
     cdef Pool pool
     cdef Guard guard
     cdef PacketFilter packet_filter
+    cdef bint scouting            # with a second thread, `scout_ahead`
+    cdef Group* groups            # owns
+    cdef Lane full                # groups on their way to `read_groups`
+    cdef Lane empty               # … and back
+    cdef int64_t owned            # atomic: GROUP_OWN that were seen to
     cdef int64_t n_not_passed     # packets that the filter did not let through
     cdef list queues
     cdef Auth auth
@@ -235,6 +269,7 @@ cdef class Ingest:
         memset(&self.auth, 0, sizeof(Auth))
         self.kept = []
         self.has_decoder = False
+        self.full.fd = self.empty.fd = -1
 
     def __init__(self, PacketSource source not None, queues, Pool pool not None, Stop stop not None, *, bint show=False, bint incomplete=False, bint record=False, bint digests=True,
                  int64_t share=1_000_000, str sample_by="request", uint64_t seed=0, shard=None, methods=None, path=None, host=None, client=(), server=(),
@@ -242,7 +277,7 @@ cdef class Ingest:
                  remove_headers=(), str trace="keep", credentials=None, bint loose=False, bint split_by_network=False, uint64_t max_head=65536,
                  uint64_t max_body=64 << 20, uint64_t max_connections=262144, uint64_t max_memory=64 << 20,
                  int64_t max_gap_ns=10_000_000_000, Guard guard=None, PacketFilter packet_filter=None,
-                 int64_t offset_ns=0, int64_t loop=0, bint last=True):
+                 int64_t offset_ns=0, int64_t loop=0, bint last=True, int threads=1):
         cdef Engine* g = &self.g
         cdef Rules* r = &g.rules
         cdef int i
@@ -252,6 +287,19 @@ cdef class Ingest:
             raise ValueError("share is in parts per million, 0 to 1,000,000")
         self.source, self.stop, self.pool, self.guard, self.last = source, stop, pool, guard, last
         self.packet_filter = packet_filter
+        if not 1 <= threads <= 2:
+            raise ValueError("threads is 1 or 2")
+        # A limit ends between two packets, and other sources have no second window: one thread does it.
+        self.scouting = threads == 2 and limit == 0 and isinstance(source, Capture)
+        if self.scouting:
+            (<Capture>source).two_windows = True
+            self.groups = <Group*>malloc(GROUPS * sizeof(Group))
+            if self.groups == NULL:
+                raise MemoryError
+            if lane_init(&self.full, GROUPS) < 0 or lane_init(&self.empty, GROUPS) < 0:
+                raise OSError(errno.errno, "eventfd")
+            for i in range(GROUPS):
+                lane_push(&self.empty, &self.groups[i])
         self.queues = list(queues)
         g.show, g.show_incomplete, g.split_by_network = show, show and incomplete, split_by_network
         g.collect = len(self.queues) > 0
@@ -431,6 +479,9 @@ cdef class Ingest:
             batch_release(g.batch)
         if self.has_decoder:
             decoder_free(&self.decoder)
+        lane_free(&self.full)
+        lane_free(&self.empty)
+        free(self.groups)
 
     cdef void forget(self) noexcept nogil:
         """Drops all connections; their requests end."""
@@ -445,23 +496,35 @@ cdef class Ingest:
         if self.started:
             raise RuntimeError("an Ingest runs once")
         self.started = True
+        other = None
         try:
+            if self.scouting:
+                import threading
+
+                other = threading.Thread(target=self.run_scout, name="scout", daemon=True)
+                other.start()
             with nogil:
                 self.body()
         finally:
+            if other is not None:
+                other.join()
             atomic_set(&self.ended, 1)
             if self.last:
                 for queue in self.queues:
                     (<Queue>queue).finish()
 
+    def run_scout(self):
+        """The body of the second thread; `run` starts it."""
+        with nogil:
+            self.scout_ahead()
+
     cdef int scout(self, const Packet* packets, int n, Seen* seen) noexcept nogil:
-        """What can be said of packets by themselves: their segments, and the usual heads that those begin with. Asks for the memory of their connections.
+        """What can be said of packets by themselves: their segments, the keys of their connections, and the usual heads that they begin with.
 
         Returns how many were looked at: all, or those up to a segment that the next decode() would overwrite."""
         cdef Engine* g = &self.g
         cdef int i
         cdef Seen* x
-        cdef Conn* c
         for i in range(n):
             x = &seen[i]
             x.has_segment = 0
@@ -471,29 +534,120 @@ cdef class Ingest:
             elif decode(&self.decoder, &packets[i], &x.segment):
                 x.has_segment = 1
                 segment_key(g, &x.segment)
-                prefetch(&g.table[x.segment.hash & g.table_mask])
+                if x.segment.len and 65 <= x.segment.data[0] <= 90:
+                    x.head_len = <uint32_t>head_scan(x.segment.data, x.segment.len, &x.head)
                 if not x.segment.lasting:
-                    n = i + 1
-                    break
-        for i in range(n):
-            x = &seen[i]
-            if x.has_segment:
-                c = g.table[x.segment.hash & g.table_mask]
+                    return i + 1
+        return n
+
+    cdef void read_seen(self, const Seen* seen, int n) noexcept nogil:
+        """Packets that were scouted into their connections, in order; what is settled leaves the window."""
+        cdef Engine* g = &self.g
+        cdef Conn* c
+        cdef int64_t segments = 0
+        cdef int i
+        for i in range(n):            # the memory of their connections is asked for first
+            if seen[i].has_segment:
+                c = g.table[seen[i].segment.hash & g.table_mask]
                 if c != NULL:
                     prefetch_struct(c, CONN_HOT)
                     prefetch_struct(&c.flow[0], FLOW_HOT)
                     prefetch_struct(&c.flow[1], FLOW_HOT)
-                if x.segment.len and 65 <= x.segment.data[0] <= 90:
-                    x.head_len = <uint32_t>head_scan(x.segment.data, x.segment.len, &x.head)
-        return n
+        for i in range(n):
+            if seen[i].has_segment:
+                segments += 1
+                segment_in(g, &seen[i])
+                if window_moves(g):
+                    window_release(g, False)
+        count_add(&g.n.segments, segments)
 
-    cdef void body(self) noexcept nogil:
+    cdef void note_times(self, int64_t first, int64_t last) noexcept nogil:
+        cdef Engine* g = &self.g
+        if g.n.first_packet_ns == 0:
+            g.n.first_packet_ns = first
+        if last > g.n.last_packet_ns:
+            count_set(&g.n.last_packet_ns, last)
+
+    cdef void scout_ahead(self) noexcept nogil:
+        """Two threads: this one takes packets and scouts them, `read_groups` in the other one reads them. The order stays; so does the result."""
+        cdef Packet packets[GROUP_PACKETS]
+        cdef Group* group
+        cdef int64_t owns = 0
+        cdef int n, at, some
+        while not atomic_get(self.g.stop):
+            if not self.source.keeps():
+                # The source has two windows: the one that it fills now must be free of what was read before the fill before.
+                self.tell(GROUP_OWN)
+                owns += 1
+                while atomic_get(&self.owned) < owns - 1 and not atomic_get(self.g.stop):
+                    lane_pause(&self.empty, &self.owned, owns - 1)
+            n = self.source.take(packets, GROUP_PACKETS)
+            if n == 0:
+                break
+            if n < 0:
+                self.tell(GROUP_IDLE)
+                continue
+            at = 0
+            while at < n:
+                group = <Group*>lane_pop(&self.empty)
+                some = self.scout(packets + at, n - at, group.seen)
+                group.kind = GROUP_READ
+                group.n = some
+                group.first_ns = packets[at].ts_ns
+                group.last_ns = packets[at + some - 1].ts_ns
+                at += some
+                some = group.seen[some - 1].has_segment and not group.seen[some - 1].segment.lasting
+                lane_push(&self.full, group)
+                if some:              # put together from fragments, in the decoder's own memory
+                    self.tell(GROUP_OWN)
+                    owns += 1
+                    while atomic_get(&self.owned) < owns:
+                        lane_pause(&self.empty, &self.owned, owns)
+        self.tell(GROUP_END)
+
+    cdef void tell(self, int kind) noexcept nogil:
+        cdef Group* group = <Group*>lane_pop(&self.empty)
+        group.kind = kind
+        group.n = 0
+        lane_push(&self.full, group)
+        lane_wake(&self.full)
+
+    cdef void read_groups(self) noexcept nogil:
+        cdef Engine* g = &self.g
+        cdef Group* group
+        cdef int i, kind
+        cdef int at
+        while True:
+            group = <Group*>lane_pop(&self.full)
+            kind = group.kind
+            if kind == GROUP_OWN:
+                window_own(g)
+                atomic_add(&self.owned, 1)
+                lane_wake(&self.empty)
+            elif kind == GROUP_IDLE:
+                window_release(g, False)
+                batch_publish(g)
+            elif kind == GROUP_READ:
+                self.note_times(group.first_ns, group.last_ns)
+                if atomic_get(g.stop):
+                    for i in range(group.n):      # decoded, and counted as that
+                        count_add(&g.n.segments, group.seen[i].has_segment)
+                else:
+                    at = 0
+                    while at < group.n:
+                        self.read_seen(group.seen + at, TAKE_PACKETS if group.n - at > TAKE_PACKETS else group.n - at)
+                        at += TAKE_PACKETS
+                count_add(&g.n.packets, group.n)
+            lane_push(&self.empty, group)
+            if kind == GROUP_END:
+                return
+
+    cdef void read_source(self) noexcept nogil:
+        """One thread takes packets, scouts and reads them."""
         cdef Engine* g = &self.g
         cdef Packet packets[TAKE_PACKETS]
         cdef Seen seen[TAKE_PACKETS]
-        cdef int n, i, at, some
-        cdef int64_t segments
-        cdef Counters counted
+        cdef int n, at, some
         while not atomic_get(g.stop) and not g.finished:
             if g.window_first != NULL and not self.source.keeps():
                 window_own(g)
@@ -504,25 +658,23 @@ cdef class Ingest:
                 window_release(g, False)
                 batch_publish(g)  # a quiet pipe: what is there is not kept waiting
                 continue
-            if g.n.first_packet_ns == 0:
-                g.n.first_packet_ns = packets[0].ts_ns
+            self.note_times(packets[0].ts_ns, packets[n - 1].ts_ns)
             at = 0
             while at < n and not g.finished:
                 # Near a --limit packets are looked at one by one, so that those behind the last one are not counted.
                 some = n - at if not g.limit or g.limit - count_get(&g.n.selected) > 4 * WINDOW_REQUESTS else 1
                 some = self.scout(packets + at, some, seen)
-                segments = 0
-                for i in range(some):
-                    if seen[i].has_segment:
-                        segments += 1
-                        segment_in(g, &seen[i])
-                        if window_moves(g):
-                            window_release(g, False)
-                count_add(&g.n.segments, segments)
+                self.read_seen(seen, some)
                 at += some
             count_add(&g.n.packets, at)
-            if packets[n - 1].ts_ns > g.n.last_packet_ns:
-                count_set(&g.n.last_packet_ns, packets[n - 1].ts_ns)
+
+    cdef void body(self) noexcept nogil:
+        cdef Engine* g = &self.g
+        cdef Counters counted
+        if self.scouting:
+            self.read_groups()
+        else:
+            self.read_source()
         if g.finished:            # --limit: what is left is put away, not counted
             counted = g.n
             window_drop(g)

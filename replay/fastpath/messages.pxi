@@ -779,8 +779,11 @@ cdef size_t read_head(Engine* g, Conn* c, int side, const uint8_t* p, size_t n) 
     if before == 0 and not f.line_known and f.scanned == 0:
         end = head_scan(p, n, &h)
         if end and end <= g.max_head and head_suits(f, &h):
-            read_usual(g, c, side, p, end, &h)
-            return end
+            if end != HEAD_BEGUN:
+                read_usual(g, c, side, p, end, &h)
+                return end
+            if read_begun(g, f, p, n, &h):
+                return n
     if before:
         if n > g.max_head + 4 - before:
             have = g.max_head + 4 - before if before < g.max_head + 4 else 0
@@ -800,9 +803,16 @@ cdef size_t read_head(Engine* g, Conn* c, int side, const uint8_t* p, size_t n) 
         if judged != 1:
             return read_failed(g, c, side, at, have, before, n, judged == 3)
         f.line_known = 1
-    if f.scanned:
+    if before:
         end = head_end(at, have, f.scanned)
         if end:
+            if end <= g.max_head and head_scan(at, end, &h) == end and head_suits(f, &h):
+                f.line_known = 0
+                f.scanned = 0
+                g.lasting = False     # it lies in the flow's own buffer
+                read_usual(g, c, side, at, end, &h)
+                g.lasting = lasting
+                return end - before
             head_index(at, end, &index)
     else:
         end = head_index(at, have, &index)
@@ -843,6 +853,16 @@ cdef size_t read_head(Engine* g, Conn* c, int side, const uint8_t* p, size_t n) 
 cdef inline bint head_suits(const Flow* f, const Head* h) noexcept nogil:
     """A usual head (head_scan) of the role of its flow, or of one whose role is open."""
     return f.role != ROLE_REPLIES if h.method_len else f.role != ROLE_REQUESTS
+
+
+cdef bint read_begun(Engine* g, Flow* f, const uint8_t* p, size_t n, const Head* h) noexcept nogil:
+    """All that there is of a usual head so far, in one piece: kept. False: the general way has to see to it."""
+    if n > g.max_head or buf_add(g, f, p, n) < 0:
+        return False
+    f.role = ROLE_REQUESTS if h.method_len else ROLE_REPLIES
+    f.line_known = 1
+    f.scanned = <uint32_t>(n - 3)
+    return True
 
 
 cdef inline void read_usual(Engine* g, Conn* c, int side, const uint8_t* p, size_t n, const Head* h) noexcept nogil:

@@ -993,7 +993,13 @@ cdef inline bint segment_usual(Engine* g, Conn* c, const Seen* x) noexcept nogil
         f.msg_starts = 1
         f.msg_follows = f.has_data_ack and <int32_t>(s.ack - f.data_ack) <= 0
         at = x.head_len
-        read_usual(g, c, s.side, s.data, at, &x.head)
+        if at == HEAD_BEGUN:
+            if read_begun(g, f, s.data, s.len, &x.head):
+                at = s.len
+            else:
+                at = 0
+        else:
+            read_usual(g, c, s.side, s.data, at, &x.head)
         if at < s.len:
             if f.state == ST_LENGTH and f.role == ROLE_REPLIES and f.left >= s.len - at:
                 f.left -= s.len - at

@@ -95,6 +95,8 @@ cdef struct BlockFile:
     # The window: bytes [at, end) of it are not walked yet.
     uint8_t* window               # owns: window_size
     int64_t window_size
+    uint8_t* other                # owns, with two windows: the one before, which packets may still borrow from
+    int64_t other_size
     int64_t at
     int64_t end
     int64_t base                  # offset in the (decompressed) file of window[0]
