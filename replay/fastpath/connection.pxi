@@ -166,6 +166,9 @@ cdef struct SenderState:
     int64_t stop_ns               # when the stop was seen
     int64_t seen_ns               # when everything that the kernel had to say was last heard
     int64_t service_ns            # what a reply takes, smoothed
+    bint bundle                   # what is due together goes out together: paced, with pipelining
+    int64_t hold_ns               # then nothing is taken up before
+    int64_t lead_ns               # so much before a request is due a sleep ends
     int64_t reply_least           # bytes of the shortest replies of late
     bint bunch                    # several replies may be waited for: full speed with pipelining
     int64_t base_ns               # CLOCK_REALTIME - CLOCK_MONOTONIC

@@ -61,6 +61,8 @@ cdef int64_t epoll_driver_wait(SenderState* s, int64_t sleep_ns, uint32_t want, 
     cdef int n
     if want > 1 and sleep_ns != 0:
         wait_a_moment(patience_ns)           # epoll cannot wait for several
+        if sleep_ns > 0:
+            sleep_ns = sleep_ns - patience_ns if sleep_ns > patience_ns else 0
     n = wait_events(s.epfd, s.events, s.events_most, sleep_ns)
     now = now_ns()
     if n < s.events_most:

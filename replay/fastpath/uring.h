@@ -187,7 +187,9 @@ static int uring_wait(Uring *u, uint32_t want, int64_t patience_ns, int64_t time
     }
     memset(&wait, 0, sizeof wait);
     if (want > 1 && patience_ns > 0) {
-        if (u->features & URING_FEAT_MIN_TIMEOUT) {
+        if (timeout_ns > 0 && patience_ns >= timeout_ns) {
+            /* nothing but the time ends it */
+        } else if (u->features & URING_FEAT_MIN_TIMEOUT) {
             wait.min_wait_us = (uint32_t)(patience_ns / 1000);
         } else {
             ts.sec = 0;

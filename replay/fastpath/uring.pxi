@@ -207,6 +207,6 @@ cdef void uring_driver_submit(SenderState* s) noexcept nogil:
         return                               # what else there is can wait for the next look
     took = now_ns() - began
     while uring_next(&u.ring, &cqe):
-        if <uint32_t>cqe.key & KEY_WHAT == KEY_SEND and <uint32_t>cqe.key < <uint32_t>KEY_STOP and place < writes:
-            place += 1
         uring_driver_event(s, &cqe, began + took * place // writes)
+        if <uint32_t>cqe.key & KEY_WHAT == KEY_SEND and place < writes - 1:
+            place += 1                       # the time is that before the write, as with epoll

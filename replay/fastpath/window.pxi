@@ -207,6 +207,7 @@ cdef void window_emit(Engine* g, Message* m) noexcept nogil:
 cdef void batch_publish(Engine* g) noexcept nogil:
     """Hands the open batch to every queue; waits while one is full, for offline nothing is ever dropped here."""
     cdef Batch* batch = g.batch
+    cdef int64_t pause = 50000
     cdef int i
     g.batch = NULL
     if batch == NULL:
@@ -222,7 +223,8 @@ cdef void batch_publish(Engine* g) noexcept nogil:
                 count_add(&g.n.unqueued, batch.count)
                 batch_release(batch)
                 break
-            poll(NULL, 0, 1)
+            wait_a_moment(pause)  # short at first: at full speed what waits in the queue lasts for less than a millisecond
+            pause = 2 * pause if pause < 1000000 else pause
     g.published += 1
     batch_release(batch)
 
