@@ -18,6 +18,8 @@ cdef enum:
     ROUTE_KEY = 232               # longer hosts and paths together are not cached
     ROUTE_CACHE = 4096            # entries; a power of 2
     ROUTE_FEW = 4                 # so few blocks are looked at faster than the cache
+    ROUTE_LOOKS = 1024            # after so many look-ups the cache is judged …
+    ROUTE_REST = 16384            # … and left alone for so many requests, if it held less than a quarter of them
 
 TESTS = ("exact", "prefix", "suffix", "contains", "regex", "segments", "present", "absent", "any")
 
@@ -37,9 +39,11 @@ cdef struct HostTest:
     uint32_t port                 # 0: any, or none
     Text value                    # lower case
 
-cdef struct RouteBlock:
+cdef struct RouteQuick:           # of a block, in an array of their own: most blocks are passed over by it
     uint64_t word                 # the first bytes of a path that can match …
     uint64_t mask                 # … those that count; 0: all paths
+
+cdef struct RouteBlock:
     HostTest* hosts
     Test* authorities
     uint16_t* ports
@@ -85,6 +89,7 @@ cdef struct RouteRow:
 
 cdef struct RouteTable:           # owned by a Routes; read only but for the counters
     RouteBlock* blocks
+    RouteQuick* quick
     int block_count
     RouteRow* routes
     int route_count
@@ -109,6 +114,9 @@ cdef struct CacheEntry:
 cdef struct Router:               # of one Ingest
     RouteTable* table             # borrows from the Routes
     CacheEntry* cache             # owns
+    uint32_t looks                # since it was judged
+    uint32_t hits
+    uint32_t rest                 # requests that it is left alone for
     uint64_t secret               # of its hash: what is cached where cannot be foreseen
     Batch** batches               # owns: the open one of each queue
     int64_t* published
@@ -373,7 +381,7 @@ cdef int block_next(const RouteTable* t, int i, const RouteQuestion* q) noexcept
     cdef uint64_t word = 0
     memcpy(&word, q.path.p, q.path.n if q.path.n < 8 else 8)
     while i < t.block_count:
-        if (word & t.blocks[i].mask) == t.blocks[i].word and block_fits(&t.blocks[i], q):
+        if (word & t.quick[i].mask) == t.quick[i].word and block_fits(&t.blocks[i], q):
             return i
         i += 1
     return i
@@ -385,17 +393,26 @@ cdef int route_find(Router* x, const RouteQuestion* q, const Message* m, const u
     cdef CacheEntry* e
     cdef uint64_t hash
     cdef int i, at
-    if t.block_count <= ROUTE_FEW or q.host.n + q.path.n > ROUTE_KEY:
+    if x.rest:
+        x.rest -= 1
+    if t.block_count <= ROUTE_FEW or x.rest or q.host.n + q.path.n > ROUTE_KEY:
         i = block_next(t, 0, q)
         while i < t.block_count:
             if not t.blocks[i].more or block_fits_more(x, &t.blocks[i], q, m, p, h):
                 return <int>t.blocks[i].route
             i = block_next(t, i + 1, q)
         return -1
+    x.looks += 1
+    if x.looks == ROUTE_LOOKS:
+        if x.hits * 4 < ROUTE_LOOKS:
+            x.rest = ROUTE_REST   # every path is another one
+        x.looks = x.hits = 0
     hash = xxh64(q.path.p, q.path.n, xxh64(q.host.p, q.host.n, x.secret ^ q.port))
     e = &x.cache[hash & (ROUTE_CACHE - 1)]
-    if not (e.hash == hash and e.count != 0xFF and e.port == q.port and e.host_len == q.host.n and e.path_len == q.path.n
+    if (e.hash == hash and e.count != 0xFF and e.port == q.port and e.host_len == q.host.n and e.path_len == q.path.n
             and memcmp(e.key, q.host.p, q.host.n) == 0 and memcmp(e.key + q.host.n, q.path.p, q.path.n) == 0):
+        x.hits += 1
+    else:
         e.hash = hash
         e.port = q.port
         e.host_len = <uint32_t>q.host.n
@@ -541,16 +558,23 @@ cdef bint message_copies(Engine* g, Message* m, const uint8_t* p, const Head* ca
     cdef Router* x = g.router
     cdef RouteRow* route = &x.table.routes[m.route]
     cdef MirrorRow* r
-    cdef Head h
+    cdef Head other
+    cdef const Head* h
     cdef Text name
     cdef uint32_t origin
+    cdef uint64_t room
     cdef uint32_t count = copies_of(m.copies)
     cdef uint32_t before = m.captured_host_len + m.captured_target_len
     cdef Copy copy
     cdef const uint8_t* head
     cdef uint32_t at = 0
     cdef int i
-    if message_room(g, m, before + count * sizeof(Copy)) < 0:
+    room = before + count * sizeof(Copy) + (captured.content_length if 0 < captured.content_length <= 4096 else 0)
+    for i in range(route.count):
+        if (m.copies >> i) & 1:
+            r = &x.table.mirrors[route.first + i]
+            room += rewrite_bound(&r.rules, captured) + (r.authority.n if r.has_authority else host.n) + r.path_value.n
+    if message_room(g, m, room) < 0:
         return False
     if before:
         memcpy(m.buf, p + captured.host_at, m.captured_host_len)
@@ -560,17 +584,20 @@ cdef bint message_copies(Engine* g, Message* m, const uint8_t* p, const Head* ca
         if not (m.copies >> i) & 1:
             continue
         r = &x.table.mirrors[route.first + i]
-        memcpy(&h, captured, sizeof(Head))
+        h = captured
+        head = p
         origin = origin_at
-        head = path_rewrite(x, r, p, &h, &origin)
-        if head == NULL:
-            return False
         name = r.authority if r.has_authority else host
-        if message_room(g, m, rewrite_bound(&r.rules, &h) + name.n + (captured.content_length if 0 < captured.content_length <= 4096 else 0)) < 0:
-            return False
+        if r.path_kind != PATH_KEEP:
+            memcpy(&other, captured, sizeof(Head))
+            head = path_rewrite(x, r, p, &other, &origin)
+            h = &other
+            # a pattern may have made it longer than was foreseen
+            if head == NULL or message_room(g, m, rewrite_bound(&r.rules, h) + name.n) < 0:
+                return False
         copy.mirror = <uint32_t>(route.first + i)
         copy.head_at = <uint32_t>m.len
-        copy.head_len = <uint32_t>rewrite_head(&r.rules, head, &h, name, origin, m.buf + m.len, &copy.host_at, &copy.target_at, &copy.target_len)
+        copy.head_len = <uint32_t>rewrite_head(&r.rules, head, h, name, origin, m.buf + m.len, &copy.host_at, &copy.target_at, &copy.target_len)
         copy.host_len = <uint32_t>(r.rules.literal.n if r.rules.has_literal else name.n + (r.rules.suffix.n if r.rules.has_suffix else 0))
         m.len += copy.head_len
         memcpy(m.buf + before + at * sizeof(Copy), &copy, sizeof(Copy))
@@ -734,9 +761,10 @@ cdef class Routes:
             for k in range(row.count):
                 if indexes[k] != row.first + k or not 0 <= indexes[k] < t.mirror_count:
                     raise ValueError("the mirrors of a route follow each other")
+        t.quick = <RouteQuick*>kept_room(self.kept, len(blocks), sizeof(RouteQuick))
         t.blocks = <RouteBlock*>kept_room(self.kept, len(blocks), sizeof(RouteBlock))
         for i in range(t.block_count):
-            self.block(&t.blocks[i], blocks[i])
+            self.block(&t.blocks[i], &t.quick[i], blocks[i])
 
     cdef int test(self, Test* t, given) except -1:
         kind, value, folded, inverted = given
@@ -763,7 +791,7 @@ cdef class Routes:
             self.test(&out[<int>i].test, one)
         return out
 
-    cdef int block(self, RouteBlock* b, given) except -1:
+    cdef int block(self, RouteBlock* b, RouteQuick* quick, given) except -1:
         cdef int i
         cdef size_t n
         b.route = given["route"]
@@ -785,8 +813,8 @@ cdef class Routes:
             self.test(&b.path, given["path"])
             if b.path.kind in (TEST_EXACT, TEST_PREFIX, TEST_SEGMENTS) and not b.path.folded and not b.path.inverted:
                 n = b.path.value.n if b.path.value.n < 8 else 8
-                memcpy(&b.word, b.path.value.p, n)
-                memset(&b.mask, 0xFF, n)
+                memcpy(&quick.word, b.path.value.p, n)
+                memset(&quick.mask, 0xFF, n)
         b.method_count, b.methods = len(given["methods"]), self.tests(given["methods"])
         b.header_count, b.headers = len(given["headers"]), self.named(given["headers"], True)
         b.query_count, b.query = len(given["query"]), self.named(given["query"], False)
