@@ -488,7 +488,7 @@ cdef size_t path_changed(Router* x, void* change, const uint8_t* p, size_t n, si
         new = (<object>change)(<bytes>p[:n])
     except Exception:
         return 0                  # out of memory, or a pattern that gave up
-    if any(c <= 32 or c >= 127 or c == 35 or c == 63 for c in new) or router_room(x, len(new) + room) < 0:
+    if new[:1] != b"/" or any(c <= 32 or c >= 127 or c == 35 or c == 63 for c in new) or router_room(x, len(new) + room) < 0:
         return 0
     memcpy(x.scratch + at, <const uint8_t*>new, len(new))
     return <size_t>len(new)
@@ -521,7 +521,7 @@ cdef const uint8_t* path_rewrite(Router* x, const MirrorRow* r, const uint8_t* p
             if p[at + i] != r.path_matched.p[i] and not (http1_letter(p[at + i]) and (p[at + i] ^ r.path_matched.p[i]) == 32):
                 return p
         tail = old - r.path_matched.n
-        if n + tail == 0:
+        if n == 0 and (tail == 0 or p[at + old - tail] != 47):
             new = <const uint8_t*>b"/"
             n = 1
     elif r.path_kind == PATH_REGEX:
