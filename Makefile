@@ -69,10 +69,6 @@ bench: $(VENV)/.tests
 # The baseline of tests/test_instructions.py, of this compiler.
 instructions: $(VENV)/.tests
 	$(BIN)/python benchmarks/instructions.py --refresh
-	$(BIN)/python benchmarks/bench_parse.py
-	$(BIN)/python benchmarks/bench_routes.py
-	$(BIN)/python benchmarks/bench_first_request.py
-	$(BIN)/python benchmarks/bench_memory.py
 
 # Records captures/ and the demo anew; as root, with the programs that .ci/run installs.
 captures: $(VENV)/.tests
