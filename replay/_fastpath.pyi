@@ -67,6 +67,16 @@ OTHER: tuple[str | None, ...]
 SAMPLE_BY: tuple[str, ...]
 TRACE: tuple[str, ...]
 
+CHANGES: tuple[str, ...]
+TESTS: tuple[str, ...]
+
+@disjoint_base
+class Routes:
+    def __init__(
+        self, blocks: Iterable[dict[str, Any]], routes: Iterable[Iterable[int]], mirrors: Iterable[dict[str, Any]], queues: int, *, seed: int = ...
+    ) -> None: ...
+    def counters(self) -> dict[str, Any]: ...
+
 @disjoint_base
 class Ingest:
     def __init__(
@@ -96,6 +106,7 @@ class Ingest:
         suffix: bytes | None = ...,
         set_host: bytes | None = ...,
         set_headers: Iterable[tuple[bytes, bytes]] = ...,
+        append_headers: Iterable[tuple[bytes, bytes]] = ...,
         add_headers: Iterable[tuple[bytes, bytes]] = ...,
         remove_headers: Iterable[bytes] = ...,
         trace: str = ...,
@@ -113,6 +124,7 @@ class Ingest:
         loop: int = ...,
         last: bool = ...,
         threads: int = ...,
+        routes: Routes | None = ...,
     ) -> None: ...
     def run(self) -> None: ...
     def run_scout(self) -> None: ...

@@ -72,12 +72,24 @@ def _rules(selection: Selection) -> dict[str, Any]:
         from replay.capture.bpf import compile_filter
 
         rules["packet_filter"] = compile_filter(selection.bpf)
+    if selection.routing is not None:
+        rules["routes"] = _routes(selection)
     stop = _fastpath.Stop()
     try:  # the engine knows which headers may be set; it says so here, before anything runs
         _fastpath.Ingest(_fastpath.Capture([], stop=stop), [], _fastpath.Pool(), stop, **rules)
     except ValueError as error:
         raise UsageError(str(error)) from None
     return rules
+
+
+def _routes(selection: Selection) -> _fastpath.Routes:
+    """The compiled policy, with counters of its own. Raises UsageError."""
+    routing = selection.routing
+    assert routing is not None
+    try:
+        return _fastpath.Routes(routing.blocks, routing.routes, routing.mirrors, len(routing.targets), seed=selection.seed)
+    except ValueError as error:
+        raise UsageError(f"{routing.source}: {error}") from None
 
 
 _FIRST = ("first_ns", "first_packet_ns")
@@ -196,12 +208,15 @@ def plan(paths: list[str], selection: Selection, addresses: list[Address], stop:
     if not paths or "-" in paths or capture.progress()["bytes_total"] is None:
         return Plan(None, False, None, False)
     guard = _fastpath.Guard(addresses)
-    ingest = _fastpath.Ingest(capture, [], _fastpath.Pool(), stop, guard=guard, limit=selection.limit or 0, **_rules(selection))
+    rules = _rules(selection)
+    ingest = _fastpath.Ingest(capture, [], _fastpath.Pool(), stop, guard=guard, limit=selection.limit or 0, **rules)
     failures: list[BaseException] = []
     thread = _thread("plan", ingest.run, failures)
     thread.start()
     _join([thread], failures)
     progress, counts = capture.progress(), ingest.counters()
+    if "routes" in rules:
+        counts["routed"] = rules["routes"].counters()
     whole = progress["complete"] or counts["finished"]
     return Plan(counts, whole, progress["bytes_read"] / max(progress["bytes_total"], 1), guard.tripped)
 
@@ -369,7 +384,8 @@ class Replay:
         _descriptors(s.connections * len(s.targets) + 128)
         if not self.refused:
             targets: list[tuple[Target | None, list[Address]]] = list(zip(s.targets, self._addresses, strict=True))
-            for target, addresses in [(None, [])] if s.dry_run else targets:
+            dry: list[tuple[Target | None, list[Address]]] = [(None, [])] * (len(s.targets) if s.selection.routing is not None else 1)
+            for target, addresses in dry if s.dry_run else targets:
                 self._ways.append(self._way(target, addresses))
         sources = [way.outcomes for way in self._ways if way.outcomes is not None]
         if sources:
@@ -537,7 +553,7 @@ class Replay:
         passes = ([ended] if ended is not None else []) + ([running.counters()] if running is not None else [])
         read = capture.progress() if capture is not None else {"bytes_read": 0, "bytes_total": None}
         return {
-            "ingest": _passes(passes) if passes else None,
+            "ingest": self._routed(_passes(passes)) if passes else None,
             "senders": [way.sender.counters() for way in ways],
             "targets": [way.target for way in ways],
             "read": read,
@@ -560,6 +576,11 @@ class Replay:
             return Health(True, False, "it has not begun yet")
         running = any(thread.is_alive() for thread in self._threads)
         return Health(True, running, "" if running else "it is over")
+
+    def _routed(self, ingest: Counts) -> Counts:
+        """With a policy: what its routes counted, over all passes."""
+        routes = self._rules.get("routes")
+        return ingest if routes is None else ingest | {"routed": routes.counters()}
 
     def lag_us(self) -> int | None:
         """p99 of sent minus due over all targets, so far; None when nothing was sent."""

@@ -18,7 +18,7 @@ from replay.histogram import Histogram
 from replay.judge import endpoints as judging
 from replay.judge.hints import hints as judge_hints
 from replay.judge.hints import worst
-from replay.settings import Settings
+from replay.settings import Routing, Settings
 from replay.units import show_count, show_duration, show_rate, show_share
 
 __all__ = ["access_line", "build", "check", "endpoint", "gate_text", "hint", "mask", "share_text", "summary", "text", "when", "write"]
@@ -53,6 +53,7 @@ def build(
             "set_host": selection.set_host,
             "shard": None if selection.shard is None else f"{selection.shard[0] + 1}/{selection.shard[1]}",
         },
+        **({"routing": _routing(selection.routing, ingest["routed"])} if selection.routing is not None else {}),
         "seed": selection.seed,
         "digest": f"{ingest['digest']:016x}",
         "ledger": ledger,
@@ -123,11 +124,38 @@ def _judged(report: dict[str, Any], judged: dict[str, Any] | None) -> None:
         report["results"] = {"lines": judged["results"]["lines"], "lost": lost}
 
 
+def _routing(routing: Routing, counted: dict[str, Any]) -> dict[str, Any]:
+    """What each route of a policy and each of its mirrors took: complete requests, copies."""
+    return {
+        "source": routing.source,
+        "routes": [
+            {
+                "name": name,
+                "matched": counted["matched"][at],
+                "mirrors": [
+                    {
+                        "to": routing.destinations[one],
+                        "target": routing.targets[routing.mirrors[one]["queue"]].url,
+                        "percent": routing.mirrors[one]["share"] / 10_000,
+                        "copies": counted["copies"][one],
+                    }
+                    for one in routing.routes[at]
+                ],
+            }
+            for at, name in enumerate(routing.names)
+        ],
+    }
+
+
 def _ledger(settings: Settings, ingest: dict[str, Any], senders: list[dict[str, Any]]) -> dict[str, Any]:
     copies = max(len(settings.targets), 1)
+    routed = ingest.get("routed")
     dropped = Counter(_sum(sender["dropped"] for sender in senders))
     if not senders:  # refused before the first byte: nobody was there to send
-        dropped["guard"] = ingest["selected"] * copies
+        dropped["guard"] = ingest["selected"] * copies if routed is None else ingest["selected"] + routed["fanout"]
+    elif routed is not None:
+        if any(routed["unqueued"]):
+            dropped["stopped"] += sum(routed["unqueued"])
     elif ingest["unqueued"]:
         dropped["stopped"] += ingest["unqueued"] * len(senders)
     unanswered = _sum(sender["unanswered"] for sender in senders)
@@ -145,7 +173,7 @@ def _ledger(settings: Settings, ingest: dict[str, Any], senders: list[dict[str, 
         "sampled_out": sum(ingest["sampled_out"].values()),
         "withheld": sum(ingest["withheld"].values()),
         "selected": ingest["selected"],
-        "fanout": ingest["selected"] * (fanned - 1),
+        "fanout": ingest["selected"] * (fanned - 1) if routed is None else routed["fanout"],
         "sent": sum(sender["sent"] for sender in senders),
         "dropped": sum(dropped.values()),
         "answered": sum(sender["answered"] for sender in senders),
@@ -205,7 +233,9 @@ def _rate(settings: Settings, found: dict[str, Any], ledger: dict[str, Any]) -> 
     lasts = [s["last_sent_ns"] for s in found["senders"] if s["last_sent_ns"]]
     took = max(lasts) - min(firsts) if firsts else 0
     achieved = (ledger["sent"] - 1) * 1e9 / took if took and ledger["sent"] > 1 else None
-    copies = max(len(settings.targets), 1)
+    copies: float = max(len(settings.targets), 1)
+    if settings.selection.routing is not None:
+        copies = (ledger["selected"] + ledger["fanout"]) / max(ledger["selected"], 1)
     asked: float | None = None
     ingest = found["ingest"]
     if settings.pace.kind == "rate":

@@ -11,7 +11,7 @@ from typing import Any
 from replay.errors import UsageError
 from replay.units import MILLION, Pace
 
-__all__ = ["SAFE_METHODS", "Selection", "Settings", "Target", "host", "methods", "network", "suffix", "target"]
+__all__ = ["Routing", "SAFE_METHODS", "Selection", "Settings", "Target", "host", "methods", "network", "suffix", "target"]
 
 #: RFC 9110 9.2.1, without TRACE, which no client of a service sends.
 SAFE_METHODS = ("GET", "HEAD", "OPTIONS")
@@ -24,6 +24,23 @@ class Target:
     url: str
     host: str
     port: int
+
+
+@dataclass(frozen=True, slots=True)
+class Routing:
+    """A compiled policy: tables for `_fastpath.Routes`.
+
+    blocks: sets of conditions, in order, each of a route.  routes: indexes of their mirrors.  mirrors: what each does; `queue` is an index into targets.
+    names: of the routes.  words: of the policy, a line a route, for people.  shares: of the mirrors, in parts per million.  source: files."""
+
+    blocks: tuple[dict[str, Any], ...]
+    routes: tuple[tuple[int, ...], ...]
+    mirrors: tuple[dict[str, Any], ...]
+    targets: tuple[Target, ...]
+    names: tuple[str, ...]
+    destinations: tuple[str, ...]
+    words: tuple[str, ...]
+    source: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +64,7 @@ class Selection:
     suffix: str | None = "-shadow"
     set_host: str | None = None
     set_headers: tuple[tuple[bytes, bytes], ...] = ()
+    append_headers: tuple[tuple[bytes, bytes], ...] = ()
     add_headers: tuple[tuple[bytes, bytes], ...] = ()
     remove_headers: tuple[bytes, ...] = ()
     trace: str = "keep"
@@ -59,6 +77,7 @@ class Selection:
     max_connections: int = 262_144
     threads: int = 1
     max_gap_ns: int = 10 * 10**9
+    routing: Routing | None = None
 
     def for_ingest(self) -> dict[str, Any]:
         """The keyword arguments of `_fastpath.Ingest`. Raises UsageError for a bad regular expression."""
@@ -75,9 +94,10 @@ class Selection:
             "ports": self.ports,
             "since_ns": self.since_ns,
             "until_ns": self.until_ns,
-            "suffix": None if self.suffix is None else self.suffix.encode(),
+            "suffix": None if self.suffix is None or self.routing is not None else self.suffix.encode(),
             "set_host": None if self.set_host is None else self.set_host.encode(),
             "set_headers": self.set_headers,
+            "append_headers": self.append_headers,
             "add_headers": self.add_headers,
             "remove_headers": self.remove_headers,
             "trace": self.trace,

@@ -60,6 +60,11 @@ def test_parse_read_through_a_pipe(tmp_path):
     assert result["engine"] == "read" and result["measured"]["replay"]["requests"] == 500
 
 
+def test_routes(tmp_path):
+    result = bench("bench_routes.py", "--requests", "2000", "--connections", "7", "--rounds", "1", tmp_path=tmp_path)
+    assert set(result["measured"]) == {"no policy", "1 route", "100 routes"} and result["requests"] == 2000
+
+
 def test_first_request(tmp_path):
     result = bench("bench_first_request.py", "--requests", "300", "--rounds", "1", tmp_path=tmp_path)
     assert result["requests"] == 300 and result["first_request_ms"]["min"] > 0

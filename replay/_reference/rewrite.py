@@ -4,6 +4,7 @@ Sources: Envoy 1.40 by experiment (tests/vectors/shadow-host.json), RFC 9110 7.6
 """
 
 import re
+from collections.abc import Callable
 
 BLANKS = b" \t"
 # What Envoy answers with 400 when it stands in a host.
@@ -105,16 +106,32 @@ def rewrite_head(
     set_headers: tuple[tuple[bytes, bytes], ...] = (),
     add_headers: tuple[tuple[bytes, bytes], ...] = (),
     remove_headers: tuple[bytes, ...] = (),
+    *,
+    changes: tuple[tuple[str, bytes, bytes], ...] = (),
+    authority: bytes | None = None,
+    path: Callable[[bytes], bytes] | None = None,
+    marker: bool = False,
 ) -> bytes:
     """The head that is sent, of a head that may be sent (not withheld).
 
-    A header that is set stands where its first line stood, else at the end; added ones come after. The marker is not its business.
+    A header that is set stands where its first line stood, else at the end; added ones come after.
+    changes: (how, name, value) of a mirror, instead of the three before.  authority: stands for the host, before the suffix.  path: old to new, without
+    the query.  marker: x-shadow-replay is added.
     """
+    set_headers = (*set_headers, *((name, value) for how, name, value in changes if how in ("set", "append", "set_if_exists", "add_if_absent")))
+    how_of = {name.lower(): how for how, name, _ in changes if how not in ("add", "remove")}
+    add_headers = (*add_headers, *((name, value) for how, name, value in changes if how == "add"))
+    remove_headers = (*remove_headers, *(name for how, name, _ in changes if how == "remove"), *([b"x-shadow-replay"] if marker else []))
     line, end, fields, empty = split_head(head)
     method, target, version = line.split(b" ", 2)
     _, host = host_of(head)
     parts = split_target(method, target)
     assert host is not None and parts is not None
+    host = host if authority is None else authority
+    origin = parts[1]
+    if path is not None and origin.startswith(b"/"):
+        old, mark, query = origin.partition(b"?")
+        origin = path(old) + mark + query
     new_host = set_host if set_host is not None else shadow_host(host, suffix) if suffix is not None else host
 
     named = {option.strip(BLANKS).lower() for f in fields if name_of(f) == b"connection" for option in value_of(f).split(b",")}
@@ -132,12 +149,19 @@ def rewrite_head(
                 at = field.index(value, field.index(b":") + 1) if value else line_end
                 out.append(field[:at] + new_host + field[at + len(value) :])
             done.add(name)
-        elif name in to_set:
-            if name not in done:
+        elif name in to_set and name not in gone:
+            how = how_of.get(name, "set")
+            if how == "add_if_absent" or (how == "append" and name in done):
+                out.append(field)
+            elif how == "append":
+                kept = field.rstrip(b"\r\n \t")
+                out.append(kept + (b"" if kept.endswith(b":") and not value_of(field) else b",") + to_set[name][1] + b"\r\n")
+            elif name not in done:
                 out.append(b"%s: %s\r\n" % to_set[name])
             done.add(name)
         elif name not in gone:
             out.append(field)
-    out += [b"%s: %s\r\n" % pair for name, pair in to_set.items() if name not in done]
+    out += [b"%s: %s\r\n" % pair for name, pair in to_set.items() if name not in done and how_of.get(name) != "set_if_exists"]
     out += [b"%s: %s\r\n" % pair for pair in add_headers]
-    return b"".join([method, b" ", parts[1], b" ", version, end, *out, empty])
+    out += [b"x-shadow-replay: 1\r\n"] if marker else []
+    return b"".join([method, b" ", origin, b" ", version, end, *out, empty])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
@@ -254,6 +255,92 @@ def served(address: tuple[str, int] | None, counted: Any) -> Iterator[str | None
 def policy(command: F) -> F:
     """How a policy is read."""
     return _apply(_POLICY, command)
+
+
+def policy_file(command: F) -> F:
+    """--policy, how it is read, and --mirror-headers."""
+    return _apply([*_POLICY_FILE, *_POLICY], command)
+
+
+_POLICY_HAS = ("percent", "sample_by", "shadow_suffix", "set_host", "set_header", "add_header", "remove_header", "trace", "to")
+
+
+def routed(ctx: click.Context, given: dict[str, Any], chosen: Selection) -> tuple[Selection, tuple[str, ...]]:
+    """The selection with the policy of --policy in it, and its warnings; takes those options out of `given`. Raises PolicyError, UsageError."""
+    words, mesh, resolve, namespace, headers = (given.pop(name) for name in ("policy", "mesh", "resolve", "namespace", "mirror_headers"))
+    if not words:
+        for name, value in (("--mesh", mesh), ("--resolve", resolve)):
+            if value:
+                raise UsageError(f"{name} belongs to a policy; give one with --policy")
+        if headers != "none":
+            address = _proxy(headers, given.get("to") or ())
+            chosen = dataclasses.replace(
+                chosen,
+                set_headers=(*chosen.set_headers, (b"x-envoy-internal", b"true")),
+                append_headers=(*chosen.append_headers, (b"x-forwarded-for", address.encode())),
+            )
+        return chosen, ()
+    for param in ctx.command.params:
+        if param.name in _POLICY_HAS and ctx.get_parameter_source(param.name) not in (ParameterSource.DEFAULT, None):
+            more = "; the address of a destination is given with --resolve" if param.name == "to" else "; write it into the policy"
+            raise UsageError(f"--policy: not together with {max(param.opts, key=len)}, which a policy says itself{more}")
+    from replay.policy import Names, load
+    from replay.policy.compiled import compile_policy
+
+    loaded, diagnoses = load(words, mesh=mesh, names=Names(resolve), namespace=namespace)
+    urls = tuple(mirror.target.url for mirror in loaded.mirrors if mirror.target is not None)
+    routing = compile_policy(loaded, like_envoy=headers != "none", proxy=_proxy(headers, urls))
+    return dataclasses.replace(chosen, routing=routing), tuple(str(one) for one in diagnoses.warnings)
+
+
+def _proxy(headers: str, urls: tuple[str, ...]) -> str:
+    """The address that is appended to x-forwarded-for: the one given, else that of this machine towards the first target."""
+    given = headers.partition(":")[2]
+    if given or not urls:
+        return given or "127.0.0.1"
+    import socket
+
+    from replay.settings import target
+
+    to = target(urls[0])
+    try:
+        family, kind, *_, where = socket.getaddrinfo(to.host, to.port, type=socket.SOCK_DGRAM)[0]
+        with socket.socket(family, kind) as probe:  # a datagram socket sends nothing when it connects
+            probe.connect(where)
+            return str(probe.getsockname()[0])
+    except OSError:
+        return "127.0.0.1"
+
+
+def _mirror_headers(text: str) -> str:
+    import ipaddress
+
+    kind, colon, address = text.partition(":")
+    if kind not in ("none", "envoy") or (kind == "none" and colon):
+        raise ValueError(f"{text!r} is neither none nor envoy (envoy:ADDRESS for the address that goes into x-forwarded-for)")
+    if colon:
+        try:
+            ipaddress.ip_address(address)
+        except ValueError:
+            raise ValueError(f"{address!r} is no address; write envoy:10.0.0.5") from None
+    return text
+
+
+_POLICY_FILE = [
+    click.option(
+        "--policy",
+        multiple=True,
+        metavar="FILE",
+        help="What to mirror, where to and how much: our own language, Istio, Gateway API or Envoy; a file or folder (repeatable). Excludes --percent.",
+    ),
+    click.option(
+        "--mirror-headers",
+        type=Unit("none|envoy[:ADDRESS]", _mirror_headers),
+        default="none",
+        show_default=True,
+        help="envoy: x-envoy-internal and x-forwarded-for are added as Envoy does to a copy.",
+    ),
+]
 
 
 def config(command: F) -> F:

@@ -13,9 +13,14 @@ def introduction(settings: Settings, plan: Plan) -> list[str]:
     """What is about to be done: target, share, methods, writes, planned duration."""
     to = ", ".join(one.url for one in settings.targets) or "nowhere"
     host = settings.selection.set_host or (f"NAME{settings.selection.suffix}" if settings.selection.suffix else "as captured")
+    routing = settings.selection.routing
     share = report.share_text(settings)
     doing = "sending to" if not settings.dry_run else "dry run, would send to" if settings.targets else "dry run, sending"
-    lines = [f"{doing} {to}: {share}, {', '.join(settings.selection.methods) or 'every method'}, Host {host}, pace {settings.pace}"]
+    if routing is not None:
+        methods = ", ".join(settings.selection.methods) or "every method"
+        lines = [f"policy {routing.source}: {doing} {to}, {methods}, pace {settings.pace}", *_few(routing.words)]
+    else:
+        lines = [f"{doing} {to}: {share}, {', '.join(settings.selection.methods) or 'every method'}, Host {host}, pace {settings.pace}"]
     if settings.selection.shard is not None:
         at, of = settings.selection.shard
         lines[0] += f", shard {at + 1} of {of}"
@@ -28,8 +33,8 @@ def introduction(settings: Settings, plan: Plan) -> list[str]:
         return [*lines, "the captures cannot be read ahead: how long it takes and how many writes there are is not known"]
     about = "" if plan.whole else "about "
     factor = 1.0 if plan.whole or not plan.share_read else 1 / plan.share_read
-    copies = max(len(settings.targets), 1) * settings.loop
-    selected, writes = int(counts["selected"] * factor) * copies, int(counts["writes"] * factor) * copies
+    copies = _copies(settings, counts) * settings.loop
+    selected, writes = int(int(counts["selected"] * factor) * copies), int(int(counts["writes"] * factor) * copies)
     lines.append(f"planned: {about}{selected:,} requests, {about}{writes:,} of them writes, {_planned(settings, plan)}")
     if counts["gaps_cut"] and settings.pace.kind == "original":
         passes = {key: counts[key] * settings.loop for key in ("gaps_cut", "gaps_cut_ns")}
@@ -37,6 +42,18 @@ def introduction(settings: Settings, plan: Plan) -> list[str]:
     if plan.guard:
         lines.append("refused: the target is a server of this capture, nothing is sent (--allow-production, where that is meant)")
     return lines
+
+
+def _few(words: tuple[str, ...]) -> list[str]:
+    """Of a policy in words at most 20 lines."""
+    return [*words] if len(words) <= 20 else [*words[:19], f"     … {len(words) - 19:,} more lines (replay policy FILE)"]
+
+
+def _copies(settings: Settings, counts: dict[str, Any]) -> float:
+    """Copies of a selected request, on average."""
+    if settings.selection.routing is None:
+        return max(len(settings.targets), 1)
+    return float(sum(counts["routed"]["queued"]) / max(counts["selected"], 1))
 
 
 def _silences(settings: Settings, counts: dict[str, Any]) -> str:
@@ -53,7 +70,7 @@ def duration(settings: Settings, plan: Plan) -> int | None:
 
 def asked(settings: Settings, plan: Plan) -> float | None:
     """Requests a second to all targets by the plan; None when that is not known, or as fast as it goes."""
-    copies = max(len(settings.targets), 1)
+    copies = _copies(settings, plan.counts) if plan.counts is not None else max(len(settings.targets), 1)
     if settings.pace.kind == "rate":
         return settings.pace.value * copies
     if settings.pace.kind == "max" or plan.counts is None or not plan.counts["end_offset_ns"]:

@@ -33,6 +33,7 @@ _POLL_S = 0.05
 @click.option("--to", "to", multiple=True, metavar="URL", help="The shadow service, http://host:port (repeatable: each gets a copy).")
 @options.select
 @options.change
+@options.policy_file
 @click.option("--pace", type=options.PACE, default="original", show_default=True, help="original, 2x (twice as fast), 500/s (evenly), or max.")
 @click.option("--start-at", type=options.AHEAD, help="Begin at this time: 2026-08-01T10:00:00Z, or +10s from now; for shards that begin together.")
 @click.option("--max-gap", type=options.DURATION, default="10s", show_default=True, help="A longer silence in the capture is cut to this.")
@@ -81,8 +82,12 @@ def run(ctx: click.Context, /, captures: tuple[str, ...], to: tuple[str, ...], q
     """
     if verbose:
         _tell("options:", *options.effective(ctx))
-    selection = options.selection(given)
-    targets = tuple(target(text) for text in to)
+    given["to"] = to
+    selection, warnings = options.routed(ctx, given, options.selection(given))
+    if not quiet:
+        _tell(*warnings)
+    routing = selection.routing
+    targets = tuple(target(text) for text in to) if routing is None else routing.targets
     settings = Settings(
         captures=captures,
         selection=selection,

@@ -132,8 +132,7 @@ def _each_by(key: str, known: Iterable[str] = ()) -> Callable[[View], Samples]:
 
 def _dropped(view: View) -> Samples:
     """What stood in no queue when the run was stopped counts at each target, as in the report."""
-    unqueued = view.ingest.get("unqueued", 0)
-    for target, sender in view.senders:
+    for (target, sender), (_, unqueued) in zip(view.senders, _queued(view), strict=True):
         counts = dict.fromkeys(_DROPPED, 0) | sender["dropped"]
         counts["stopped"] += unqueued
         for reason, count in counts.items():
@@ -142,12 +141,23 @@ def _dropped(view: View) -> Samples:
 
 def _waiting(view: View) -> Samples:
     """What is selected, queued at this target, and has not left."""
-    selected = view.ingest.get("selected", 0) - view.ingest.get("unqueued", 0)
-    return [((target,), max(0, selected - sender["sent"] - sum(sender["dropped"].values()))) for target, sender in view.senders]
+    return [
+        ((target,), max(0, meant - unqueued - sender["sent"] - sum(sender["dropped"].values())))
+        for (target, sender), (meant, unqueued) in zip(view.senders, _queued(view), strict=True)
+    ]
+
+
+def _queued(view: View) -> list[tuple[int, int]]:
+    """Of each target: copies meant for it, and those that never got into its queue."""
+    routed = view.ingest.get("routed")
+    if routed is not None:
+        return list(zip(routed["queued"], routed["unqueued"], strict=True))
+    return [(view.ingest.get("selected", 0), view.ingest.get("unqueued", 0))] * len(view.targets)
 
 
 def _fanout(view: View) -> Samples:
-    return [((), view.ingest.get("selected", 0) * max(len(view.targets) - 1, 0))]
+    routed = view.ingest.get("routed")
+    return [((), view.ingest.get("selected", 0) * max(len(view.targets) - 1, 0) if routed is None else routed["fanout"])]
 
 
 _DROPPED = _fastpath.SENDER_REASONS[1:7]

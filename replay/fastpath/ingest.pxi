@@ -1,9 +1,4 @@
 # The ingest half: packets in, batches of requests out; one nogil thread body. What Python configures and reads of it.
-from cpython.ref cimport Py_DECREF, Py_INCREF, PyObject
-import os as _os
-import re as _re
-
-
 
 class _hashlib:
     """hashlib, which loads OpenSSL, for those alone who want digests."""
@@ -42,6 +37,7 @@ cdef struct Counters:             # one thread writes, others read
     int64_t writes
     int64_t sampled_out
     int64_t no_key
+    int64_t limited
     int64_t digest
     int64_t first_ns
     int64_t last_ns
@@ -123,6 +119,7 @@ cdef struct Engine:               # owned by one Ingest; one thread writes, othe
     bint guard_on
     int64_t* guard_hit
     PyObject* guard
+    Router* router                # owns; NULL without a policy
     PyObject* path_pattern
     PyObject* host_pattern
     # time
@@ -228,19 +225,12 @@ cdef uint8_t message_filter(Engine* g, Message* m, const uint8_t* p, const Head*
 
 # ---- the class ------------------------------------------------------------------------------------------------------------------
 
-SAMPLE_BY = ("request", "connection", "client-ip", "path", "header", "cookie", "query")
-TRACE = ("keep", "unsample", "drop")
-#: fields that decide framing or the connection: the rewriter owns them
-FIXED_FIELDS = frozenset((b"host", b"content-length", b"transfer-encoding", b"connection", b"keep-alive", b"proxy-connection",
-                          b"expect", b"upgrade", b"te", b"trailer", b"x-shadow-replay"))
-
-
 cdef class Ingest:
     """Packets of a source into batches of requests.
 
     source: a PacketSource.  queues: Queues that all get the same batches (none: only count).  The options are those of the command
     line, as plain values.  threads: 1, or 2 to take and scout packets in a thread beside `run` (a Capture without a limit; else it stays one).
-    Raises ValueError for a value that cannot be."""
+    routes: a compiled policy; then each queue gets the copies for its target.  Raises ValueError for a value that cannot be."""
     cdef Engine g
     cdef Decoder decoder
     cdef bint has_decoder
@@ -257,6 +247,7 @@ cdef class Ingest:
     cdef int64_t n_not_passed     # packets that the filter did not let through
     cdef list queues
     cdef Auth auth
+    cdef Routes routes
     cdef list kept                # bytes objects that Rules borrows from
     cdef object path_pattern
     cdef object host_pattern
@@ -273,18 +264,16 @@ cdef class Ingest:
 
     def __init__(self, PacketSource source not None, queues, Pool pool not None, Stop stop not None, *, bint show=False, bint incomplete=False, bint record=False, bint digests=True,
                  int64_t share=1_000_000, str sample_by="request", uint64_t seed=0, shard=None, methods=None, path=None, host=None, client=(), server=(),
-                 ports=(), since_ns=None, until_ns=None, int64_t limit=0, suffix=b"-shadow", set_host=None, set_headers=(), add_headers=(),
+                 ports=(), since_ns=None, until_ns=None, int64_t limit=0, suffix=b"-shadow", set_host=None, set_headers=(), append_headers=(), add_headers=(),
                  remove_headers=(), str trace="keep", credentials=None, bint loose=False, bint split_by_network=False, uint64_t max_head=65536,
                  uint64_t max_body=64 << 20, uint64_t max_connections=262144, uint64_t max_memory=64 << 20,
                  int64_t max_gap_ns=10_000_000_000, Guard guard=None, PacketFilter packet_filter=None,
-                 int64_t offset_ns=0, int64_t loop=0, bint last=True, int threads=1):
+                 int64_t offset_ns=0, int64_t loop=0, bint last=True, int threads=1, Routes routes=None):
         cdef Engine* g = &self.g
         cdef Rules* r = &g.rules
         cdef int i
         if g.table != NULL:
             raise RuntimeError("an Ingest is made once")
-        if not 0 <= share <= 1_000_000:
-            raise ValueError("share is in parts per million, 0 to 1,000,000")
         self.source, self.stop, self.pool, self.guard, self.last = source, stop, pool, guard, last
         self.packet_filter = packet_filter
         if not 1 <= threads <= 2:
@@ -320,26 +309,19 @@ cdef class Ingest:
             g.guard_hit = &guard.hit
             g.guard_on = guard.count > 0
         # rules
-        r.all = share == 1_000_000
-        r.threshold = min((int(share) << 64) // 1_000_000, (1 << 64) - 1)
-        kind, _, name = sample_by.partition(":")
-        if kind not in SAMPLE_BY or (kind in SAMPLE_BY[4:]) != bool(name):
-            raise ValueError(f"sample_by: {sample_by!r} is none of {', '.join(SAMPLE_BY)} (header, cookie and query with :NAME)")
-        r.sample_by = SAMPLE_BY.index(kind)
-        r.sample_name = self.text(name.lower() if kind == "header" else name)
-        r.seed = seed
+        rules_sample(r, share, sample_by, seed, self.kept)
         r.shard, r.shards = (0, 0) if shard is None else shard
         if r.shards and r.shard >= r.shards:
             raise ValueError("shard: (number from 0, how many)")
         methods = list(methods or ())
-        r.methods = <Text*>self.room(len(methods), sizeof(Text))
+        r.methods = <Text*>kept_room(self.kept, len(methods), sizeof(Text))
         r.method_count = len(methods)
         for i in range(r.method_count):
-            r.methods[i] = self.text(methods[i])
+            r.methods[i] = kept_text(self.kept, methods[i])
         r.client_count, r.server_count = len(client), len(server)
-        r.clients, r.servers = self.networks(client), self.networks(server)
+        r.clients, r.servers = kept_networks(self.kept, client), kept_networks(self.kept, server)
         ports = list(ports)
-        r.ports = <uint16_t*>self.room(len(ports), sizeof(uint16_t))
+        r.ports = <uint16_t*>kept_room(self.kept, len(ports), sizeof(uint16_t))
         r.port_count = len(ports)
         for i in range(r.port_count):
             r.ports[i] = ports[i]
@@ -351,37 +333,31 @@ cdef class Ingest:
         g.path_pattern, g.host_pattern = <PyObject*>self.path_pattern, <PyObject*>self.host_pattern
         r.filters = (r.method_count or r.client_count or r.server_count or r.port_count or r.has_path or r.has_host
                      or since_ns is not None or until_ns is not None)
-        r.has_suffix = suffix is not None
-        r.suffix = self.text(suffix or b"")
-        r.has_literal = set_host is not None
-        r.literal = self.text(set_host or b"")
-        r.sets = self.fields(set_headers, &r.set_count)
-        r.adds = self.fields(add_headers, &r.add_count)
-        if r.set_count > 64:
-            raise ValueError("at most 64 headers can be set")
-        removes = [n.lower() for n in remove_headers]
-        r.removes = <Text*>self.room(len(removes), sizeof(Text))
-        r.remove_count = len(removes)
-        for i in range(r.remove_count):
-            if removes[i] in FIXED_FIELDS:
-                raise ValueError(f"the header {removes[i].decode('latin-1')} cannot be removed: it decides the framing or the connection")
-            r.removes[i] = self.text(removes[i])
-        if trace not in TRACE:
-            raise ValueError(f"trace: {trace!r} is none of {', '.join(TRACE)}")
-        r.trace = TRACE.index(trace)
-        r.marker = suffix is None and set_host is None
+        rules_rewrite(
+            r, suffix, set_host, [*(("set", *pair) for pair in set_headers), *(("append", *pair) for pair in append_headers)],
+            [("set", *pair) for pair in add_headers], remove_headers, trace, self.kept,
+        )
         r.auth = &self.auth
         if credentials is not None:
             self.credentials(credentials[0], list(credentials[1]))
+            r.edits = True
         r.loose = loose
-        r.edits = r.marker or r.set_count > 0 or r.add_count > 0 or r.remove_count > 0 or r.trace != TRACE_KEEP or self.auth.on
         # tables
         g.queue_count = len(self.queues)
-        g.queues = <PyObject**>self.room(g.queue_count, sizeof(PyObject*))
+        g.queues = <PyObject**>kept_room(self.kept, g.queue_count, sizeof(PyObject*))
         for i in range(g.queue_count):
             if not isinstance(self.queues[i], Queue):
                 raise TypeError("queues are of class Queue")
             g.queues[i] = <PyObject*>self.queues[i]
+        self.routes = routes
+        if routes is not None:
+            if g.queue_count and g.queue_count != routes.table.queue_count:
+                raise ValueError("a policy needs a queue for each of its targets")
+            g.router = router_new(&routes.table, routes.table.queue_count)
+            r.all = False         # its mirrors decide
+            for i in range(routes.table.mirror_count):
+                routes.table.mirrors[i].rules.auth = &self.auth
+                routes.table.mirrors[i].rules.edits = routes.table.mirrors[i].rules.edits or self.auth.on
         for i in range(4):
             g.secret[i] = int.from_bytes(_os.urandom(8), "little")
         g.table = <Conn**>calloc(4096, sizeof(Conn*))
@@ -390,19 +366,6 @@ cdef class Ingest:
             raise MemoryError
         self.has_decoder = True
         self.decoder.split_by_network = split_by_network
-
-    cdef void* room(self, size_t count, size_t size) except NULL:
-        cdef bytes block = bytes((count + 1) * size)
-        self.kept.append(block)
-        return <void*><char*>block
-
-    cdef Text text(self, object value) except *:
-        cdef Text t
-        cdef bytes held = value.encode("latin-1") if isinstance(value, str) else bytes(value)
-        self.kept.append(held)
-        t.p = <const uint8_t*>held
-        t.n = len(held)
-        return t
 
     cdef int credentials(self, token, list pairs) except -1:
         """What `--auth-file` says. token: for each Authorization, or None.  pairs: of old and new values."""
@@ -413,52 +376,20 @@ cdef class Ingest:
         while slots < 2 * len(pairs):
             slots *= 2
         a.mask = slots - 1
-        a.olds, a.news = <Text*>self.room(slots, sizeof(Text)), <Text*>self.room(slots, sizeof(Text))
+        a.olds, a.news = <Text*>kept_room(self.kept, slots, sizeof(Text)), <Text*>kept_room(self.kept, slots, sizeof(Text))
         a.on, a.one = True, token is not None
-        a.token = self.text(token or b"")
+        a.token = kept_text(self.kept, token or b"")
         a.longest = a.token.n
         for one, other in pairs:
-            old = self.text(one)
+            old = kept_text(self.kept, one)
             slot = <uint32_t>xxh64(old.p, old.n, 0) & a.mask
             while a.olds[slot].p != NULL and not (a.olds[slot].n == old.n and memcmp(a.olds[slot].p, old.p, old.n) == 0):
                 slot = (slot + 1) & a.mask
             a.olds[slot] = old
-            a.news[slot] = self.text(other)
+            a.news[slot] = kept_text(self.kept, other)
             if a.news[slot].n > a.longest:
                 a.longest = a.news[slot].n
         return 0
-
-    cdef Field* fields(self, pairs, int* count) except NULL:
-        pairs = list(pairs)
-        cdef Field* out = <Field*>self.room(len(pairs), sizeof(Field))
-        cdef int i
-        count[0] = len(pairs)
-        for i in range(count[0]):
-            name, value = pairs[i]
-            if not name or not all(HTTP1_TOKEN[c] for c in name):
-                raise ValueError(f"{name!r} is no header name (RFC 9110 5.1)")
-            if any(c < 32 and c != 9 or c == 127 for c in value):
-                raise ValueError(f"the value of header {name.decode('latin-1')} holds a control byte")
-            if name.lower() in FIXED_FIELDS:
-                raise ValueError(f"the header {name.decode('latin-1')} cannot be set here: it decides the framing or the connection"
-                                 + (" (use --set-host)" if name.lower() == b"host" else ""))
-            out[i].name = self.text(name.lower())
-            out[i].shown = self.text(name)
-            out[i].value = self.text(value)
-        return out
-
-    cdef Network* networks(self, nets) except NULL:
-        nets = list(nets)
-        cdef Network* out = <Network*>self.room(len(nets), sizeof(Network))
-        cdef bytes address
-        cdef int i
-        for i in range(len(nets)):
-            address, bits = nets[i]
-            if len(address) != 16 or not 0 <= bits <= 128:
-                raise ValueError("a network has 16 bytes and 0 to 128 bits")
-            memcpy(out[i].address, <const uint8_t*>address, 16)
-            out[i].bits = bits
-        return out
 
     def __dealloc__(self):
         cdef Engine* g = &self.g
@@ -477,6 +408,7 @@ cdef class Ingest:
             free(m)
         if g.batch != NULL:
             batch_release(g.batch)
+        router_free(g.router, self.routes.table.queue_count if self.routes is not None else 0)
         if self.has_decoder:
             decoder_free(&self.decoder)
         lane_free(&self.full)
@@ -696,7 +628,7 @@ cdef class Ingest:
         return {
             "found": count_get(&g.n.found),
             "filtered": {FILTERED[i]: g.n.filtered[i] for i in range(1, FILTERED_COUNT) if g.n.filtered[i]},
-            "sampled_out": {k: v for k, v in (("share", g.n.sampled_out), ("no_key", g.n.no_key)) if v},
+            "sampled_out": {k: v for k, v in (("share", g.n.sampled_out), ("no_key", g.n.no_key), ("limit", g.n.limited)) if v},
             "withheld": {WITHHELD[i]: g.n.withheld[i] for i in range(1, WITHHELD_COUNT) if g.n.withheld[i]},
             "other_shards": count_get(&g.n.elsewhere),
             "selected": count_get(&g.n.selected),

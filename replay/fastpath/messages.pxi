@@ -77,6 +77,9 @@ cdef struct Message:              # a request from the end of its head until it 
     uint32_t host_len
     uint32_t authority_at
     uint32_t authority_len
+    uint32_t copies               # with a policy: the mirrors of its route that take it, a bit each
+    uint32_t dropped_copies       # … of them those that a bound of the mirror holds back
+    int32_t route                 # with a policy: -1 none
     uint32_t captured_host_len    # record: in front of the rewritten head in buf, and behind it
     uint32_t captured_target_len  # … the captured target
     uint32_t flags                # RequestFlag
@@ -166,6 +169,7 @@ cdef Message* message_new(Engine* g) noexcept nogil:
             return NULL
     memset(m, 0, <uint8_t*>&m.client - <uint8_t*>m)
     m.response_ns = -1
+    m.route = -1
     g.live += 1
     return m
 
@@ -602,7 +606,10 @@ cdef void request_head(Engine* g, Conn* c, int side, const uint8_t* p, size_t n,
         key[37] = (m.seq >> 16) & 255
         key[38] = (m.seq >> 8) & 255
         key[39] = m.seq & 255
-        m.sampled = sample_taken(&g.rules, key, p, h)
+        if g.router != NULL:
+            message_route(g, m, p, h, &host, origin_at, key)
+        else:
+            m.sampled = sample_taken(&g.rules, key, p, h)
         m.wanted = g.collect and (m.sampled == 1 or g.show)   # what is withheld is shown whether sampled or not
     m.authority_at = <uint32_t>(host.p - p) if host.p != NULL else 0
     m.authority_len = <uint32_t>host.n
@@ -641,7 +648,11 @@ cdef void request_head(Engine* g, Conn* c, int side, const uint8_t* p, size_t n,
                 if h.hosts:
                     m.flags |= REQUEST_HOST_CAPTURED
             before = m.captured_host_len + m.captured_target_len
-            if g.lasting and not g.record and rewrite_splices(&g.rules, h, origin_at) and message_borrow(g, m, p, h, host_len):
+            if g.router != NULL:
+                if not message_copies(g, m, p, h, host, origin_at):
+                    m.len = 0
+                    message_fails(g, m, INCOMPLETE_EVICTED)
+            elif g.lasting and not g.record and rewrite_splices(&g.rules, h, origin_at) and message_borrow(g, m, p, h, host_len):
                 pass
             elif message_room(g, m, before + rewrite_bound(&g.rules, h) + (h.content_length if 0 < h.content_length <= 4096 else 0)) < 0:
                 message_fails(g, m, INCOMPLETE_EVICTED)
@@ -649,7 +660,9 @@ cdef void request_head(Engine* g, Conn* c, int side, const uint8_t* p, size_t n,
                 memcpy(m.buf, p + h.host_at, m.captured_host_len)
                 memcpy(m.buf + m.captured_host_len, p + h.target_at, m.captured_target_len)
                 m.len = rewrite_head(&g.rules, p, h, host, origin_at, m.buf + before, &m.host_at, &m.target_at, &m.target_len)
-            if not m.incomplete:
+            if g.router != NULL:
+                g.window_bytes += m.len
+            elif not m.incomplete:
                 m.head_len = <uint32_t>m.len
                 m.len += before
                 m.host_len = host_len

@@ -20,6 +20,18 @@ cdef uint8_t* put_field(uint8_t* out, Text name, Text value) noexcept nogil:
     return put(out, <const uint8_t*>b"\r\n", 2)
 
 
+cdef uint8_t* put_appended(uint8_t* out, const uint8_t* p, size_t at, size_t next_at, size_t colon, Text value) noexcept nogil:
+    """The field line p[at:next_at] with a comma and one more value behind its own."""
+    cdef size_t last = next_at
+    while last > colon + 1 and p[last - 1] <= 32:
+        last -= 1
+    out = put(out, p + at, last - at)
+    if last > colon + 1:
+        out = put(out, <const uint8_t*>b",", 1)
+    out = put(out, value.p, value.n)
+    return put(out, <const uint8_t*>b"\r\n", 2)
+
+
 cdef uint8_t* put_host(const Rules* r, uint8_t* out, Text host) noexcept nogil:
     cdef size_t at
     if r.has_literal:
@@ -321,10 +333,18 @@ cdef size_t rewrite_head(const Rules* r, const uint8_t* p, const Head* h, Text h
             found = False
             for k in range(r.set_count):
                 if not drop and not found and r.sets[k].name.n == i and http1_same(p + at, <const char*>r.sets[k].name.p, i):
-                    found = True
-                    if not (set_done >> k) & 1:
-                        o = put_field(o, r.sets[k].shown, r.sets[k].value)
+                    if r.sets[k].how == CHANGE_ADD_IF_ABSENT:
                         set_done |= <uint64_t>1 << k
+                    elif r.sets[k].how == CHANGE_APPEND:
+                        if not (set_done >> k) & 1:
+                            o = put_appended(o, p, at, next_at, colon, r.sets[k].value)
+                            set_done |= <uint64_t>1 << k
+                            found = True
+                    else:
+                        found = True
+                        if not (set_done >> k) & 1:
+                            o = put_field(o, r.sets[k].shown, r.sets[k].value)
+                            set_done |= <uint64_t>1 << k
             if found:
                 at = next_at
                 continue
@@ -360,7 +380,7 @@ cdef size_t rewrite_head(const Rules* r, const uint8_t* p, const Head* h, Text h
             o = put(o, p + at, next_at - at)
         at = next_at
     for k in range(r.set_count):
-        if not (set_done >> k) & 1:
+        if not (set_done >> k) & 1 and r.sets[k].how != CHANGE_SET_IF_EXISTS:
             o = put_field(o, r.sets[k].shown, r.sets[k].value)
     for k in range(r.add_count):
         o = put_field(o, r.adds[k].shown, r.adds[k].value)

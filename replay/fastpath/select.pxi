@@ -24,14 +24,25 @@ cdef enum:                        # Filtered
     FILTERED_METHOD = 5
     FILTERED_HOST = 6
     FILTERED_PATH = 7
-    FILTERED_COUNT = 8
+    FILTERED_NO_ROUTE = 8         # no route of the policy matches
+    FILTERED_NOT_MIRRORED = 9     # its route has no mirror
+    FILTERED_COUNT = 10
 
-FILTERED = (None, "time", "server", "client", "port", "method", "host", "path")
+FILTERED = (None, "time", "server", "client", "port", "method", "host", "path", "no_route", "not_mirrored")
+
+cdef enum Change:                 # how a header of Rules.sets is changed
+    CHANGE_SET = 0                # the first one gets the value, others go; added where there is none
+    CHANGE_APPEND = 1             # a comma and the value behind the first one; added where there is none
+    CHANGE_SET_IF_EXISTS = 2
+    CHANGE_ADD_IF_ABSENT = 3
+
+CHANGES = ("set", "append", "set_if_exists", "add_if_absent")
 
 cdef struct Field:
     Text name                     # lower case for comparing
     Text shown                    # as the user wrote it
     Text value
+    int how                       # Change
 
 cdef struct Network:
     uint8_t address[16]

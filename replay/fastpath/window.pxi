@@ -178,6 +178,8 @@ cdef void window_emit(Engine* g, Message* m) noexcept nogil:
         count_set(&g.n.last_ns, m.ts_ns)
     if m.elsewhere:
         return                    # it moved the clock of the capture on, as in a run that has it
+    if m.route >= 0:
+        count_add(&g.router.table.routes[m.route].matched, 1)
     if m.filtered:
         count_add(&g.n.filtered[m.filtered], 1)
         return
@@ -190,6 +192,12 @@ cdef void window_emit(Engine* g, Message* m) noexcept nogil:
     if m.sampled != 1:
         count_add(&g.n.sampled_out if m.sampled == 0 else &g.n.no_key, 1)
         return
+    if g.router != NULL:
+        message_limits(g, m)
+        if not m.copies & ~m.dropped_copies:
+            count_add(&g.n.limited, 1)
+            return
+        count_add(&g.router.table.fanout, copies_of(m.copies & ~m.dropped_copies) - 1)
     count_add(&g.n.selected, 1)
     if m.flags & REQUEST_WRITE:
         count_add(&g.n.writes, 1)
@@ -199,7 +207,10 @@ cdef void window_emit(Engine* g, Message* m) noexcept nogil:
     memcpy(key + 34, &m.server_port, 2)
     memcpy(key + 36, &m.seq, 4)
     count_add(&g.n.digest, <int64_t>(xxh64(key, 40, <uint64_t>m.ts_ns) >> 1))
-    batch_row(g, m, WITHHELD_NONE, offset, n)
+    if g.router != NULL:
+        routes_rows(g, m, offset, n)
+    else:
+        batch_row(g, m, WITHHELD_NONE, offset, n)
     if g.limit and count_get(&g.n.selected) >= g.limit:
         g.finished = 1
 
@@ -209,6 +220,9 @@ cdef void batch_publish(Engine* g) noexcept nogil:
     cdef Batch* batch = g.batch
     cdef int64_t pause = 50000
     cdef int i
+    if g.router != NULL:
+        routes_publish(g)
+        return
     g.batch = NULL
     if batch == NULL:
         return
@@ -227,6 +241,36 @@ cdef void batch_publish(Engine* g) noexcept nogil:
             pause = 2 * pause if pause < 1000000 else pause
     g.published += 1
     batch_release(batch)
+
+
+cdef inline void row_fill(const Message* m, Request* r, uint8_t withheld, int64_t offset, int64_t n) noexcept nogil:
+    """All of a row but its bytes."""
+    r.ts_ns = m.ts_ns
+    r.offset_ns = offset
+    r.response_ns = m.response_ns - m.ts_ns if m.response_ns >= m.ts_ns and m.status else -1
+    r.n = <uint64_t>n
+    r.flow = m.flow
+    r.body_len = m.body_len
+    r.index = m.index
+    r.head_len = m.head_len
+    r.seq = m.seq
+    r.method_len = m.method_len
+    r.target_at = m.target_at
+    r.target_len = m.target_len
+    r.host_at = m.host_at
+    r.host_len = m.host_len
+    r.authority_at = m.authority_at
+    r.authority_len = m.authority_len
+    r.flags = m.flags | (REQUEST_INCOMPLETE if m.incomplete else 0)
+    r.status = m.status
+    r.version = m.version
+    r.framing = m.framing
+    r.withheld = withheld
+    r.incomplete = m.incomplete
+    r.client_port = m.client_port
+    r.server_port = m.server_port
+    memcpy(r.client, m.client, 16)
+    memcpy(r.server, m.server, 16)
 
 
 cdef void batch_row(Engine* g, Message* m, uint8_t withheld, int64_t offset, int64_t n) noexcept nogil:
@@ -262,32 +306,7 @@ cdef void batch_row(Engine* g, Message* m, uint8_t withheld, int64_t offset, int
         memcpy(batch.arena + batch.used, m.digest, 32)
         r.digest = batch.arena + batch.used
         batch.used += 32
-    r.ts_ns = m.ts_ns
-    r.offset_ns = offset
-    r.response_ns = m.response_ns - m.ts_ns if m.response_ns >= m.ts_ns and m.status else -1
-    r.n = <uint64_t>n
-    r.flow = m.flow
-    r.body_len = m.body_len
-    r.index = m.index
-    r.head_len = m.head_len
-    r.seq = m.seq
-    r.method_len = m.method_len
-    r.target_at = m.target_at
-    r.target_len = m.target_len
-    r.host_at = m.host_at
-    r.host_len = m.host_len
-    r.authority_at = m.authority_at
-    r.authority_len = m.authority_len
-    r.flags = m.flags | (REQUEST_INCOMPLETE if m.incomplete else 0)
-    r.status = m.status
-    r.version = m.version
-    r.framing = m.framing
-    r.withheld = withheld
-    r.incomplete = m.incomplete
-    r.client_port = m.client_port
-    r.server_port = m.server_port
-    memcpy(r.client, m.client, 16)
-    memcpy(r.server, m.server, 16)
+    row_fill(m, r, withheld, offset, n)
     batch.count += 1
     if g.published < 10 and batch.count >= <uint32_t>1 << g.published:
         batch_publish(g)          # the first requests do not wait for a batch to fill

@@ -2,30 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 from replay.errors import UsageError
+from replay.policy.explain import words
 from replay.policy.model import Block, Mirror, Policy, Text
 from replay.policy.patterns import compile_pattern, substitute
-from replay.settings import Target
+from replay.settings import Routing, Target
 
-__all__ = ["Compiled", "compile_policy"]
-
-
-@dataclass(frozen=True, slots=True)
-class Compiled:
-    """blocks, mirrors, routes: for `_fastpath.Routes`.  targets: in order; a mirror's `queue` is an index into them.  names: of the routes.
-    writes its own host: any mirror without suffix and literal, which gets the marker."""
-
-    blocks: tuple[dict[str, Any], ...]
-    routes: tuple[tuple[int, ...], ...]
-    mirrors: tuple[dict[str, Any], ...]
-    targets: tuple[Target, ...]
-    names: tuple[str, ...]
+__all__ = ["compile_policy"]
 
 
-def compile_policy(policy: Policy, *, like_envoy: bool = False, proxy: str | None = None) -> Compiled:
+def compile_policy(policy: Policy, *, like_envoy: bool = False, proxy: str | None = None) -> Routing:
     """Every mirror of the policy has its target. like_envoy: headers that Envoy adds to a copy; proxy: the address that it appends to x-forwarded-for."""
     targets: dict[str, Target] = {}
     mirrors: list[dict[str, Any]] = []
@@ -41,11 +29,20 @@ def compile_policy(policy: Policy, *, like_envoy: bool = False, proxy: str | Non
             mirrors.append(_mirror(mirror, list(targets).index(mirror.target.url), like_envoy, proxy))
         routes.append(tuple(indexes))
         blocks += [_block(block, at) for block in route.blocks]
-    return Compiled(tuple(blocks), tuple(routes), tuple(mirrors), tuple(targets.values()), tuple(route.name for route in policy.routes))
+    return Routing(
+        tuple(blocks),
+        tuple(routes),
+        tuple(mirrors),
+        tuple(targets.values()),
+        tuple(route.name for route in policy.routes),
+        tuple(mirror.to.name for mirror in policy.mirrors),
+        tuple(words(policy)),
+        ", ".join(policy.files),
+    )
 
 
 def _mirror(mirror: Mirror, queue: int, like_envoy: bool, proxy: str | None) -> dict[str, Any]:
-    changes = list(mirror.headers)
+    changes = _last(list(mirror.headers))
     if like_envoy:
         changes += [("set", "x-envoy-internal", "true"), ("append", "x-forwarded-for", proxy or "127.0.0.1")]
     rewrite = None
@@ -65,6 +62,16 @@ def _mirror(mirror: Mirror, queue: int, like_envoy: bool, proxy: str | None) -> 
         "limit": mirror.limit,
         "trace": mirror.trace,
     }
+
+
+def _last(changes: list[tuple[str, str, str]]) -> list[tuple[str, str, str]]:
+    """Where a header is set more than once, the last one counts, as when they are done in order."""
+    kept: list[tuple[str, str, str]] = []
+    for how, name, value in changes:
+        if how == "set":
+            kept = [one for one in kept if one[0] == "remove" or one[1].lower() != name.lower()]
+        kept.append((how, name, value))
+    return kept
 
 
 def _text(test: Text) -> tuple[str, Any, bool, bool]:

@@ -1,0 +1,102 @@
+# Rules out of plain values, for an Ingest and for each mirror of a policy. `kept` holds the memory that they borrow.
+from cpython.ref cimport Py_DECREF, Py_INCREF, PyObject
+import os as _os
+import re as _re
+
+SAMPLE_BY = ("request", "connection", "client-ip", "path", "header", "cookie", "query")
+TRACE = ("keep", "unsample", "drop")
+#: fields that decide framing or the connection: the rewriter owns them
+FIXED_FIELDS = frozenset((b"host", b"content-length", b"transfer-encoding", b"connection", b"keep-alive", b"proxy-connection",
+                          b"expect", b"upgrade", b"te", b"trailer", b"x-shadow-replay"))
+
+
+cdef void* kept_room(list kept, size_t count, size_t size) except NULL:
+    """Zeroed memory for `count` things, and one more."""
+    cdef bytes block = bytes((count + 1) * size)
+    kept.append(block)
+    return <void*><char*>block
+
+
+cdef Text kept_text(list kept, object value) except *:
+    cdef Text t
+    cdef bytes held = value.encode("latin-1") if isinstance(value, str) else bytes(value)
+    kept.append(held)
+    t.p = <const uint8_t*>held
+    t.n = len(held)
+    return t
+
+
+cdef Network* kept_networks(list kept, nets) except NULL:
+    nets = list(nets)
+    cdef Network* out = <Network*>kept_room(kept, len(nets), sizeof(Network))
+    cdef bytes address
+    cdef int i
+    for i in range(len(nets)):
+        address, bits = nets[i]
+        if len(address) != 16 or not 0 <= bits <= 128:
+            raise ValueError("a network has 16 bytes and 0 to 128 bits")
+        memcpy(out[i].address, <const uint8_t*>address, 16)
+        out[i].bits = bits
+    return out
+
+
+cdef Field* kept_fields(list kept, changes, int* count) except NULL:
+    """changes: (how, name, value); how is one of CHANGES."""
+    changes = list(changes)
+    cdef Field* out = <Field*>kept_room(kept, len(changes), sizeof(Field))
+    cdef int i
+    count[0] = len(changes)
+    for i in range(count[0]):
+        how, name, value = changes[i]
+        if not name or not all(HTTP1_TOKEN[c] for c in name):
+            raise ValueError(f"{name!r} is no header name (RFC 9110 5.1)")
+        if any(c < 32 and c != 9 or c == 127 for c in value):
+            raise ValueError(f"the value of header {name.decode('latin-1')} holds a control byte")
+        if name.lower() in FIXED_FIELDS:
+            raise ValueError(f"the header {name.decode('latin-1')} cannot be set here: it decides the framing or the connection"
+                             + (" (use --set-host)" if name.lower() == b"host" else ""))
+        out[i].name = kept_text(kept, name.lower())
+        out[i].shown = kept_text(kept, name)
+        out[i].value = kept_text(kept, value)
+        out[i].how = CHANGES.index(how)
+    return out
+
+
+cdef int rules_sample(Rules* r, int64_t share, str sample_by, uint64_t seed, list kept) except -1:
+    if not 0 <= share <= 1_000_000:
+        raise ValueError("share is in parts per million, 0 to 1,000,000")
+    r.all = share == 1_000_000
+    r.threshold = min((int(share) << 64) // 1_000_000, (1 << 64) - 1)
+    kind, _, name = sample_by.partition(":")
+    if kind not in SAMPLE_BY or (kind in SAMPLE_BY[4:]) != bool(name):
+        raise ValueError(f"sample_by: {sample_by!r} is none of {', '.join(SAMPLE_BY)} (header, cookie and query with :NAME)")
+    r.sample_by = SAMPLE_BY.index(kind)
+    r.sample_name = kept_text(kept, name.lower() if kind == "header" else name)
+    r.seed = seed
+    return 0
+
+
+cdef int rules_rewrite(Rules* r, suffix, set_host, sets, adds, removes, str trace, list kept) except -1:
+    """sets, adds: (how, name, value)."""
+    cdef int i
+    r.has_suffix = suffix is not None
+    r.suffix = kept_text(kept, suffix or b"")
+    r.has_literal = set_host is not None
+    r.literal = kept_text(kept, set_host or b"")
+    r.sets = kept_fields(kept, sets, &r.set_count)
+    r.adds = kept_fields(kept, adds, &r.add_count)
+    if r.set_count > 64:
+        raise ValueError("at most 64 headers can be set")
+    removes = [n.lower() for n in removes]
+    r.removes = <Text*>kept_room(kept, len(removes), sizeof(Text))
+    r.remove_count = len(removes)
+    for i in range(r.remove_count):
+        if removes[i] in FIXED_FIELDS:
+            raise ValueError(f"the header {removes[i].decode('latin-1')} cannot be removed: it decides the framing or the connection")
+        r.removes[i] = kept_text(kept, removes[i])
+    if trace not in TRACE:
+        raise ValueError(f"trace: {trace!r} is none of {', '.join(TRACE)}")
+    r.trace = TRACE.index(trace)
+    r.marker = suffix is None and set_host is None
+    r.edits = r.marker or r.set_count > 0 or r.add_count > 0 or r.remove_count > 0 or r.trace != TRACE_KEEP
+    return 0
