@@ -41,6 +41,7 @@ $(VENV)/.tests: $(VENV)/.built pyproject.toml
 	@touch $@
 
 lint: $(VENV)/.tests
+	$(BIN)/python docs/manual.py
 	$(BIN)/ruff check
 	$(BIN)/mypy
 

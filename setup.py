@@ -1,5 +1,5 @@
 """The one extension. Switches of the environment: REPLAY_DEBUG=1 (bounds checks, asserts, hardly optimised) and REPLAY_TRACE=1 (line coverage of the
-Cython); REPLAY_SANITIZE=1 adds ASan and UBSan. Each flavour has its own folder of generated C, so that none is mistaken for another; give it its own
+Cython); REPLAY_SANITIZE=1 adds ASan and UBSan; REPLAY_FUZZ=1 (with clang) ASan and the counters of a fuzzer. Each flavour has its own folder of generated C, so that none is mistaken for another; give it its own
 --build-base and --build-lib too (`make debug`, `make trace`, `make sanitize` do)."""
 
 import os
@@ -11,7 +11,8 @@ from setuptools import Extension, setup
 DEBUG = os.environ.get("REPLAY_DEBUG") == "1"
 TRACE = os.environ.get("REPLAY_TRACE") == "1"
 SANITIZE = os.environ.get("REPLAY_SANITIZE") == "1"
-FLAVOUR = "".join(name for name, on in (("-debug", DEBUG), ("-trace", TRACE), ("-sanitize", SANITIZE)) if on)
+FUZZ = os.environ.get("REPLAY_FUZZ") == "1"
+FLAVOUR = "".join(name for name, on in (("-debug", DEBUG), ("-trace", TRACE), ("-sanitize", SANITIZE), ("-fuzz", FUZZ)) if on)
 
 compile_args = ["-std=c11", "-D_GNU_SOURCE", "-Wall", "-Wno-unused-function", "-Wno-unused-variable", "-fno-strict-aliasing"]
 link_args: list[str] = []
@@ -25,6 +26,10 @@ if TRACE:
 if SANITIZE:
     compile_args += ["-fsanitize=address,undefined", "-fno-omit-frame-pointer", "-fno-sanitize-recover=undefined"]
     link_args += ["-fsanitize=address,undefined"]
+
+if FUZZ:  # with clang, for tests/fuzz: the runtimes come with the fuzzer
+    compile_args += ["-fsanitize=address,fuzzer-no-link", "-fno-omit-frame-pointer"]
+    link_args += ["-fsanitize=fuzzer-no-link"]
 
 fastpath = Extension(
     "replay._fastpath",

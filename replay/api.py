@@ -21,7 +21,7 @@ from replay.histogram import Histogram
 from replay.judge import gates, gating
 from replay.judge.limits import Limits
 from replay.results import ResultsWriter, opened
-from replay.settings import Selection, Settings, host, methods, network, suffix, target
+from replay.settings import Selection, Settings, Tls, host, methods, network, suffix, target
 
 __all__ = ["Capture", "ReadOptions", "Report", "RunOptions", "read", "run"]
 
@@ -75,6 +75,11 @@ class RunOptions(ReadOptions, total=False):
     timeout: float | str
     drain: float | str
     driver: str
+    cacert: Path
+    cert: Path
+    key: Path
+    sni: str
+    insecure: bool
     allow_production: bool
     dry_run: bool
     results: Path
@@ -368,7 +373,9 @@ def _settings(captures: tuple[str, ...], to: str | Iterable[str], given: dict[st
     selection, rest = _selection(given)
     targets = tuple(target(text) for text in _words(to))
     dry_run = bool(rest.pop("dry_run", False)) or not targets
-    return Settings(captures=captures, selection=selection, targets=targets, dry_run=dry_run, **_taken(rest, _RUN)), rest
+    cacert, cert, key, sni = (None if (file := rest.pop(name, None)) is None else os.fspath(file) for name in ("cacert", "cert", "key", "sni"))
+    tls = Tls(cacert, cert, key, sni, bool(rest.pop("insecure", False)))
+    return Settings(captures=captures, selection=selection, targets=targets, dry_run=dry_run, tls=tls, **_taken(rest, _RUN)), rest
 
 
 def _unknown(rest: dict[str, Any], options: type) -> UsageError:

@@ -228,6 +228,14 @@ def target(subject: Subject) -> Finding | None:
         return None
     texts = []
     for one in subject.targets:
+        if one.scheme == "unix":
+            try:
+                with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+                    probe.connect(one.host)
+            except OSError as error:
+                return Finding("target", BAD, f"{one.url}: {os.strerror(error.errno or 0)}", "is the shadow service started, and may this user write to its socket?")
+            texts.append(f"{one.url}: a connection stands")
+            continue
         try:
             found = socket.getaddrinfo(one.host, one.port, type=socket.SOCK_STREAM)
         except (OSError, UnicodeError) as error:

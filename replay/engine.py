@@ -18,6 +18,7 @@ from replay import _fastpath
 from replay.capture import source
 from replay.errors import CaptureError, ReplayError, TargetError, UsageError
 from replay.histogram import Histogram
+from replay.relay import Relay, context
 from replay.settings import Selection, Settings, Target
 
 __all__ = ["Counts", "Health", "Listing", "Plan", "Replay", "plan", "resolve"]
@@ -115,7 +116,9 @@ def _passes(all_counts: list[Counts]) -> Counts:
 
 
 def resolve(target: Target) -> list[Address]:
-    """The addresses of a target, IPv4 mapped into IPv6. Raises TargetError."""
+    """The addresses of a target, IPv4 mapped into IPv6; none of a Unix socket. Raises TargetError."""
+    if target.scheme == "unix":
+        return []
     import socket  # not for a dry run
 
     try:
@@ -315,6 +318,7 @@ class _Way:
     sender: _fastpath.Sender
     outcomes: _fastpath.Outcomes | None
     onward: _fastpath.Outcomes | None = None
+    relay: Relay | None = None
     thread: threading.Thread | None = None
 
 
@@ -370,6 +374,8 @@ class Replay:
         if not s.allow_production:
             self._guard = _fastpath.Guard(guarded(every))
         self._rules = _rules(s.selection)
+        if any(target.scheme == "https" for target in s.targets):
+            context(s.tls)  # a wrong file is said before anything runs
         if s.dry_run:  # reads everything at once itself
             self.plan = Plan(None, False, None, False)
         else:
@@ -410,9 +416,13 @@ class Replay:
         outcomes = _fastpath.Outcomes(_OUTCOMES, head=_LOGGED_HEAD if self.log else 0, wait=s.dry_run) if wanted else None
         rate = s.pace.value if s.pace.kind == "rate" else 0.0
         speed = s.pace.value if s.pace.kind == "original" else 1.0
+        relay = None
+        if target is not None and target.scheme != "http":
+            relay = Relay(target, s.tls, addresses, max(s.connect_timeout_ns / 1e9, 0.05))
+            relay.start(lambda: not self.stopped)
         try:
             sender = _fastpath.Sender(
-                queue, addresses, stop=self._stop, speed=speed, rate=rate, asap=s.pace.kind == "max" or s.dry_run,
+                queue, [relay.address] if relay else addresses, stop=self._stop, speed=speed, rate=rate, asap=s.pace.kind == "max" or s.dry_run,
                 connections=s.connections, pipeline=s.pipeline, connect_timeout_ns=s.connect_timeout_ns, timeout_ns=s.timeout_ns,
                 drain_ns=s.drain_ns, dry_run=s.dry_run, guard=self._guard, outcomes=outcomes, driver=s.driver,
                 start_at_ns=s.start_at_ns or 0,
@@ -424,7 +434,7 @@ class Replay:
                     "use --driver epoll"
                 ) from None
             raise ReplayError(f"cannot make a sender: {error.strerror}; raise the limit on open files (ulimit -n), or lower --connections") from None
-        return _Way(target, addresses, queue, sender, outcomes, _fastpath.Outcomes(_OUTCOMES) if self.log else None)
+        return _Way(target, addresses, queue, sender, outcomes, _fastpath.Outcomes(_OUTCOMES) if self.log else None, relay)
 
     def _ahead_s(self) -> float:
         """Seconds until `--start-at`; 0 without one, and in a dry run."""
@@ -529,6 +539,9 @@ class Replay:
                 if not self._failures:
                     way.sender.sweep()
             self.ended_at = time.time()
+            for way in self._ways:
+                if way.relay is not None:
+                    way.relay.stop()
             if self._judge is not None and self._judge_thread is not None:
                 self._judge.end()
                 self._judge_thread.join()

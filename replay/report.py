@@ -425,7 +425,7 @@ def access_line(row: dict[str, Any], addresses: list[tuple[bytes, int]]) -> str:
     ended = row["end_ns"] or 0
     began = row["sent_ns"] or ended
     authority = _text(fields.get("host"))
-    upstream = endpoint(*addresses[row["address"]]) if row["address"] is not None and row["outcome"] != "dropped" else "-"
+    upstream = endpoint(*addresses[row["address"]]) if row["address"] is not None and row["address"] < len(addresses) and row["outcome"] != "dropped" else "-"
     reached = row["first_byte_ns"]
     who = " ".join(f'"{_text(fields.get(name))}"' for name in ("x-forwarded-for", "user-agent", "x-request-id"))
     return (

@@ -11,7 +11,7 @@ from typing import Any
 from replay.errors import UsageError
 from replay.units import MILLION, Pace
 
-__all__ = ["Routing", "SAFE_METHODS", "Selection", "Settings", "Target", "host", "methods", "network", "suffix", "target"]
+__all__ = ["Routing", "SAFE_METHODS", "Selection", "Settings", "Target", "Tls", "host", "methods", "network", "suffix", "target"]
 
 #: RFC 9110 9.2.1, without TRACE, which no client of a service sends.
 SAFE_METHODS = ("GET", "HEAD", "OPTIONS")
@@ -19,11 +19,23 @@ SAFE_METHODS = ("GET", "HEAD", "OPTIONS")
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """A shadow service. url: as shown, without credentials.  host: name or address.  port: TCP port."""
+    """A shadow service. url: as shown, without credentials.  host: name or address, or the path of a Unix socket.  port: of TCP.  scheme: http, https, unix."""
 
     url: str
     host: str
     port: int
+    scheme: str = "http"
+
+
+@dataclass(frozen=True, slots=True)
+class Tls:
+    """How https targets are spoken to. cacert, cert, key: files in PEM.  sni: the name that is asked for and verified, that of the URL when None."""
+
+    cacert: str | None = None
+    cert: str | None = None
+    key: str | None = None
+    sni: str | None = None
+    insecure: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,6 +149,7 @@ class Settings:
     timeout_ns: int = 15 * 10**9
     drain_ns: int = 5 * 10**9
     start_at_ns: int | None = None
+    tls: Tls = Tls()
 
 
 def target(text: str) -> Target:
@@ -146,11 +159,11 @@ def target(text: str) -> Target:
         port = parts.port
     except ValueError as error:
         raise UsageError(f"--to {_masked(text)}: {error}; write http://host:port") from None
-    if parts.scheme == "https":
-        raise UsageError(f"--to {_masked(text)}: https targets are not supported yet; use http, or a TLS proxy in front of the shadow service")
     if parts.scheme == "unix":
-        raise UsageError(f"--to {_masked(text)}: Unix sockets are not supported yet; write http://host:port")
-    if parts.scheme != "http":
+        if parts.netloc or not parts.path.startswith("/") or parts.query or parts.fragment or len(parts.path.encode()) > 107:
+            raise UsageError(f"--to {_masked(text)}: write unix:/path/of/the.socket, at most 107 bytes of it")
+        return Target(f"unix:{parts.path}", parts.path, 0, "unix")
+    if parts.scheme not in ("http", "https"):
         raise UsageError(f"--to {_masked(text)}: the scheme {parts.scheme!r} is not supported; write http://host:port")
     if parts.username is not None or parts.password is not None:
         raise UsageError("--to: user and password in a URL are not supported; send them with -H 'Authorization: …'")
@@ -162,7 +175,8 @@ def target(text: str) -> Target:
         raise UsageError(f"--to {_masked(text)}: port 0 is no port to send to")
     host = parts.hostname
     shown = f"[{host}]" if ":" in host else host
-    return Target(f"http://{shown}:{port or 80}", host, port or 80)
+    number = port or (443 if parts.scheme == "https" else 80)
+    return Target(f"{parts.scheme}://{shown}:{number}", host, number, parts.scheme)
 
 
 _METHODS = ("GET", "HEAD", "OPTIONS", "POST", "PUT", "PATCH", "DELETE", "TRACE", "CONNECT")

@@ -17,7 +17,7 @@ import click
 import replay
 from replay.cli import options
 from replay.cli.run import perform
-from replay.errors import ReplayError
+from replay.errors import ReplayError, UsageError
 from replay.settings import Selection, Settings, target
 from replay.units import Pace
 
@@ -25,12 +25,16 @@ from replay.units import Pace
 @click.command(short_help="the whole story in half a minute, nothing else needed")
 @click.option("-p", "--percent", type=options.SHARE, default="50", show_default=True, help="This share of the requests.")
 @click.option("--pace", type=options.PACE, default="2x", show_default=True, help="original, 2x, 500/s or max.")
+@click.option("--save", metavar="FILE.pcap", help="Only write the shipped capture there, to try other verbs on it.")
 @click.pass_context
-def demo(ctx: click.Context, percent: int, pace: Pace) -> None:
+def demo(ctx: click.Context, percent: int, pace: Pace, save: str | None) -> None:
     """Replays a capture of a small shop (nginx and six kinds of clients, ten seconds) against an embedded shadow service.
 
     Half of the requests, twice as fast; each Host gets -shadow. In the end: what was found and sent, and what the shadow service saw.
     """
+    if save is not None:
+        _save(save)
+        return
     with tempfile.TemporaryDirectory(prefix="replay-demo-") as folder:
         log = os.path.join(folder, "seen.jsonl")
         with importlib.resources.as_file(importlib.resources.files("replay.data") / "demo.pcap") as capture:
@@ -55,6 +59,15 @@ def demo(ctx: click.Context, percent: int, pace: Pace) -> None:
             print(f"\nThe ledger and the shadow service agree: {totals['requests']:,} requests, each exactly once.")
             print("Next, a capture of your own: replay show CAPTURE")
     ctx.exit(code)
+
+
+def _save(path: str) -> None:
+    try:
+        with open(path, "wb") as file:
+            file.write((importlib.resources.files("replay.data") / "demo.pcap").read_bytes())
+    except OSError as error:
+        raise UsageError(f"--save {path}: {error.strerror}") from None
+    print(f"a capture of a small shop, 226 requests in ten seconds: replay inspect {path}")
 
 
 def _start_sink(log: str) -> tuple[subprocess.Popen[str], str]:

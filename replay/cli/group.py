@@ -21,6 +21,7 @@ _VERBS = {
     "report": "reports of runs: added up, side by side, as a page",
     "doctor": "what this machine can do; each problem with its fix",
     "sink": "an embedded shadow service: answers, counts, logs",
+    "completion": "a script that completes verbs and options in bash, zsh or fish",
     "demo": "the whole story in half a minute, nothing else needed",
 }
 

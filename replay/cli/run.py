@@ -23,14 +23,19 @@ from replay.engine import Replay
 from replay.errors import UsageError
 from replay.judge import gating
 from replay.judge.limits import Limits
-from replay.settings import Settings, target
+from replay.settings import Settings, Target, Tls, target
 
 _POLL_S = 0.05
 
 
 @click.command(short_help="replay captures against a shadow service (without --to: a dry run)")
 @click.argument("captures", nargs=-1, required=True, metavar="CAPTURE...")
-@click.option("--to", "to", multiple=True, metavar="URL", help="The shadow service, http://host:port (repeatable: each gets a copy).")
+@click.option("--to", "to", multiple=True, metavar="URL", help="The shadow service: http://host:port, https://host, unix:/path (repeatable: each gets a copy).")
+@click.option("--cacert", metavar="FILE", help="Certificates that an https target is trusted by, instead of the system's (PEM).")
+@click.option("--cert", metavar="FILE", help="Our certificate, for a target that asks for one (PEM; with its key, or --key).")
+@click.option("--key", metavar="FILE", help="The key of --cert (PEM).")
+@click.option("--sni", metavar="NAME", help="The name that an https target is asked for and verified by, instead of that in its URL.")
+@click.option("--insecure", is_flag=True, help="Do not verify https targets.")
 @options.select
 @options.change
 @options.policy_file
@@ -104,6 +109,7 @@ def run(ctx: click.Context, /, captures: tuple[str, ...], to: tuple[str, ...], q
         timeout_ns=given["timeout"],
         drain_ns=given["drain"],
         start_at_ns=given["start_at"],
+        tls=_tls(given, targets),
     )
     gates = gating.parsed(given["fail_if"], given["stop_if"], given["allow_empty"])
     with accesslog.opened(given["access_log"]) as log, results.opened(given["results"]) as lines:
@@ -278,6 +284,17 @@ def _writable(option: str, path: str | None) -> None:
         raise UsageError(f"{option} {path}: there is no folder {folder}")
     if not os.access(path if os.path.exists(path) else folder, os.W_OK):
         raise UsageError(f"{option} {path}: permission denied")
+
+
+def _tls(given: dict[str, Any], targets: tuple[Target, ...]) -> Tls:
+    tls = Tls(given["cacert"], given["cert"], given["key"], given["sni"], given["insecure"])
+    if tls != Tls() and targets and not any(one.scheme == "https" for one in targets):
+        raise UsageError("--cacert, --cert, --key, --sni and --insecure are for https targets, and there is none")
+    if tls.key is not None and tls.cert is None:
+        raise UsageError("--key: without --cert there is nothing that it belongs to")
+    if tls.insecure and tls.cacert is not None:
+        raise UsageError("--insecure and --cacert: the first trusts everybody; leave one out")
+    return tls
 
 
 def _between(text: str, least: int, most: int) -> int:
