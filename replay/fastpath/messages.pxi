@@ -320,6 +320,8 @@ cdef void message_ends(Engine* g, Conn* c, int side) noexcept nogil:
         if m.whole or m.incomplete:
             window_emit_late(g, m)
             return
+    if g.wire:
+        live_out(g, m)
     message_let_go(g, m)
 
 
@@ -425,6 +427,8 @@ cdef void queue_pop(Engine* g, Conn* c) noexcept nogil:
     if m.late and (m.whole or m.incomplete) and not m.is_current:
         window_emit_late(g, m)
     else:
+        if g.wire:
+            live_out(g, m)
         message_let_go(g, m)
 
 

@@ -13,9 +13,12 @@ cdef enum SenderReason:           # why a request was not answered; the first si
     REASON_CLOSED = 8             # the connection was closed before a whole reply
     REASON_TIMEOUT = 9
     REASON_GARBAGE = 10           # what came is no HTTP/1 reply
-    REASON_COUNT = 11
+    REASON_EXPIRED = 11           # live: too old to be worth sending
+    REASON_BREAKER = 12           # live: the target is dead or drowning, nothing is sent for a while
+    REASON_RATE = 13              # live: over --max-rate
+    REASON_COUNT = 14
 
-SENDER_REASONS = (None, "target_down", "guard", "dry_run", "stopped", "memory", "empty", "reset", "closed", "timeout", "garbage")
+SENDER_REASONS = (None, "target_down", "guard", "dry_run", "stopped", "memory", "empty", "reset", "closed", "timeout", "garbage", "expired", "breaker", "max_rate")
 
 cdef enum Outcome:
     OUTCOME_ANSWERED = 1

@@ -1013,7 +1013,6 @@ cdef void segment_in(Engine* g, const Seen* x) noexcept nogil:
     """One segment, which has its key, into the table."""
     cdef const Segment* s = &x.segment
     cdef Conn* c
-    cdef Conn* w
     g.packet_ns = s.ts_ns
     c = conn_look(g, s)
     if c == NULL or not segment_usual(g, c, x):
@@ -1022,15 +1021,20 @@ cdef void segment_in(Engine* g, const Seen* x) noexcept nogil:
             segment_odd(g, c, s)
     if c != NULL and (c.flow[0].buf_len or c.flow[1].buf_len or c.has_head):
         conn_heads(g, c)
-    # R4: nothing waits longer than 30 s of capture time, nor beyond the table's budget
-    while g.wait_first != NULL and (s.ts_ns - g.wait_first.wait_since > R_WAIT_NS or g.waiting > g.max_waiting):
+    waits_overdue(g, s.ts_ns)
+
+
+cdef inline void waits_overdue(Engine* g, int64_t ts) noexcept nogil:
+    """R4: nothing waits longer than 30 s of capture time, nor beyond the table's budget."""
+    cdef Conn* w
+    while g.wait_first != NULL and (ts - g.wait_first.wait_since > R_WAIT_NS or g.waiting > g.max_waiting):
         w = g.wait_first
         flow_force(g, w, 0)
         flow_force(g, w, 1)
         flow_settle(g, w)
         if w.waits:
             conn_waits_no_more(g, w)        # to the young end: it made progress
-            conn_waits(g, w, s.ts_ns)
+            conn_waits(g, w, ts)
 
 
 cdef void segment_odd(Engine* g, Conn* c, const Segment* s) noexcept nogil:
