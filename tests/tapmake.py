@@ -1,6 +1,7 @@
 """Real taps for the tests: an nginx as production, sinks as shadows, `replay tap` as a process, network namespaces of their own."""
 
 import contextlib
+import itertools
 import json
 import os
 import pathlib
@@ -188,8 +189,11 @@ def get(url, host=None, headers=(), data=None):
 class Namespaces:
     """Two network namespaces with a veth between them, and one from each to here on request; named after the test's process."""
 
+    made = itertools.count()
+
     def __init__(self, *names):
-        self.names = {name: f"rtap{os.getpid() % 100000}{name}" for name in names}
+        self.tag = f"{os.getpid() % 100000}{chr(97 + next(self.made) % 26)}"
+        self.names = {name: f"rtap{self.tag}{name}" for name in names}
         for name in self.names.values():
             self.ip("netns", "add", name)
             self.ip("-n", name, "link", "set", "lo", "up")
@@ -205,7 +209,7 @@ class Namespaces:
 
     def link(self, a, b, address_a, address_b, device_a="eth0", device_b="eth0"):
         """A veth between two of them; b None: its other end stays here."""
-        first, second = f"ra{os.getpid() % 100000}{a}"[:15], f"rb{os.getpid() % 100000}{a}"[:15]
+        first, second = f"ra{self.tag}{a}"[:15], f"rb{self.tag}{a}"[:15]
         self.ip("link", "add", first, "type", "veth", "peer", "name", second)
         self.ip("link", "set", first, "netns", self.names[a])
         self.ip("-n", self.names[a], "link", "set", first, "name", device_a)

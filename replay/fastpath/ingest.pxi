@@ -91,6 +91,7 @@ cdef struct Engine:               # owned by one Ingest; one thread writes, othe
     int64_t slack_ns              # by so much the capture clock stays behind the wall clock: what is in the ring must not be late
     int64_t batch_ns              # an open batch is handed on after so long
     int64_t batch_since_ns
+    Twin* twins                   # owns; NULL: one interface, where nothing is seen twice
     # out
     BatchPool* pool
     PyObject** queues             # borrows: Ingest holds them
@@ -253,7 +254,7 @@ cdef class Ingest:
                  uint64_t max_body=64 << 20, uint64_t max_connections=262144, uint64_t max_memory=64 << 20,
                  int64_t max_gap_ns=10_000_000_000, Guard guard=None, PacketFilter packet_filter=None,
                  int64_t offset_ns=0, int64_t loop=0, bint last=True, bint live=False, int64_t slack_ns=50_000_000, int64_t batch_ns=1_000_000,
-                 marker=None):
+                 marker=None, bint twins=False):
         cdef Engine* g = &self.g
         cdef Rules* r = &g.rules
         cdef int i
@@ -277,6 +278,10 @@ cdef class Ingest:
         g.offset = offset_ns
         g.loop = loop
         g.wire, g.slack_ns, g.batch_ns = live, slack_ns, batch_ns
+        if twins:
+            g.twins = <Twin*>calloc(LIVE_TWINS, sizeof(Twin))
+            if g.twins == NULL:
+                raise MemoryError
         g.pool = &pool.pool
         g.stop = &stop.flag
         if guard is not None:
@@ -441,6 +446,7 @@ cdef class Ingest:
             free(m)
         if g.batch != NULL:
             batch_release(g.batch)
+        free(g.twins)
         if self.has_decoder:
             decoder_free(&self.decoder)
 

@@ -4,6 +4,33 @@
 cdef int64_t LIVE_ALWAYS = 1      # a stop flag that is set: memory is had at once or not at all
 
 
+cdef enum:
+    LIVE_TWINS = 8192
+
+cdef int64_t LIVE_TWIN_NS = 1000000000       # so far apart two views of one packet may be
+
+cdef struct Twin:                 # a request's head, as it was seen last
+    uint64_t hash                 # of its bytes, sequence and acknowledgement number, which address translation leaves alone
+    uint64_t flow
+    int64_t ts_ns
+
+
+cdef bint live_twin(Engine* g, Conn* c, const Flow* f, const uint8_t* p, size_t n) noexcept nogil:
+    """This very request was just read on a connection with other addresses: before and behind a translation."""
+    cdef uint64_t hash
+    cdef Twin* one
+    if not f.msg_has_ack:
+        return False
+    hash = xxh64(p, n, (<uint64_t>f.msg_seq << 32) | f.msg_ack)
+    one = &g.twins[hash & (LIVE_TWINS - 1)]
+    if one.hash == hash and one.flow != c.id and -LIVE_TWIN_NS < f.msg_ts - one.ts_ns < LIVE_TWIN_NS:
+        return True
+    one.hash = hash
+    one.flow = c.id
+    one.ts_ns = f.msg_ts
+    return False
+
+
 cdef inline bint live_settled(Engine* g, Message* m) noexcept nogil:
     """Nothing that its reply could tell decides about this request."""
     if m.incomplete:

@@ -32,9 +32,10 @@ cdef enum:                        # Other
     OTHER_UPGRADED = 4
     OTHER_CONNECT = 5
     OTHER_ELSE = 6
-    OTHER_COUNT = 7
+    OTHER_TWIN = 7                # live: another view of a conversation that is read already (address translation)
+    OTHER_COUNT = 8
 
-OTHER = (None, "tls", "http2", "ssh", "upgraded", "connect", "other")
+OTHER = (None, "tls", "http2", "ssh", "upgraded", "connect", "other", "seen_twice")
 
 cdef enum:
     M_HOLD = 64 * 1024            # H10
@@ -546,6 +547,10 @@ cdef void request_head(Engine* g, Conn* c, int side, const uint8_t* p, size_t n,
     cdef uint32_t host_len
     cdef uint8_t key[40]
     cdef uint32_t before          # bytes in front of the rewritten head
+    if g.twins != NULL and live_twin(g, c, f, p, n):
+        f.buf_len = 0
+        flow_is_other(g, c, OTHER_TWIN)
+        return
     c.index += 1
     f.spoke = 1
     f.buf_len = 0

@@ -23,7 +23,7 @@ from replay.errors import GuardError, ReplayError, TargetError, UsageError
 from replay.settings import Target
 from replay.tap import privileges, probe
 from replay.tap.breaker import Breaker
-from replay.tap.place import OWN_PORTS, REJECT_ALL, Place
+from replay.tap.place import OWN_PORTS, REJECT_ALL, Place, within
 from replay.tap.settings import TapSettings
 from replay.tap.sums import sum_histograms, sum_ingests, sum_senders
 
@@ -165,9 +165,7 @@ class Tap:
         for target in s.targets:
             for packed, port in self._addresses[target.url]:
                 here = place.is_local(packed)
-                named = any(
-                    int.from_bytes(packed, "big") >> (128 - bits) == int.from_bytes(network, "big") >> (128 - bits) for network, bits in s.selection.server
-                )
+                named = within(packed, s.selection.server)
                 tapped = named if s.selection.server else {"in": here, "out": not here, "both": True}[s.direction] and here
                 if tapped and port in s.selection.ports:
                     raise GuardError(
@@ -200,8 +198,7 @@ class Tap:
             return list(self.settings.exclude_clients)
         place = self.place
         assert place is not None
-        own = {network[0] for network in place.own}
-        return [(packed, 128) for packed, _ in dict.fromkeys(self._every()) if packed not in own and not place.is_local(packed)]
+        return [(packed, 128) for packed, _ in dict.fromkeys(self._every()) if not place.is_own(packed)]
 
     def _thread(self, name: str, body: Callable[[], None]) -> threading.Thread:
         def run() -> None:
@@ -242,6 +239,7 @@ class Tap:
         try:
             return _fastpath.Ingest(
                 source, [way.queue for way in ways], self._pool, self._stop, guard=self._guard, live=True, last=False, marker=True,
+                twins=self.place is not None and self.place.moving,
                 slack_ns=3 * s.block_ms * 10**6 + 20 * 10**6, batch_ns=max(s.block_ms, 1) * 10**6, limit=s.selection.limit or 0, **rules,
             )  # fmt: skip
         except ValueError as error:

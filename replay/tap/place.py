@@ -12,7 +12,7 @@ from replay.capture.afpacket import TapError, Tapped, choose, in_namespace
 from replay.capture.netlink import Interface, Netlink, Network, local_networks
 from replay.tap.settings import TapSettings
 
-__all__ = ["MARK", "OWN_PORTS", "REJECT_ALL", "Place", "own_ports"]
+__all__ = ["MARK", "OWN_PORTS", "REJECT_ALL", "Place", "own_ports", "within"]
 
 #: SO_MARK of every connection to a shadow ("SHDW"), as the sender sets it.
 MARK = 0x53484457
@@ -81,7 +81,8 @@ class Place:
         every, addresses, routes = self.netlink.interfaces(), self.netlink.addresses(), self.netlink.routes()
         self.local, self.inside = local_networks(every, addresses, routes)
         mapped = bytes(10) + b"\xff\xff"
-        self.own = list(dict.fromkeys([(mapped + bytes((127, 0, 0, 0)), 104), *(network for _, network in self.home.addresses())]))
+        here = self.home.addresses() if self.settings.netns is not None else []
+        self.own = list(dict.fromkeys([(mapped + bytes((127, 0, 0, 0)), 104), *(network for _, network in [*addresses, *here])]))
 
     @property
     def single(self) -> Interface | None:
@@ -89,9 +90,12 @@ class Place:
         return None if self.moving or not self.interfaces else self.interfaces[0]
 
     def is_local(self, address: bytes) -> bool:
-        """A server with this address lives on this node."""
-        value = int.from_bytes(address, "big")
-        return any(value >> (128 - bits) == int.from_bytes(network, "big") >> (128 - bits) for network, bits in self.local)
+        """A server with this address lives on this node, in a container perhaps."""
+        return within(address, self.local)
+
+    def is_own(self, address: bytes) -> bool:
+        """It is one of this host's own addresses."""
+        return within(address, self.own)
 
     def program(self, excluded: Sequence[Network], *, ethernet: bool = True, connects: bool = False) -> list[bpfasm.Instruction]:
         """The filter. excluded: clients that are left out.  connects: for the check of the target: the first packets of all connections, ours too.
@@ -132,6 +136,11 @@ class Place:
             tapped.bind(one.number)
             return f"{one.name} is back"
         return None
+
+
+def within(address: bytes, networks: Sequence[Network]) -> bool:
+    value = int.from_bytes(address, "big")
+    return any(value >> (128 - bits) == int.from_bytes(network, "big") >> (128 - bits) for network, bits in networks)
 
 
 def compiled(expression: str, ethernet: bool) -> list[bpfasm.Instruction]:
