@@ -386,3 +386,48 @@ def test_a_shadow_that_misbehaves_is_let_alone(nginx, how):  # noqa: F811
             report = balanced(tap.report())
     assert report["ledger"]["found"] == 360
     assert report["ledger"]["by_reason"]["dropped"].get("breaker", 0) > 0
+
+
+# ---- recording -----------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("suffix", ["pcapng", "pcapng.zst"])
+def test_todays_traffic_is_tomorrows_replay(nginx, tmp_path, suffix):  # noqa: F811
+    """What was recorded gives, offline, the requests that were mirrored; the files are the owner's alone."""
+    path = tmp_path / f"tap.{suffix}"
+    with ended(Sink()) as shadow:
+        words = ("lo", "--port", nginx.port, "--to", f"http://{shadow.address}", "-p", 50, "--seed", 3, "--record", path, "--record-files", 1)
+        with ended(Tap(*words)) as tap:
+            pressed(nginx, 100)
+            time.sleep(0.3)
+            report = balanced(tap.report())
+    assert path.stat().st_mode & 0o777 == 0o600
+    offline = json.loads(subprocess.run([*COMMAND, "run", path, "-p", "50", "--seed", "3", "--json"], capture_output=True, check=True).stdout)
+    names = ("found", "selected")
+    assert [offline["ledger"][name] for name in names] == [report["ledger"][name] for name in names] and offline["ledger"]["found"] == 100
+    assert offline["digest"] == report["digest"]
+
+
+def test_recordings_take_turns(nginx, tmp_path):  # noqa: F811
+    with ended(Sink()) as shadow:
+        words = ("lo", "--port", nginx.port, "--to", f"http://{shadow.address}", "-p", 0, "--record", tmp_path / "tap.pcapng", "--record-files", 3)
+        with ended(Tap(*words, "--record-every", "700ms")) as tap:
+            for n in range(4):
+                get(f"{nginx.url}/{n}")
+                time.sleep(0.75)
+            tap.report()
+    names = sorted(path.name for path in tmp_path.glob("tap*"))
+    assert names == ["tap-0.pcapng", "tap-1.pcapng", "tap-2.pcapng"]
+    shown = subprocess.run([*COMMAND, "show", *map(str, tmp_path.glob("tap-*"))], capture_output=True, text=True, check=True)
+    assert 2 <= len(shown.stdout.splitlines()) <= 4  # the oldest were written over
+
+
+def test_a_full_disk_ends_the_recording_only(nginx):  # noqa: F811
+    with ended(Sink()) as shadow:
+        words = ("lo", "--port", nginx.port, "--to", f"http://{shadow.address}", "-p", 100, "--record", "/dev/full", "--record-files", 1)
+        done = Tap(*words, ready=False)
+        with ended(done) as tap:
+            tap.wait_for("the recording ends")
+            pressed(nginx, 30)
+            time.sleep(0.3)
+            assert balanced(tap.report())["ledger"]["answered"] == 30

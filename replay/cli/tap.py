@@ -50,6 +50,13 @@ def _megabytes(text: str) -> int:
     return value
 
 
+def _at_least(text: str, least: int) -> int:
+    value = units.size(text)
+    if value < least:
+        raise ValueError(f"{text!r} is too small: at least {units.show_bytes(least)}")
+    return value
+
+
 def _block_ms(text: str) -> int:
     value = units.duration(text)
     if not 10**6 <= value <= 10**9:
@@ -78,6 +85,8 @@ _RING = options.Unit("SIZE", _megabytes)
 _BLOCK = options.Unit("TIME", _block_ms)
 _UP_TO_64 = options.Unit("N", lambda text: _between(text, 1, 64))
 _CONNECTIONS = options.Unit("N", lambda text: _between(text, 1, 1 << 20))
+_RECORD_SIZE = options.Unit("SIZE", lambda text: _at_least(text, 1 << 20))
+_RECORD_FILES = options.Unit("N", lambda text: _between(text, 1, 1000))
 _FORMAT = options.Choice("FORMAT", FORMATS)
 
 
@@ -115,6 +124,10 @@ _FORMAT = options.Choice("FORMAT", FORMATS)
 @click.option("--duration", type=options.LONGER_THAN_0, help="End after this time.")
 @click.option("--expires", type=options.MOMENT, help="From then on be idle: a forgotten mirror must not go on for ever (2026-12-31T00:00:00Z).")
 @options.bounds
+@click.option("--record", metavar="FILE", help="Write what is captured to pcapng files (name them .zst to compress), for `replay run` tomorrow.")
+@click.option("--record-size", type=_RECORD_SIZE, default="256MiB", show_default=True, help="Of one file, as written.")
+@click.option("--record-every", type=options.LONGER_THAN_0, help="A file takes no longer than this.")
+@click.option("--record-files", type=_RECORD_FILES, default="8", show_default=True, help="So many files, then the oldest is written over.")
 @click.option("--user", default="nobody", show_default=True, help="Whom to become, as root, when the sockets are open (root: stay).")
 @click.option("--allow-production", is_flag=True, help="Send although the target is tapped.")
 @click.option("--dry-run/--no-dry-run", "dry_run", help="Everything but connecting.")
@@ -186,6 +199,10 @@ def _settings(given: dict[str, Any]) -> TapSettings:
         duration_ns=given["duration"],
         expires_at=None if given["expires"] is None else given["expires"] / 1e9,
         user=given["user"],
+        record=given["record"],
+        record_size=given["record_size"],
+        record_every_ns=given["record_every"] or 0,
+        record_files=given["record_files"],
     )
 
 
@@ -223,7 +240,7 @@ def _run(ctx: click.Context, tap: Tap, given: dict[str, Any], *, quiet: bool) ->
 
         if again.files():
             reloads = Reloads(lambda: again.again(apply), again.files)
-        service = Service(tap, reloads=reloads, notifier=notifier, status=status_line, ledger=live_lines, flush=log.flush, tell=_tell)
+        service = Service(tap, reloads=reloads, notifier=notifier, status=status_line, ledger=live_lines, flush=log.flush, rotate=tap.rotate, tell=_tell)
         if given["metrics"] is not None:
             _serve(stack, given["metrics"], _Counted(tap, service, log))
         tap.start()

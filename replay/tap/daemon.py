@@ -18,6 +18,7 @@ from typing import Any
 from replay import _fastpath
 from replay.capture.afpacket import Snoop, Tapped, in_namespace, open_socket
 from replay.capture.netlink import Network
+from replay.capture.recording import Recording
 from replay.engine import Health, guarded, resolve
 from replay.errors import GuardError, ReplayError, TargetError, UsageError
 from replay.settings import Target
@@ -80,12 +81,12 @@ class Tap:
     """One tap. `prepare` (sockets, guards, rights), `start`, then `tick` now and then until `running` is false, then `result`.
 
     drain() asks it to drain and end, stop() to end at once; reload(settings) changes what can change. All from one thread; what only reads (snapshot,
-    histograms, health) from any. What happens is told to the logger `replay.tap`. recorder: a `_fastpath.Recorder` that gets every packet.
+    histograms, health) from any. What happens is told to the logger `replay.tap`.
     """
 
-    def __init__(self, settings: TapSettings, recorder: _fastpath.Recorder | None = None) -> None:
+    def __init__(self, settings: TapSettings) -> None:
         self.settings = settings
-        self.recorder = recorder
+        self.recording: Recording | None = None
         self.started_at = time.time()
         self.ended_at = 0.0
         self.place: Place | None = None
@@ -126,10 +127,11 @@ class Tap:
         tapped = [self._open(n) for n in range(s.workers)]
         try:
             self._check_targets()
+            recorders = self._record()
             self.dropped_rights = privileges.drop(s.user)
             self._guard = self._new_guard()
-            for one in tapped:
-                self._lanes.append(self._lane(one))
+            for one, recorder in zip(tapped, recorders, strict=True):
+                self._lanes.append(self._lane(one, recorder))
         except BaseException:
             for one in tapped:
                 one.close()
@@ -145,6 +147,20 @@ class Tap:
                 place.single, REJECT_ALL, ring_bytes=s.ring_bytes // s.workers, block_ms=s.block_ms, fanout=(group, s.workers),
             ),
         )  # fmt: skip
+
+    def _record(self) -> list[_fastpath.Recorder | None]:
+        """A recorder for each lane, and the files, when that is asked for. Raises UsageError."""
+        s = self.settings
+        if s.record is None:
+            return [None] * s.workers
+        recorders = [_fastpath.Recorder() for _ in range(s.workers)]
+        self.recording = Recording(s.record, recorders, size=s.record_size, every_ns=s.record_every_ns, files=s.record_files)
+        return [*recorders]
+
+    def rotate(self) -> None:
+        """The recording goes on in its next file."""
+        if self.recording is not None:
+            self.recording.rotate()
 
     def _every(self) -> list[Address]:
         return [address for one in self._addresses.values() for address in one]
@@ -245,9 +261,9 @@ class Tap:
         except ValueError as error:
             raise UsageError(str(error)) from None
 
-    def _lane(self, tapped: Tapped) -> _Lane:
+    def _lane(self, tapped: Tapped, recorder: _fastpath.Recorder | None) -> _Lane:
         ring = _fastpath.LiveRing(
-            tapped.socket.fileno(), stop=self._stop_reading, block_size=tapped.block_size, block_count=tapped.block_count, recorder=self.recorder
+            tapped.socket.fileno(), stop=self._stop_reading, block_size=tapped.block_size, block_count=tapped.block_count, recorder=recorder
         )
         ways = self._ways()
         ingest = self._ingest(ring, ways)
@@ -266,6 +282,8 @@ class Tap:
         """Starts the threads, and lets packets in."""
         self._began = time.monotonic()
         self._cpu = (time.process_time(), self._began)
+        if self.recording is not None:
+            self.recording.start()
         for lane in self._lanes:
             for way in lane.ways:
                 way.thread.start()
@@ -571,6 +589,8 @@ class Tap:
             if now - self._stopping_since > self.settings.drain_ns / 1e9 + 0.5:
                 self._stop.set()
             return
+        if self.recording is not None:
+            self.recording.end()
         self.state = "ended"
         self.ended_at = time.time()
 
@@ -578,6 +598,8 @@ class Tap:
         """Sockets are closed; call it when it has ended, or was never started."""
         for lane in self._lanes:
             lane.tapped.close()
+        if self.recording is not None:
+            self.recording.close()
         if self._snoop is not None:
             self._snoop.close()
         if self.place is not None:
@@ -618,7 +640,7 @@ class Tap:
                 "breakers": [self.breakers[name].state if name in self.breakers else "closed" for name in names],
                 "breaker_changes": [dict(self.breakers[name].changes) if name in self.breakers else {} for name in names],
                 "queued_bytes": self._pool.held if self._pool is not None else 0,
-                "recorded": self.recorder.counters() if self.recorder is not None else None,
+                "recorded": self.recording.counters() if self.recording is not None else None,
                 "reloads": self._reloads,
             },
         }
