@@ -74,6 +74,7 @@ cdef struct Engine:               # owned by one Ingest; one thread writes, othe
     uint64_t waiting
     Conn* head_first              # connections with a head that is not whole yet, oldest first
     Conn* head_last
+    uint64_t held                 # bytes of heads that are not whole, and of what waits for an answer, of all connections
     int64_t packet_ns             # time of the packet that is being read
     bint lasting                  # the bytes that are being read stay where they are until the source moves on
     # messages
