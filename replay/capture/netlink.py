@@ -172,7 +172,7 @@ def _attributes(data: bytes) -> dict[int, bytes]:
     return found
 
 
-def inner(interfaces: list[Interface], routes: list[tuple[int, Network, bool]]) -> set[int]:
+def _inner(interfaces: list[Interface], routes: list[tuple[int, Network, bool]]) -> set[int]:
     """Interfaces behind which this node's own containers are: veths, taps and bridges that no default route goes over."""
     ways_out = {number for number, (_, bits), _ in routes if bits in (0, 96)}
     kinds = {"veth", "tun", "bridge", "netkit", "macvtap"}
@@ -183,7 +183,7 @@ def local_networks(
     interfaces: list[Interface], addresses: list[tuple[int, Network]], routes: list[tuple[int, Network, bool]]
 ) -> tuple[list[Network], set[int]]:
     """Where servers of this node live: its own addresses, and what is routed to its containers without a gateway. And the interfaces of these."""
-    inside = inner(interfaces, routes)
+    inside = _inner(interfaces, routes)
     loopback = (_MAPPED + bytes((127, 0, 0, 0)), 104)
     found: dict[Network, None] = {loopback: None, (bytes(15) + b"\1", 128): None}
     found |= dict.fromkeys(network for _, network in addresses)
