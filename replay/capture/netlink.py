@@ -13,7 +13,7 @@ import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-__all__ = ["Interface", "Network", "Netlink", "local_networks"]
+__all__ = ["Interface", "Netlink", "Network", "local_networks"]
 
 Network = tuple[bytes, int]  # 16 bytes, IPv4 mapped into IPv6, and the number of leading bits
 

@@ -12,7 +12,7 @@ from replay.capture.afpacket import TapError, Tapped, choose, in_namespace
 from replay.capture.netlink import Interface, Netlink, Network, local_networks
 from replay.tap.settings import TapSettings
 
-__all__ = ["MARK", "OWN_PORTS", "REJECT_ALL", "Place", "own_ports", "within"]
+__all__ = ["MARK", "OWN_PORTS", "Place", "REJECT_ALL", "own_ports", "within"]
 
 #: SO_MARK of every connection to a shadow ("SHDW"), as the sender sets it.
 MARK = 0x53484457
