@@ -564,6 +564,8 @@ cdef class Ingest:
         cdef Engine* g = &self.g
         cdef Engine* other = &self.change.g
         batch_publish(g)
+        other.rules.auth.replaced = g.rules.auth.replaced        # its counters go on
+        other.rules.auth.unknown = g.rules.auth.unknown
         g.rules = other.rules
         g.queues = other.queues
         g.queue_count = other.queue_count
@@ -613,7 +615,7 @@ cdef class Ingest:
             "withheld": {WITHHELD[i]: g.n.withheld[i] for i in range(1, WITHHELD_COUNT) if g.n.withheld[i]},
             "other_shards": count_get(&g.n.elsewhere),
             "selected": count_get(&g.n.selected),
-            "credentials": {"replaced": count_get(&self.auth.replaced), "unknown": count_get(&self.auth.unknown)},
+            "credentials": {"replaced": count_get(&g.rules.auth.replaced), "unknown": count_get(&g.rules.auth.unknown)},
             "writes": count_get(&g.n.writes),
             "unqueued": count_get(&g.n.unqueued),
             "copies": count_get(&g.n.copies), "queue_full": count_get(&g.n.queue_full),
