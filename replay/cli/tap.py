@@ -30,7 +30,8 @@ _log = logging.getLogger("replay.tap")
 #: Options that a reload may change; of the others a change needs a restart.
 _MAY_CHANGE = (
     "to", "percent", "sample_by", "seed", "methods", "path", "match_host", "client", "server", "port", "bpf", "since", "until", "resync",
-    "direction", "exclude_client", "shadow_suffix", "set_host", "set_header", "add_header", "remove_header", "trace", "auth_file", "credentials", "connections", "pipeline",
+    "direction", "exclude_client", "shadow_suffix", "set_host", "set_header", "add_header", "remove_header", "trace", "connections", "pipeline",
+    "auth_file", "credentials",
     "connect_timeout", "timeout", "drain", "max_age", "max_rate", "max_cpu", "duration", "expires", "max_head", "max_body", "allow_production",
 )  # fmt: skip
 
