@@ -398,6 +398,8 @@ cdef bint sender_answered(SenderState* s, SenderConnection* c, int64_t now) noex
     if said and c.since_ns == -1 and item.next != NULL and item.next.flags & ITEM_WAY:
         s.pipeline = 1                       # closes with its first reply: what stands behind would always go twice
     count_add(&s.ledger.interim, r.interim)
+    if r.retry_after:
+        atomic_set(&s.ledger.retry_after_s, r.retry_after)
     item.reply_bytes = c.reply_bytes
     item.reply_body = <int64_t>r.body_len
     if c.reply_bytes < s.reply_least or s.reply_least == 0:
