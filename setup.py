@@ -1,6 +1,6 @@
 """The one extension. Switches of the environment: REPLAY_DEBUG=1 (bounds checks, asserts, hardly optimised) and REPLAY_TRACE=1 (line coverage of the
-Cython); REPLAY_SANITIZE=1 adds ASan and UBSan; REPLAY_FUZZ=1 (with clang) ASan and the counters of a fuzzer. Each flavour has its own folder of generated C, so that none is mistaken for another; give it its own
---build-base and --build-lib too (`make debug`, `make trace`, `make sanitize` do)."""
+Cython); REPLAY_SANITIZE=1 adds ASan and UBSan; REPLAY_FUZZ=1 (with clang) ASan and the counters of a fuzzer. Each flavour has its own folder of
+generated C, so that none is mistaken for another; give it its own --build-base and --build-lib too (`make debug`, `make trace`, `make sanitize` do)."""
 
 import os
 import pathlib
