@@ -36,7 +36,7 @@ def build(
 ) -> dict[str, Any]:
     """The report of a run, from what `engine.Replay.result` gives. command: the words of the command line.  final: it is over, so the ledger must add up."""
     ingest, senders = found["ingest"], found["senders"]
-    ledger = _ledger(settings, ingest, senders)
+    ledger = _ledger(settings, ingest, senders, live="tap" in found)
     selection = settings.selection
     report: dict[str, Any] = {
         "schema": SCHEMA,
@@ -61,7 +61,7 @@ def build(
         "packets": {
             "read": ingest["packets"]["read"],
             "skipped": ingest["packets"]["skipped"],
-            "kernel_drops": 0,
+            "kernel_drops": found["tap"]["kernel_drops"] if "tap" in found else 0,
             "cut_frames": ingest["packets"]["cut_frames"],
         },
         "lost_estimated": ingest["lost_estimated"],
@@ -147,7 +147,7 @@ def _routing(routing: Routing, counted: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _ledger(settings: Settings, ingest: dict[str, Any], senders: list[dict[str, Any]]) -> dict[str, Any]:
+def _ledger(settings: Settings, ingest: dict[str, Any], senders: list[dict[str, Any]], *, live: bool = False) -> dict[str, Any]:
     copies = max(len(settings.targets), 1)
     routed = ingest.get("routed")
     dropped = Counter(_sum(sender["dropped"] for sender in senders))
@@ -158,6 +158,8 @@ def _ledger(settings: Settings, ingest: dict[str, Any], senders: list[dict[str, 
             dropped["stopped"] += sum(routed["unqueued"])
     elif ingest["unqueued"]:
         dropped["stopped"] += ingest["unqueued"] * len(senders)
+    if live and ingest["queue_full"]:  # what no sender ever saw
+        dropped["queue_full"] += ingest["queue_full"]
     unanswered = _sum(sender["unanswered"] for sender in senders)
     by_reason = {
         "filtered": ingest["filtered"],
@@ -173,7 +175,7 @@ def _ledger(settings: Settings, ingest: dict[str, Any], senders: list[dict[str, 
         "sampled_out": sum(ingest["sampled_out"].values()),
         "withheld": sum(ingest["withheld"].values()),
         "selected": ingest["selected"],
-        "fanout": ingest["selected"] * (fanned - 1) if routed is None else routed["fanout"],
+        "fanout": ingest["copies"] - ingest["selected"] if live else ingest["selected"] * (fanned - 1) if routed is None else routed["fanout"],
         "sent": sum(sender["sent"] for sender in senders),
         "dropped": sum(dropped.values()),
         "answered": sum(sender["answered"] for sender in senders),

@@ -8,7 +8,7 @@ import threading
 from replay._fastpath import PacketFilter
 from replay.errors import UsageError
 
-__all__ = ["compile_filter"]
+__all__ = ["compile_filter", "instructions"]
 
 _NAMES = ("libpcap.so.1", "libpcap.so.0.8", "libpcap.so")
 _SNAPLEN = 262_144
@@ -32,6 +32,7 @@ class _Compiler:
         self._text = expression.encode("utf-8", "surrogateescape")
         self._lock = threading.Lock()
         self._programs: list[_Program] = []
+        self.length = 0
         for name in _NAMES:
             try:
                 self._pcap = ctypes.CDLL(name)
@@ -60,7 +61,19 @@ class _Compiler:
             finally:
                 self._pcap.pcap_close(handle)
             self._programs.append(program)
+            self.length = int(program.length)
             return program.instructions or 0, ""
+
+
+def instructions(expression: str, link: int) -> bytes:
+    """The program for packets of one link type as an array of struct sock_filter, for the kernel. Raises UsageError."""
+    if "\0" in expression:
+        raise UsageError("--bpf: the expression holds a NUL byte")
+    compiler = _Compiler(expression)
+    address, fault = compiler.compile(link)
+    if not address:
+        raise UsageError(f"--bpf {expression!r}: {fault}; see pcap-filter(7)")
+    return ctypes.string_at(address, compiler.length * 8)
 
 
 def compile_filter(expression: str) -> PacketFilter:

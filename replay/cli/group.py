@@ -14,6 +14,7 @@ from replay.errors import ReplayError
 
 _VERBS = {
     "run": "replay captures against a shadow service (without --to: a dry run)",
+    "tap": "mirror live traffic from this node",
     "show": "the requests in a capture, a line each",
     "policy": "what a policy (ours, Istio, Gateway API, Envoy) means: explained, checked, converted",
     "inspect": "how good a capture is: what is in it, what is missing, what to do about it",

@@ -121,6 +121,15 @@ cdef struct SenderState:
     int64_t never_ns
     int64_t finishing             # atomic; set by finish(): begin nothing more
     bint dry
+    # live
+    int64_t expire_ns             # a request that is older than this is not sent; 0: none is too old
+    int64_t gate                  # atomic: -1 open; 0 shut, everything is dropped (breaker); n: so many are let through, as probes
+    double rate_most              # requests a second; 0: any
+    double rate_left              # tokens
+    int64_t rate_ns               # when they were counted
+    uint16_t port_first           # local ports of our connections: first, how many, the next to try; 0: the kernel's choice
+    uint16_t port_count
+    uint16_t port_next
     uint32_t pipeline
     int32_t most                  # connections
     int64_t window                # items taken up at most at full speed
@@ -378,6 +387,29 @@ cdef bint sender_limited(SenderState* s, int error, int64_t now) noexcept nogil:
     return True
 
 
+cdef int sender_bind(SenderState* s, int fd, const sockaddr_in6* to, socklen_t size) noexcept nogil:
+    """Begins the connection from one of our own ports, by which a tap's filter knows it. 0, EINPROGRESS passed over, or an errno."""
+    cdef sockaddr_in6 own
+    cdef int one = 1
+    cdef int i
+    cdef uint16_t port
+    setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &one, sizeof(int))      # a port whose last connection is in TIME_WAIT will do
+    for i in range(64):
+        port = s.port_first + s.port_next
+        s.port_next = (s.port_next + 1) % s.port_count
+        memset(&own, 0, sizeof(sockaddr_in6))
+        own.sin6_family = AF_INET if size == sizeof(sockaddr_in) else AF_INET6
+        own.sin6_port = htons(port)                                  # where sin_port is too
+        if bind(fd, <sockaddr*>&own, size) < 0:
+            if errno.errno == errno.EADDRINUSE or errno.errno == errno.EACCES:
+                continue
+            return errno.errno
+        if connect(fd, <sockaddr*>to, size) == 0 or errno.errno == errno.EINPROGRESS:
+            return 0
+        return errno.errno                                           # bound is bound: another port needs another socket
+    return errno.EADDRNOTAVAIL
+
+
 cdef int sender_open(SenderState* s, int32_t address, int64_t now) noexcept nogil:
     """Begins a connection. OK, or why not: MALFORMED the address failed, NEED_MORE a limit of our machine."""
     cdef SenderAddress* a = &s.addresses[address]
@@ -404,8 +436,12 @@ cdef int sender_open(SenderState* s, int32_t address, int64_t now) noexcept nogi
     setsockopt(fd, SOL_SOCKET, SO_MARK, &mark, sizeof(int))     # needs a right; without it the suffix and the marker must do
     c = &s.connections[index]
     error = 0
-    if connect(fd, <sockaddr*>&to, size) < 0 and errno.errno != errno.EINPROGRESS:
+    if s.port_count:
+        error = sender_bind(s, fd, &to, size)
+    elif connect(fd, <sockaddr*>&to, size) < 0 and errno.errno != errno.EINPROGRESS:
         error = errno.errno
+    if error:
+        pass
     elif s.uring == NULL:
         error = -epoll_driver_add(s, index, c.generation + 1, fd)
     if error:

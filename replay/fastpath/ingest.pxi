@@ -18,6 +18,8 @@ cdef struct Counters:             # one thread writes, others read
     int64_t gaps_cut
     int64_t gaps_cut_ns
     int64_t unqueued
+    int64_t copies                # selected, times queues
+    int64_t queue_full            # live: copies that found their queue full, or no memory
     int64_t packets
     int64_t segments
     int64_t first_packet_ns
@@ -70,6 +72,7 @@ cdef struct Engine:               # owned by one Ingest; one thread writes, othe
     uint64_t waiting
     Conn* head_first              # connections with a head that is not whole yet, oldest first
     Conn* head_last
+    uint64_t held                 # bytes of heads that are not whole, and of what waits for an answer, of all connections
     int64_t packet_ns             # time of the packet that is being read
     bint lasting                  # the bytes that are being read stay where they are until the source moves on
     # messages
@@ -82,6 +85,12 @@ cdef struct Engine:               # owned by one Ingest; one thread writes, othe
     uint64_t window_bytes
     uint64_t orders
     bint finished                 # --limit was reached
+    # live
+    bint wire                     # packets come from a wire: nothing here ever waits
+    int64_t slack_ns              # by so much the capture clock stays behind the wall clock: what is in the ring must not be late
+    int64_t batch_ns              # an open batch is handed on after so long
+    int64_t batch_since_ns
+    Twin* twins                   # owns; NULL: one interface, where nothing is seen twice
     # out
     BatchPool* pool
     PyObject** queues             # borrows: Ingest holds them
@@ -222,6 +231,9 @@ cdef class Ingest:
     cdef bint last
     cdef bint started
     cdef int64_t ended            # atomic
+    cdef int64_t changing         # atomic: `change` waits to be adopted
+    cdef Ingest change            # whose rules and queues are used from now on
+    cdef Ingest adopted           # whose rules and queues are used; keeps alive what they borrow
 
     def __cinit__(self):
         memset(&self.g, 0, sizeof(Engine))
@@ -235,7 +247,8 @@ cdef class Ingest:
                  remove_headers=(), str trace="keep", credentials=None, bint loose=False, bint split_by_network=False, uint64_t max_head=65536,
                  uint64_t max_body=64 << 20, uint64_t max_connections=262144, uint64_t max_memory=64 << 20,
                  int64_t max_gap_ns=10_000_000_000, Guard guard=None, PacketFilter packet_filter=None,
-                 int64_t offset_ns=0, int64_t loop=0, bint last=True, Routes routes=None):
+                 int64_t offset_ns=0, int64_t loop=0, bint last=True, bint live=False, int64_t slack_ns=50_000_000, int64_t batch_ns=1_000_000,
+                 marker=None, bint twins=False, Routes routes=None):
         cdef Engine* g = &self.g
         cdef Rules* r = &g.rules
         cdef int i
@@ -256,6 +269,11 @@ cdef class Ingest:
         g.offset_base = offset_ns
         g.offset = offset_ns
         g.loop = loop
+        g.wire, g.slack_ns, g.batch_ns = live, slack_ns, batch_ns
+        if twins:
+            g.twins = <Twin*>calloc(LIVE_TWINS, sizeof(Twin))
+            if g.twins == NULL:
+                raise MemoryError
         g.pool = &pool.pool
         g.stop = &stop.flag
         if guard is not None:
@@ -291,6 +309,9 @@ cdef class Ingest:
             r, suffix, set_host, [*(("set", *pair) for pair in set_headers), *(("append", *pair) for pair in append_headers)],
             [("set", *pair) for pair in add_headers], remove_headers, trace, self.kept,
         )
+        if marker is not None:
+            r.marker = marker
+            r.edits = r.edits or r.marker
         r.auth = &self.auth
         if credentials is not None:
             self.credentials(credentials[0], list(credentials[1]))
@@ -363,6 +384,7 @@ cdef class Ingest:
         if g.batch != NULL:
             batch_release(g.batch)
         router_free(g.router, self.routes.table.queue_count if self.routes is not None else 0)
+        free(g.twins)
         if self.has_decoder:
             decoder_free(&self.decoder)
 
@@ -429,12 +451,16 @@ cdef class Ingest:
         cdef int64_t segments
         cdef Counters counted
         while not atomic_get(g.stop) and not g.finished:
+            if atomic_get(&self.changing):
+                self.adopt_now()
             if g.window_first != NULL and not self.source.keeps():
                 window_own(g)
             n = self.source.take(packets, TAKE_PACKETS)
             if n == 0:
                 break
             if n < 0:
+                if g.wire:
+                    live_tick(g, live_clock() - g.slack_ns)
                 window_release(g, False)
                 batch_publish(g)  # a quiet pipe: what is there is not kept waiting
                 continue
@@ -457,6 +483,9 @@ cdef class Ingest:
             count_add(&g.n.packets, at)
             if packets[n - 1].ts_ns > g.n.last_packet_ns:
                 count_set(&g.n.last_packet_ns, packets[n - 1].ts_ns)
+            if g.wire and (g.batch != NULL or g.router != NULL) and now_ns() - g.batch_since_ns >= g.batch_ns:
+                batch_publish(g)
+                g.batch_since_ns = now_ns()
         if g.finished:            # --limit: what is left is put away, not counted
             counted = g.n
             window_drop(g)
@@ -467,6 +496,50 @@ cdef class Ingest:
             self.forget()
             window_release(g, True)
         batch_publish(g)
+
+    cdef void adopt_now(self) noexcept nogil:
+        """From the next packet on, the rules and queues of `change`. What is open goes to the queues that it was meant for."""
+        cdef Engine* g = &self.g
+        cdef Engine* other = &self.change.g
+        batch_publish(g)
+        other.rules.auth.replaced = g.rules.auth.replaced        # its counters go on
+        other.rules.auth.unknown = g.rules.auth.unknown
+        g.rules = other.rules
+        g.queues = other.queues
+        g.queue_count = other.queue_count
+        g.collect = other.collect
+        g.max_head = other.max_head
+        g.max_body = other.max_body
+        g.guard = other.guard
+        g.guard_hit = other.guard_hit
+        g.guard_on = other.guard_on
+        if g.router != NULL and other.router != NULL and other.router.table == g.router.table:
+            g.router, other.router = other.router, g.router      # the rows that requests under way refer to are the same
+        g.path_pattern = other.path_pattern
+        g.host_pattern = other.host_pattern
+        atomic_set(&self.changing, 0)
+
+    def adopt(self, Ingest other not None, double timeout=2.0):
+        """Reads on by the rules, bounds and guard of `other` (which never runs), and hands batches to its queues. No packet is lost over it.
+
+        Returns when that is so: nothing comes into the queues of before any more. False when the thread did not get to it in `timeout` seconds;
+        then it is still going to be so. One caller at a time."""
+        cdef int64_t until = now_ns() + <int64_t>(timeout * 1e9)
+        while atomic_get(&self.changing) and not atomic_get(&self.ended):
+            if now_ns() > until:
+                return False
+            with nogil:
+                poll(NULL, 0, 1)
+        before = self.adopted
+        self.adopted = self.change
+        self.change = other
+        atomic_set(&self.changing, 1)
+        while atomic_get(&self.changing) and not atomic_get(&self.ended):
+            if now_ns() > until:
+                return False
+            with nogil:
+                poll(NULL, 0, 1)
+        return atomic_get(&self.changing) == 0
 
     def counters(self):
         """What was found, so far; plain values, callable from any thread."""
@@ -482,9 +555,10 @@ cdef class Ingest:
             "withheld": {WITHHELD[i]: g.n.withheld[i] for i in range(1, WITHHELD_COUNT) if g.n.withheld[i]},
             "other_shards": count_get(&g.n.elsewhere),
             "selected": count_get(&g.n.selected),
-            "credentials": {"replaced": count_get(&self.auth.replaced), "unknown": count_get(&self.auth.unknown)},
+            "credentials": {"replaced": count_get(&g.rules.auth.replaced), "unknown": count_get(&g.rules.auth.unknown)},
             "writes": count_get(&g.n.writes),
             "unqueued": count_get(&g.n.unqueued),
+            "copies": count_get(&g.n.copies), "queue_full": count_get(&g.n.queue_full),
             "incomplete": {INCOMPLETE[i]: g.n.incomplete[i] for i in range(1, INCOMPLETE_COUNT) if g.n.incomplete[i]},
             "packets": {"read": count_get(&g.n.packets), "skipped": skipped, "cut_frames": count_get(&self.decoder.cut_frames)},
             "segments": count_get(&g.n.segments),

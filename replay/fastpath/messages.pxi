@@ -32,9 +32,10 @@ cdef enum:                        # Other
     OTHER_UPGRADED = 4
     OTHER_CONNECT = 5
     OTHER_ELSE = 6
-    OTHER_COUNT = 7
+    OTHER_TWIN = 7                # live: another view of a conversation that is read already (address translation)
+    OTHER_COUNT = 8
 
-OTHER = (None, "tls", "http2", "ssh", "upgraded", "connect", "other")
+OTHER = (None, "tls", "http2", "ssh", "upgraded", "connect", "other", "seen_twice")
 
 cdef enum:
     M_HOLD = 64 * 1024            # H10
@@ -324,6 +325,8 @@ cdef void message_ends(Engine* g, Conn* c, int side) noexcept nogil:
         if m.whole or m.incomplete:
             window_emit_late(g, m)
             return
+    if g.wire:
+        live_out(g, m)
     message_let_go(g, m)
 
 
@@ -429,6 +432,8 @@ cdef void queue_pop(Engine* g, Conn* c) noexcept nogil:
     if m.late and (m.whole or m.incomplete) and not m.is_current:
         window_emit_late(g, m)
     else:
+        if g.wire:
+            live_out(g, m)
         message_let_go(g, m)
 
 
@@ -546,6 +551,10 @@ cdef void request_head(Engine* g, Conn* c, int side, const uint8_t* p, size_t n,
     cdef uint32_t host_len
     cdef uint8_t key[40]
     cdef uint32_t before          # bytes in front of the rewritten head
+    if g.twins != NULL and live_twin(g, c, f, p, n):
+        f.buf_len = 0
+        flow_is_other(g, c, OTHER_TWIN)
+        return
     c.index += 1
     f.spoke = 1
     f.buf_len = 0

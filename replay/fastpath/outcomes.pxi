@@ -13,9 +13,12 @@ cdef enum SenderReason:           # why a request was not answered; the first si
     REASON_CLOSED = 8             # the connection was closed before a whole reply
     REASON_TIMEOUT = 9
     REASON_GARBAGE = 10           # what came is no HTTP/1 reply
-    REASON_COUNT = 11
+    REASON_EXPIRED = 11           # live: too old to be worth sending
+    REASON_BREAKER = 12           # live: the target is dead or drowning, nothing is sent for a while
+    REASON_RATE = 13              # live: over --max-rate
+    REASON_COUNT = 14
 
-SENDER_REASONS = (None, "target_down", "guard", "dry_run", "stopped", "memory", "empty", "reset", "closed", "timeout", "garbage")
+SENDER_REASONS = (None, "target_down", "guard", "dry_run", "stopped", "memory", "empty", "reset", "closed", "timeout", "garbage", "expired", "breaker", "max_rate")
 
 cdef enum Outcome:
     OUTCOME_ANSWERED = 1
@@ -50,6 +53,7 @@ cdef struct SenderLedger:         # every field an int64 written by the sender's
     int64_t retried
     int64_t surplus               # connections closed because more came than was asked for
     int64_t interim               # 1xx
+    int64_t retry_after_s         # of the newest 429 or 503 that had one
     int64_t limit_descriptors     # EMFILE, ENFILE
     int64_t limit_local_ports     # EADDRNOTAVAIL
     int64_t limit_memory          # ENOBUFS, ENOMEM
@@ -243,7 +247,7 @@ cdef dict ledger_dict(SenderLedger* l):
         "connections_opened": count_get(&l.connections_opened), "connections_open": count_get(&l.connections_open),
         "connect_failed": count_get(&l.connect_failed), "never_connected": bool(count_get(&l.never_connected)),
         "bytes_sent": count_get(&l.bytes_sent), "bytes_received": count_get(&l.bytes_received),
-        "retried": count_get(&l.retried), "surplus": count_get(&l.surplus), "interim": count_get(&l.interim),
+        "retried": count_get(&l.retried), "surplus": count_get(&l.surplus), "interim": count_get(&l.interim), "retry_after_s": count_get(&l.retry_after_s),
         "limits": {name: n for name, n in (("descriptors", count_get(&l.limit_descriptors)),
                                            ("local_ports", count_get(&l.limit_local_ports)),
                                            ("memory", count_get(&l.limit_memory))) if n},

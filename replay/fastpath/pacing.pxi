@@ -4,6 +4,7 @@ cdef enum:
     PACE_ORIGINAL = 0             # due = start + offset / speed
     PACE_RATE = 1                 # due = start + n / rate, n counting what was taken up
     PACE_ASAP = 2                 # due when taken up
+    PACE_LIVE = 3                 # due when it was captured: taken up at once, late by what capture and queue took
 
 cdef int64_t PACE_NEVER = 0x7FFFFFFFFFFFFFFF
 

@@ -110,6 +110,7 @@ cdef struct Conn:
     uint8_t used                            # LIST_OPEN: it spoke since it was put into its place there
     uint8_t counted                         # a byte was seen: counts as a connection
     uint8_t has_head
+    uint64_t held                           # bytes of its flows' buffers, as counted in Engine.held
     int64_t last_ts
     int64_t order_ns                        # of its newest request (Message.order_ns)
     uint64_t id
@@ -277,6 +278,25 @@ cdef void conn_heads_leave(Engine* g, Conn* c) noexcept nogil:
     c.head_prev = c.head_next = NULL
 
 
+cdef void conn_holds(Engine* g, Conn* c) noexcept nogil:
+    """Keeps account of buffers of heads that are not whole, and of held bytes: many clients that send half a head each must not fill the memory."""
+    cdef int i
+    cdef Flow* f
+    cdef uint64_t held = 0
+    for i in range(2):
+        f = &c.flow[i]
+        if f.buf != NULL and f.buf_len == 0:
+            free(f.buf)
+            f.buf = NULL
+            f.buf_cap = 0
+        held += f.buf_cap
+    g.held += held - c.held
+    c.held = held
+    while g.held > g.max_waiting and g.head_first != NULL:
+        count_add(&g.n.over_memory, 1)
+        conn_drop(g, g.head_first, INCOMPLETE_EVICTED)       # the one that has been at it for longest
+
+
 cdef int table_grow(Engine* g) noexcept nogil:
     cdef uint64_t size = g.table_mask + 1
     cdef uint64_t i
@@ -411,6 +431,7 @@ cdef void conn_drop(Engine* g, Conn* c, uint8_t reason) noexcept nogil:
     conn_end(g, c, reason)
     conn_seen(g, c)
     conn_heads_leave(g, c)
+    g.held -= c.held
     at = &g.table[c.hash & g.table_mask]
     while at[0] != c:
         at = &(at[0].hash_next)
@@ -1013,24 +1034,29 @@ cdef void segment_in(Engine* g, const Seen* x) noexcept nogil:
     """One segment, which has its key, into the table."""
     cdef const Segment* s = &x.segment
     cdef Conn* c
-    cdef Conn* w
     g.packet_ns = s.ts_ns
     c = conn_look(g, s)
     if c == NULL or not segment_usual(g, c, x):
         c = conn_find(g, s, (s.len or s.missing or s.flags & TCP_SYN) != 0) if c == NULL else c
         if c != NULL:
             segment_odd(g, c, s)
-    if c != NULL and (c.flow[0].buf_len or c.flow[1].buf_len or c.has_head):
+    if c != NULL and (c.flow[0].buf_len or c.flow[1].buf_len or c.has_head or c.held):
         conn_heads(g, c)
-    # R4: nothing waits longer than 30 s of capture time, nor beyond the table's budget
-    while g.wait_first != NULL and (s.ts_ns - g.wait_first.wait_since > R_WAIT_NS or g.waiting > g.max_waiting):
+        conn_holds(g, c)
+    waits_overdue(g, s.ts_ns)
+
+
+cdef inline void waits_overdue(Engine* g, int64_t ts) noexcept nogil:
+    """R4: nothing waits longer than 30 s of capture time, nor beyond the table's budget."""
+    cdef Conn* w
+    while g.wait_first != NULL and (ts - g.wait_first.wait_since > R_WAIT_NS or g.waiting > g.max_waiting):
         w = g.wait_first
         flow_force(g, w, 0)
         flow_force(g, w, 1)
         flow_settle(g, w)
         if w.waits:
             conn_waits_no_more(g, w)        # to the young end: it made progress
-            conn_waits(g, w, s.ts_ns)
+            conn_waits(g, w, ts)
 
 
 cdef void segment_odd(Engine* g, Conn* c, const Segment* s) noexcept nogil:

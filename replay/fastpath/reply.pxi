@@ -33,6 +33,7 @@ cdef struct Reply:
     uint8_t field                 # ReplyField
     uint8_t digits                # of the chunk size
     uint16_t status
+    uint16_t retry_after          # seconds, of a 429 or 503 that says so in digits; else 0
     uint32_t head_len             # so far; trailers and size lines count the same way
     uint32_t interim              # 1xx before it
     int64_t length                # Content-Length, -1 none
@@ -47,7 +48,7 @@ cdef inline void reply_reset(Reply* r) noexcept nogil:
     """Ready for the next reply; the line buffer is kept."""
     r.state = REPLY_START
     r.close = r.keep_alive = r.chunked = r.coded = r.field = r.digits = 0
-    r.status = 0
+    r.status = r.retry_after = 0
     r.head_len = r.interim = r.part_len = 0
     r.length = -1
     r.left = r.body_len = 0
@@ -201,7 +202,22 @@ cdef int reply_field(Reply* r, const uint8_t* s, size_t n) noexcept nogil:
     elif reply_is(s, name, b"connection", 10):
         r.field = REPLY_FIELD_CONNECTION
         reply_tokens(r, s + at, n - at, REPLY_FIELD_CONNECTION)
+    elif (r.status == 429 or r.status == 503) and reply_is(s, name, b"retry-after", 11):
+        r.retry_after = reply_seconds(s + at, n - at)
     return OK
+
+
+cdef uint16_t reply_seconds(const uint8_t* s, size_t n) noexcept nogil:
+    """Retry-After as a number of seconds (RFC 9110 10.2.3); 0 for a date, or what is neither."""
+    cdef size_t i
+    cdef uint32_t v = 0
+    for i in range(n):
+        if s[i] < c'0' or s[i] > c'9':
+            return 0
+        v = v * 10 + (s[i] - c'0')
+        if v > 65535:
+            return 65535
+    return <uint16_t>v
 
 
 cdef int reply_head_done(Reply* r, bint no_body) noexcept nogil:

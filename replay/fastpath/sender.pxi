@@ -398,6 +398,8 @@ cdef bint sender_answered(SenderState* s, SenderConnection* c, int64_t now) noex
     if said and c.since_ns == -1 and item.next != NULL and item.next.flags & ITEM_WAY:
         s.pipeline = 1                       # closes with its first reply: what stands behind would always go twice
     count_add(&s.ledger.interim, r.interim)
+    if r.retry_after:
+        atomic_set(&s.ledger.retry_after_s, r.retry_after)
     item.reply_bytes = c.reply_bytes
     item.reply_body = <int64_t>r.body_len
     if c.reply_bytes < s.reply_least or s.reply_least == 0:
@@ -650,11 +652,32 @@ cdef bint sender_is_own(SenderState* s, const Request* row) noexcept nogil:
     return False
 
 
+cdef int sender_refuses(SenderState* s, int64_t due_ns, int64_t now) noexcept nogil:
+    """Live: why this request is not sent, or REASON_NONE."""
+    cdef int64_t gate = atomic_get(&s.gate)
+    if gate == 0:
+        return REASON_BREAKER
+    if s.expire_ns and now - due_ns > s.expire_ns:
+        return REASON_EXPIRED
+    if s.rate_most > 0:
+        s.rate_left += <double>(now - s.rate_ns) * s.rate_most / 1e9
+        s.rate_ns = now
+        if s.rate_left > s.rate_most / 10 + 1:
+            s.rate_left = s.rate_most / 10 + 1       # a burst of 100 ms
+        if s.rate_left < 1:
+            return REASON_RATE
+        s.rate_left -= 1
+    if gate > 0:
+        atomic_add(&s.gate, -1)
+    return REASON_NONE
+
+
 cdef void sender_accept(SenderState* s, Batch* batch, Request* row, int64_t due_ns, int64_t now) noexcept nogil:
     """One request is due."""
     cdef SenderFlow* flow
     cdef SenderItem* item
     cdef SenderConnection* c
+    cdef int refused
     count_add(&s.ledger.taken, 1)
     count_add(&s.ledger.position_ns, row.offset_ns - s.ledger.position_ns)
     if row.response_ns >= 0:
@@ -668,6 +691,11 @@ cdef void sender_accept(SenderState* s, Batch* batch, Request* row, int64_t due_
     if s.dry or row.length == 0:
         sender_drop_row(s, row, due_ns, REASON_DRY_RUN if s.dry else REASON_EMPTY, now)
         return
+    if s.pacer.kind == PACE_LIVE:
+        refused = sender_refuses(s, due_ns, now)
+        if refused != REASON_NONE:
+            sender_drop_row(s, row, due_ns, refused, now)
+            return
     flow = NULL
     if s.free_items != NULL or sender_slab(s, True) == OK:
         flow = sender_flow(s, row.flow)
@@ -765,10 +793,12 @@ cdef bint sender_take(SenderState* s, int64_t now) noexcept nogil:
             continue
         while s.at < batch.count:
             row = &batch.rows[s.at]
-            if s.pacer.kind == PACE_ASAP:
+            if s.pacer.kind == PACE_ASAP or s.pacer.kind == PACE_LIVE:
                 if s.out >= s.window:
                     return False
                 due = now
+                if s.pacer.kind == PACE_LIVE and row.ts_ns - s.base_ns < now:
+                    due = row.ts_ns - s.base_ns
             else:
                 due = pacing_due(&s.pacer, row.offset_ns, s.ledger.taken)
                 if due > now:
@@ -811,7 +841,15 @@ cdef void sender_tick(SenderState* s, int64_t now) noexcept nogil:
                 sender_lowat(c, 1)
     if s.halt:
         return
-    if not s.ever:
+    if s.pacer.kind == PACE_LIVE:            # never ends because of its target; what is too old, or stands before a shut gate, is let go
+        s.base_ns = live_clock() - now       # the wall clock may be set
+        if atomic_get(&s.gate) == 0:
+            sender_drop_waiting(s, REASON_BREAKER, PACE_NEVER, now)
+        elif s.open == 0 and s.down_since_ns and now - s.down_since_ns >= s.timeout_ns:
+            sender_drop_waiting(s, REASON_TARGET_DOWN, now - s.timeout_ns, now)
+        elif s.expire_ns:
+            sender_drop_waiting(s, REASON_EXPIRED, now - s.expire_ns, now)
+    elif not s.ever:
         if s.first_attempt_ns and now - s.first_attempt_ns >= s.never_ns:
             count_add(&s.ledger.never_connected, 1 - s.ledger.never_connected)
             sender_halt(s, REASON_TARGET_DOWN, now)
@@ -825,7 +863,7 @@ cdef int64_t sender_sleep(SenderState* s, int64_t now, bint more) noexcept nogil
     cdef int64_t until = PACE_NEVER
     if more or s.again_count or s.dirty_count:
         return 0
-    if s.batch != NULL and s.pacer.kind != PACE_ASAP:
+    if s.batch != NULL and s.pacer.kind != PACE_ASAP and s.pacer.kind != PACE_LIVE:
         until = s.next_due_ns
     if (s.out or s.connecting or s.stop_ns) and s.next_tick_ns < until:
         until = s.next_tick_ns
@@ -942,7 +980,8 @@ cdef class Sender:
     """Sends what comes out of a queue to one target. `run` is a thread body; `counters` may be called from any thread at any time.
 
     addresses: list of (16 bytes, port), IPv4 v4-mapped; connections are spread over them in turn.
-    speed: of the captured time; rate > 0: that many a second, evenly; asap: as fast as answers come.
+    speed: of the captured time; rate > 0: that many a second, evenly; asap: as fast as answers come; live: due when captured, sent at once.
+    Live only: requests older than expire_ns are dropped, and those over rate_most a second. ports: (first, how many) local ports to connect from.
     connections: at most; pipeline: requests under way on one of them, 1 to 64.  outcomes: an `Outcomes`, or None.
     driver: "io_uring", "epoll", or "auto": io_uring where the kernel has it and allows it.
     start_at_ns: when the capture's time begins, since 1970; 0: when the first request is taken up.
@@ -959,6 +998,7 @@ cdef class Sender:
     def __cinit__(self, Queue queue not None, addresses, *, Stop stop not None, double speed=1.0, double rate=0.0, bint asap=False,
                   int connections=256, int pipeline=1, int64_t connect_timeout_ns=1000000000, int64_t timeout_ns=15000000000,
                   int64_t drain_ns=5000000000, int64_t never_ns=10000000000, bint dry_run=False, Guard guard=None, Outcomes outcomes=None,
+                  bint live=False, int64_t expire_ns=0, double rate_most=0.0, ports=(0, 0),
                   str driver="auto", int64_t start_at_ns=0):
         cdef SenderState* s = &self.s
         cdef bytes packed
@@ -1007,7 +1047,18 @@ cdef class Sender:
         s.bunch = asap and pipeline >= BUNCH_LEAST
         if s.bunch and connections <= 1024:
             s.tick_ns = 2000000
-        s.pacer.kind = PACE_ASAP if asap else PACE_RATE if rate > 0 else PACE_ORIGINAL
+        s.pacer.kind = PACE_LIVE if live else PACE_ASAP if asap else PACE_RATE if rate > 0 else PACE_ORIGINAL
+        if expire_ns < 0 or rate_most < 0:
+            raise ValueError("expire_ns, rate_most: 0 or more")
+        s.expire_ns = expire_ns
+        s.rate_most = rate_most
+        s.rate_left = 1
+        s.gate = -1
+        first, count = ports
+        if not 0 <= first <= 65535 or not 0 <= count <= 65536 - first:
+            raise ValueError("ports: the first, and how many")
+        s.port_first, s.port_count = first, count
+        s.port_next = <uint16_t>(<uint64_t>now_ns() % count) if count else 0       # senders do not try the same ones at once
         s.pacer.speed = speed
         s.pacer.rate = rate
         s.addresses_count = <int32_t>len(addresses)
@@ -1099,6 +1150,18 @@ cdef class Sender:
                     sender_shut(s, &s.connections[i], False)
             uring_driver_close(s)
         self.over = True
+
+    def set_gate(self, int64_t passes):
+        """Live: -1 everything goes on; 0 everything is dropped as `breaker`, waiting ones too; n: the next n go on, then it is shut. Any thread."""
+        atomic_set(&self.s.gate, passes)
+
+    @property
+    def gate(self):
+        return atomic_get(&self.s.gate)
+
+    def set_rate(self, double most):
+        """Live: at most so many requests a second; 0: any number. Takes effect at once."""
+        self.s.rate_most = most
 
     def finish(self):
         """Begins nothing more: what is not sent yet is dropped as stopped, what is under way is drained. `run` ends when the queue does."""

@@ -79,6 +79,8 @@ cdef void window_release(Engine* g, bint everything) noexcept nogil:
             message_let_go(g, m)
         else:
             m.late = 1
+            if g.wire and g.message_bytes > g.max_memory // 2:
+                message_fails(g, m, INCOMPLETE_EVICTED)      # an upload that stalls must not keep the memory of those that do not
 
 
 cdef void window_own(Engine* g) noexcept nogil:
@@ -216,7 +218,7 @@ cdef void window_emit(Engine* g, Message* m) noexcept nogil:
 
 
 cdef void batch_publish(Engine* g) noexcept nogil:
-    """Hands the open batch to every queue; waits while one is full, for offline nothing is ever dropped here."""
+    """Hands the open batch to every queue. Offline it waits while one is full; live, the newest is dropped and counted."""
     cdef Batch* batch = g.batch
     cdef int i
     if g.router != NULL:
@@ -229,8 +231,13 @@ cdef void batch_publish(Engine* g) noexcept nogil:
         batch_release(batch)
         return
     batch_keep(batch, g.queue_count)
+    count_add(&g.n.copies, <int64_t>batch.count * g.queue_count)
     for i in range(g.queue_count):
         while not queue_push(<void*>g.queues[i], batch):
+            if g.wire:
+                count_add(&g.n.queue_full, batch.count)
+                batch_release(batch)
+                break
             if atomic_get(g.stop):
                 # the senders are stopping too: what they never see is counted here
                 count_add(&g.n.unqueued, batch.count)
@@ -277,17 +284,24 @@ cdef void batch_row(Engine* g, Message* m, uint8_t withheld, int64_t offset, int
     cdef uint32_t before = m.captured_host_len + m.captured_target_len if m.len else 0
     cdef Request* r
     cdef Batch* batch = g.batch
+    cdef const int64_t* now_or_never = &LIVE_ALWAYS
     if not g.collect:
         return
     if batch != NULL and (batch.size - batch.used < need or batch.count == batch.capacity):
         batch_publish(g)
         batch = NULL
     if batch == NULL:
-        batch = batch_take(g.pool, need, g.stop)
+        batch = batch_take(g.pool, need, now_or_never if g.wire else g.stop)
         if batch == NULL:
-            count_add(&g.n.unqueued, 1)
+            if g.wire:
+                count_add(&g.n.copies, g.queue_count)
+                count_add(&g.n.queue_full, g.queue_count)
+            else:
+                count_add(&g.n.unqueued, 1)
             return
         batch.loop = g.loop
+        if g.wire:
+            g.batch_since_ns = now_ns()
         g.batch = batch
     r = &batch.rows[batch.count]
     memset(r, 0, sizeof(Request))

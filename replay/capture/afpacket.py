@@ -1,0 +1,239 @@
+"""Opening a tap: the AF_PACKET socket, its ring, its filter, its place (an interface, several, a network namespace), and what it needs for that.
+
+The packets come out of `_fastpath.LiveRing`; which packets the kernel lets through is decided in `bpfasm`. Source: packet(7), the kernel's
+Documentation/networking/packet_mmap.rst.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import errno
+import fnmatch
+import os
+import socket
+import struct
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+from replay.capture.bpfasm import Instruction
+from replay.capture.netlink import Interface, Netlink
+from replay.errors import ReplayError, UsageError
+
+__all__ = ["BLOCK", "Snoop", "TapError", "Tapped", "choose", "in_namespace", "open_socket"]
+
+T = TypeVar("T")
+
+#: Bytes of a block of the ring: above the largest frame (65,549 bytes on a loopback interface, and super-packets), so that none is cut.
+BLOCK = 256 << 10
+
+_SOL_PACKET = 263
+_RX_RING, _STATISTICS, _VERSION, _FANOUT, _IGNORE_OUTGOING = 5, 6, 10, 18, 23
+_TPACKET_V3 = 2
+_FANOUT_HASH, _FANOUT_DEFRAG, _FANOUT_UNIQUE = 0, 0x8000, 0x2000
+_ALL = 0x0003  # ETH_P_ALL
+_SO_ATTACH_FILTER = 26
+_CLONE_NEWNET = 0x40000000
+_ETHERNET_TYPES = (1, 772)  # ARPHRD_ETHER, ARPHRD_LOOPBACK
+
+#: What a person can do about a missing right, in their order.
+GRANTS = (
+    "as root it needs nothing more (it drops its rights when the sockets are open)",
+    "for one binary: setcap cap_net_raw+ep on a copy of the python that runs it",
+    "in a systemd unit: AmbientCapabilities=CAP_NET_RAW; in a pod: securityContext.capabilities.add: [NET_RAW]",
+)
+
+
+class TapError(ReplayError):
+    """The tap cannot be opened: a missing right, interface or kernel feature."""
+
+    exit_code = 4
+
+
+@dataclass(slots=True)
+class Tapped:
+    """An open tap. number: of the interface that it is bound to, 0: all.  ethernet: packets begin with an Ethernet header."""
+
+    socket: socket.socket
+    number: int
+    ethernet: bool
+    block_size: int
+    block_count: int
+    drops: int = 0
+
+    def attach(self, program: Sequence[Instruction]) -> None:
+        """From now on the kernel lets these through; one program replaces the other without a packet in between. Raises OSError."""
+        code = b"".join(struct.pack("=HBBI", *one) for one in program)
+        buffer = ctypes.create_string_buffer(code, len(code))
+        self.socket.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, struct.pack("@HP", len(program), ctypes.addressof(buffer)))
+
+    def statistics(self) -> int:
+        """Packets that the kernel dropped because the ring was full, since the tap was opened."""
+        _, drops, _ = struct.unpack("=III", self.socket.getsockopt(_SOL_PACKET, _STATISTICS, 12))
+        self.drops += drops
+        return self.drops
+
+    def bind(self, number: int) -> None:
+        """To another interface (the old one went away and came back with another number). Raises OSError."""
+        _bind(self.socket, number)
+        self.number = number
+
+    def close(self) -> None:
+        self.socket.close()
+
+
+def _bind(tap: socket.socket, number: int) -> None:
+    """bind(2) by interface number: Python's own takes names only, and 0 (all) has none."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    address = struct.pack("=HHiHBB8s", socket.AF_PACKET, socket.htons(_ALL), number, 0, 0, 0, bytes(8))
+    if libc.bind(tap.fileno(), address, len(address)) < 0:
+        code = ctypes.get_errno()
+        raise OSError(code, os.strerror(code))
+
+
+def open_socket(
+    interface: Interface | None,
+    program: Sequence[Instruction],
+    *,
+    ring_bytes: int,
+    block_ms: int,
+    block_size: int = BLOCK,
+    fanout: tuple[int, int] | None = None,
+) -> Tapped:
+    """A socket with a ring that hears one interface, or with None all of them, through a filter; nothing else was heard before the filter stood.
+
+    ring_bytes: of the whole ring.  block_ms: a block that is not full is handed over after so long.  fanout: (group, how many share it).  Raises TapError.
+    """
+    where = interface.name if interface is not None else "all interfaces"
+    try:
+        tap = socket.socket(socket.AF_PACKET, socket.SOCK_RAW | socket.SOCK_CLOEXEC, 0)  # protocol 0: hears nothing until it is bound
+    except PermissionError:
+        ways = "; ".join(f"({n}) {one}" for n, one in enumerate(GRANTS, 1))
+        raise TapError(f"tap {where}: this needs the right CAP_NET_RAW. Three ways to grant it: {ways}") from None
+    except OSError as error:
+        raise TapError(f"tap {where}: no packet socket: {error.strerror} (is the kernel built without CONFIG_PACKET?)") from None
+    tapped = Tapped(tap, interface.number if interface is not None else 0, interface is None or interface.hatype in _ETHERNET_TYPES, block_size, 0)
+    try:
+        tap.setsockopt(_SOL_PACKET, _VERSION, _TPACKET_V3)
+        if interface is not None and interface.loopback:
+            with contextlib.suppress(OSError):  # before Linux 4.20 the filter alone does it
+                tap.setsockopt(_SOL_PACKET, _IGNORE_OUTGOING, 1)
+        tapped.attach(program)
+        tapped.block_count = _ring(tap, ring_bytes, block_size, block_ms, where)
+        _bind(tap, tapped.number)
+        if fanout is not None:
+            group, many = fanout
+            if many > 1:
+                tap.setsockopt(_SOL_PACKET, _FANOUT, struct.pack("=HH", group, _FANOUT_HASH | _FANOUT_DEFRAG))
+    except BaseException as error:
+        tap.close()
+        if isinstance(error, OSError):
+            raise TapError(f"tap {where}: {error.strerror}") from None
+        raise
+    return tapped
+
+
+def _ring(tap: socket.socket, ring_bytes: int, block_size: int, block_ms: int, where: str) -> int:
+    """Sets the ring up, smaller where the kernel has not the memory for it. Returns the number of blocks."""
+    count = max(ring_bytes // block_size, 2)
+    while True:
+        frames = count * (block_size // 2048)
+        try:
+            tap.setsockopt(_SOL_PACKET, _RX_RING, struct.pack("=7I", block_size, count, 2048, frames, block_ms, 0, 0))
+            return count
+        except OSError as error:
+            if error.errno != errno.ENOMEM or count <= 8:
+                raise TapError(f"tap {where}: no ring of {count} blocks of {block_size >> 10} KiB: {error.strerror}; lower --ring") from None
+            count //= 2
+
+
+# ---- where -------------------------------------------------------------------------------------------------------------------
+
+
+def choose(words: Sequence[str], netlink: Netlink) -> tuple[list[Interface], bool]:
+    """The interfaces that words name: names, patterns (`veth*`), `default` (where the default routes go), `any`. And whether they may come and go.
+
+    Raises TapError when there is none, and the words may not stand for later ones."""
+    every = netlink.interfaces()
+    names = {one.name: one for one in every}
+    found: dict[int, Interface] = {}
+    moving = False
+    for word in words:
+        if word == "any":
+            moving = True
+            found |= {one.number: one for one in every}
+        elif word == "default":
+            moving = True
+            ways = {number for number, (_, bits), _ in netlink.routes() if bits in (0, 96)}
+            ways -= {one.number for one in every if one.loopback}
+            found |= {one.number: one for one in every if one.number in ways}
+        elif any(c in word for c in "*?["):
+            moving = True
+            found |= {one.number: one for one in every if fnmatch.fnmatchcase(one.name, word)}
+        elif word in names:
+            found[names[word].number] = names[word]
+        else:
+            near = ", ".join(sorted(names)) or "none"
+            raise TapError(f"tap {word}: there is no such interface here; there are {near}, and any, default and patterns such as veth*")
+    return list(found.values()), moving
+
+
+def in_namespace(name: str | None, body: Callable[[], T]) -> T:
+    """body() with this thread in a network namespace: a name of `ip netns`, a path, or the number of a process. Sockets stay where they were opened.
+
+    Raises UsageError for a namespace that is not there, TapError without the right (CAP_SYS_ADMIN)."""
+    if name is None:
+        return body()
+    path = f"/proc/{name}/ns/net" if name.isdigit() else name if "/" in name else f"/run/netns/{name}"
+    libc = ctypes.CDLL(None, use_errno=True)
+    with contextlib.ExitStack() as stack:
+        try:
+            home = stack.enter_context(open("/proc/thread-self/ns/net", "rb"))
+            there = stack.enter_context(open(path, "rb"))
+        except OSError as error:
+            raise UsageError(f"--netns {name}: {path}: {error.strerror}; give a name of `ip netns list`, a path, or the number of a process") from None
+        if libc.setns(there.fileno(), _CLONE_NEWNET) < 0:
+            code = ctypes.get_errno()
+            raise TapError(f"--netns {name}: {os.strerror(code)}" + ("; entering a namespace needs CAP_SYS_ADMIN" if code == errno.EPERM else ""))
+        try:
+            return body()
+        finally:
+            if libc.setns(home.fileno(), _CLONE_NEWNET) < 0:
+                raise TapError("the way back out of the network namespace failed: " + os.strerror(ctypes.get_errno()))
+
+
+# ---- a look at single packets ----------------------------------------------------------------------------------------------------
+
+
+class Snoop:
+    """The first packets that a filter lets through, for a moment, without a ring: what the check of the target looks at."""
+
+    def __init__(self, interface: Interface | None, program: Sequence[Instruction]) -> None:
+        self._socket = socket.socket(socket.AF_PACKET, socket.SOCK_RAW | socket.SOCK_CLOEXEC, 0)
+        self.attach(program)
+        _bind(self._socket, interface.number if interface is not None else 0)
+
+    def packets(self, seconds: float) -> Iterator[bytes]:
+        """Those that came, and that come in so many seconds."""
+        end = time.monotonic() + seconds
+        while (left := end - time.monotonic()) > 0:
+            self._socket.settimeout(left)
+            try:
+                yield self._socket.recv(65536)
+            except TimeoutError:
+                return
+            except OSError:  # the interface is down: nothing can show up there
+                return
+
+    def attach(self, program: Sequence[Instruction]) -> None:
+        """Another filter; what the old one let through and nobody looked at is gone."""
+        Tapped(self._socket, 0, True, 0, 0).attach(program)
+        self._socket.setblocking(False)
+        with contextlib.suppress(OSError):
+            for _ in range(100_000):
+                self._socket.recv(1)
+
+    def close(self) -> None:
+        self._socket.close()

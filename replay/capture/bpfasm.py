@@ -1,0 +1,478 @@
+"""Packet filters in the kernel's classic BPF, of our own making: which ports, servers and clients, which interfaces, and what never comes through.
+
+Text of a rule in, instructions out; nothing here touches a socket. A packet passes when it belongs to a conversation that is asked for, in either
+direction, bare or behind VLAN tags or VXLAN. What cannot be decided from headers (a later fragment, an IPv6 extension header) passes: the stages behind
+know more. Source of the instruction set and its ancillary loads: the kernel's Documentation/networking/filter.rst, linux/filter.h.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+__all__ = ["ACCEPT", "Instruction", "Rules", "build", "run"]
+
+#: (code, jump if true, jump if false, k) as in struct sock_filter.
+Instruction = tuple[int, int, int, int]
+Network = tuple[bytes, int]  # 16 bytes, IPv4 mapped into IPv6, and the number of leading bits
+
+ACCEPT = 0x40000  # bytes of a packet that are kept: all of them
+
+_LD_W, _LD_H, _LD_B = 0x20, 0x28, 0x30  # A = packet[k]
+_LDX_W, _LDX_H, _LDX_B = 0x40, 0x48, 0x50  # A = packet[X + k]
+_LD_IMM, _LD_MEM, _ST, _STX, _LDX_MEM, _LDX_IMM = 0x00, 0x60, 0x02, 0x03, 0x61, 0x01
+_ADD_K, _ADD_X, _AND_K, _LSH_K, _RSH_K, _SUB_K = 0x04, 0x0C, 0x54, 0x64, 0x74, 0x14
+_JA, _JEQ, _JGT, _JGE, _JSET = 0x05, 0x15, 0x25, 0x35, 0x45
+_RET, _TAX, _TXA = 0x06, 0x07, 0x87
+
+_ANCILLARY = 0xFFFFF000  # SKF_AD_OFF
+_PKTTYPE, _IFINDEX, _MARK, _HATYPE = _ANCILLARY + 4, _ANCILLARY + 8, _ANCILLARY + 20, _ANCILLARY + 28
+_OUTGOING, _LOOPBACK = 4, 772
+
+_MOST = 4096  # BPF_MAXINSNS
+_MAPPED = bytes(10) + b"\xff\xff"
+
+# Scratch cells.
+_IP, _L4 = 0, 1  # where the IP header and the one behind it begin
+
+
+@dataclass(frozen=True, slots=True)
+class Rules:
+    """What passes. Empty means any.
+
+    ports, servers: of the answering side.  clients: of the asking side.  interfaces: numbers, for a socket that hears them all; None: whatever it hears.
+    local: networks of this node; None: every server is taken.  inside: interfaces (the host's ends of veths) where a server is local also when requests to
+    it go out there.  elsewhere: servers that are not local are taken, instead of those that are.
+    not_clients: whose requests do not pass.  mark: SO_MARK of packets that never pass; 0: none.
+    own: networks, and own_ports: (first, last), of connections that never pass.  ethernet: packets begin with an Ethernet header, else with IP.
+    loopback_once: what leaves on a loopback interface is left out, for it comes in again.  connects: only the first packets of connections.
+    """
+
+    ports: Sequence[int] = ()
+    servers: Sequence[Network] = ()
+    clients: Sequence[Network] = ()
+    not_clients: Sequence[Network] = ()
+    interfaces: Sequence[int] | None = None
+    inside: Sequence[int] = ()
+    local: Sequence[Network] | None = None
+    elsewhere: bool = False
+    mark: int = 0
+    own: Sequence[Network] = ()
+    own_ports: tuple[int, int] | None = None
+    ethernet: bool = True
+    loopback_once: bool = True
+    connects: bool = False
+    vxlan_ports: Sequence[int] = (4789, 8472)
+
+
+class _Assembler:
+    """Instructions with labels. A conditional jump that is too far for its eight bits goes over an unconditional one."""
+
+    def __init__(self) -> None:
+        self._lines: list[tuple[int, str | None, str | None, int] | str] = []
+        self._labels = 0
+
+    def label(self) -> str:
+        self._labels += 1
+        return f"L{self._labels}"
+
+    def here(self, name: str) -> None:
+        self._lines.append(name)
+
+    def put(self, code: int, k: int = 0) -> None:
+        self._lines.append((code, None, None, k & 0xFFFFFFFF))
+
+    def jump(self, to: str) -> None:
+        self._lines.append((_JA, to, None, 0))
+
+    def when(self, code: int, k: int, true: str | None = None, false: str | None = None) -> None:
+        """Jumps by a comparison of A with k; None goes on with the next line."""
+        self._lines.append((code, true, false, k & 0xFFFFFFFF))
+
+    def done(self) -> list[Instruction]:
+        lines = list(self._lines)
+        while True:
+            places: dict[str, int] = {}
+            at = 0
+            for line in lines:
+                if isinstance(line, str):
+                    places[line] = at
+                else:
+                    at += 1
+            out: list[Instruction] = []
+            longer = False
+            widened: list[tuple[int, str | None, str | None, int] | str] = []
+            for line in lines:
+                if isinstance(line, str):
+                    widened.append(line)
+                    continue
+                code, true, false, k = line
+                here = len(out) + 1
+                if code == _JA:
+                    assert true is not None
+                    out.append((code, 0, 0, places[true] - here))
+                    widened.append(line)
+                    continue
+                jumps = [0 if name is None else places[name] - here for name in (true, false)]
+                out.append((code, max(0, min(jumps[0], 255)), max(0, min(jumps[1], 255)), k))
+                assert min(jumps) >= 0, "jumps only go forward"
+                if max(jumps) <= 255:
+                    widened.append(line)
+                    continue
+                longer = True
+                after, near = self.label(), [true, false]
+                hops: list[tuple[int, str | None, str | None, int] | str] = []
+                for i in (0, 1):
+                    target = near[i]
+                    if target is None:
+                        near[i] = after
+                    elif jumps[i] > 255:
+                        near[i] = hop = self.label()
+                        hops += [hop, (_JA, target, None, 0)]
+                widened += [(code, near[0], near[1], k), *hops, after]
+            if not longer:
+                return out
+            lines = widened
+
+
+def build(rules: Rules, then: Sequence[Instruction] = ()) -> list[Instruction]:
+    """The program. then: a program for Ethernet packets that decides about those that pass this one (a compiled tcpdump expression).
+
+    Raises ValueError when it would be too long for the kernel."""
+    a = _Assembler()
+    accept, reject = "accept", "reject"
+    _who(a, rules, reject)
+    _find_ip(a, rules, accept, reject)
+    four, six = a.label(), a.label()
+    a.put(_LDX_MEM, _IP)
+    a.put(_LDX_B, 0)
+    a.put(_RSH_K, 4)
+    a.when(_JEQ, 4, four)
+    a.when(_JEQ, 6, six, reject)
+    a.here(four)
+    _family(a, rules, accept, reject, 4)
+    a.here(six)
+    _family(a, rules, accept, reject, 6)
+    a.here(reject)
+    a.put(_RET, 0)
+    a.here(accept)
+    if not then:
+        a.put(_RET, ACCEPT)
+    found = a.done() + list(then)
+    if len(found) > _MOST:
+        raise ValueError(f"the filter has {len(found)} instructions, the kernel takes {_MOST}: name fewer networks or interfaces")
+    return found
+
+
+def _who(a: _Assembler, rules: Rules, reject: str) -> None:
+    """What the packet's surroundings say: mark, interface, direction on a loopback."""
+    if rules.mark:
+        a.put(_LD_W, _MARK)
+        a.when(_JEQ, rules.mark, reject)
+    if rules.loopback_once:
+        go = a.label()
+        a.put(_LD_W, _HATYPE)
+        a.when(_JEQ, _LOOPBACK, None, go)
+        a.put(_LD_W, _PKTTYPE)
+        a.when(_JEQ, _OUTGOING, reject)
+        a.here(go)
+    if rules.interfaces is not None:
+        known = a.label()
+        a.put(_LD_W, _IFINDEX)
+        _one_of(a, rules.interfaces, known)
+        a.jump(reject)
+        a.here(known)
+
+
+def _find_ip(a: _Assembler, rules: Rules, accept: str, reject: str) -> None:
+    """Where the innermost IP header begins, into the scratch cell: behind the link, VLAN tags, and VXLAN."""
+    found = a.label()
+    if rules.ethernet:
+        _behind_type(a, 12, found, reject)
+    else:
+        a.put(_LDX_IMM, 0)
+        a.here(found)
+    a.put(_STX, _IP)
+    if not rules.vxlan_ports:
+        return
+    done, inner = a.label(), a.label()
+    # IPv4, UDP, not a fragment, to a VXLAN port, flags that say that a VNI is there
+    a.put(_LDX_B, 0)
+    a.when(_JEQ, 0x45, None, done)
+    a.put(_LDX_B, 9)
+    a.when(_JEQ, 17, None, done)
+    a.put(_LDX_H, 6)
+    a.when(_JSET, 0x1FFF, done)
+    a.put(_LDX_H, 22)
+    for port in rules.vxlan_ports:
+        a.when(_JEQ, port, inner)
+    a.jump(done)
+    a.here(inner)
+    a.put(_LDX_B, 28)
+    a.when(_JSET, 8, None, done)
+    a.put(_TXA)
+    a.put(_ADD_K, 36)
+    a.put(_TAX)
+    found = a.label()
+    _behind_type(a, 12, found, reject, indirect=True)
+    a.put(_STX, _IP)
+    a.here(done)
+
+
+def _behind_type(a: _Assembler, at: int, found: str, reject: str, *, indirect: bool = False) -> None:
+    """X becomes the offset behind an EtherType of IP, over at most two VLAN tags; the Ethernet header begins at X (or 0)."""
+    if not indirect:
+        a.put(_LDX_IMM, 0)
+    for tags in range(3):
+        more, ip = a.label(), a.label()
+        a.put(_LDX_H, at)
+        a.when(_JEQ, 0x0800, ip)
+        a.when(_JEQ, 0x86DD, ip)
+        if tags == 2:
+            a.jump(reject)
+        else:
+            a.when(_JEQ, 0x8100, more)
+            a.when(_JEQ, 0x88A8, more)
+            a.when(_JEQ, 0x9100, more, reject)
+        a.here(ip)
+        a.put(_TXA)
+        a.put(_ADD_K, at + 2)
+        a.put(_TAX)
+        a.jump(found)
+        if tags < 2:
+            a.here(more)
+            a.put(_TXA)
+            a.put(_ADD_K, 4)
+            a.put(_TAX)
+    a.here(found)
+
+
+def _family(a: _Assembler, rules: Rules, accept: str, reject: str, version: int) -> None:
+    """Everything about an IPv4 or IPv6 header (at X) and the ports behind it."""
+    source, target = (12, 16) if version == 4 else (8, 24)
+    ports = a.label()
+    if version == 4:
+        whole = a.label()
+        a.put(_LDX_B, 9)
+        a.when(_JEQ, 6, None, reject)
+        a.put(_LDX_H, 6)
+        a.when(_JSET, 0x1FFF, None, whole)
+        # a later fragment: it has no ports; the addresses must do
+        if rules.connects:
+            a.jump(reject)
+        else:
+            _direction(a, rules, version, target, source, None, accept, reject)
+        a.here(whole)
+        a.put(_LDX_B, 0)
+        a.put(_AND_K, 15)
+        a.put(_LSH_K, 2)
+        a.put(_ADD_X)
+    else:
+        tcp = a.label()
+        a.put(_LDX_B, 6)
+        a.when(_JEQ, 6, tcp)
+        for extension in (0, 43, 44, 60):
+            a.when(_JEQ, extension, reject if rules.connects else accept)
+        a.jump(reject)
+        a.here(tcp)
+        a.put(_TXA)
+        a.put(_ADD_K, 40)
+    a.put(_ST, _L4)
+    a.here(ports)
+    if rules.connects:
+        a.put(_TAX)
+        a.put(_LDX_B, 13)
+        a.when(_JSET, 2, None, reject)
+        a.when(_JSET, 16, reject)
+        a.put(_LDX_MEM, _IP)
+    _not_own(a, rules, version, source, target, reject)
+    _direction(a, rules, version, target, source, (2, 0), accept, reject)
+
+
+def _not_own(a: _Assembler, rules: Rules, version: int, source: int, target: int, reject: str) -> None:
+    """Connections of this program itself: one end has an address of this node and a port of ours."""
+    if rules.own_ports is None:
+        return
+    first, last = rules.own_ports
+    for port, address in ((0, source), (2, target)):
+        other = a.label()
+        a.put(_LDX_MEM, _L4)
+        a.put(_LDX_H, port)
+        a.when(_JGE, first, None, other)
+        a.when(_JGT, last, other)
+        a.put(_LDX_MEM, _IP)
+        _networks(a, rules.own, version, address, reject)
+        a.here(other)
+    a.put(_LDX_MEM, _IP)
+
+
+def _networks(a: _Assembler, networks: Sequence[Network], version: int, at: int, inside: str) -> None:
+    """Jumps to `inside` when the address at X + at is in one of the networks; else goes on."""
+    if version == 6:
+        for address, bits in networks:
+            if not (address.startswith(_MAPPED) and bits >= 96):
+                _network_six(a, address, bits, at, inside)
+        return
+    by_mask: dict[int, list[int]] = {}
+    for address, bits in networks:
+        if bits < 96 and any(address[: bits // 8]):
+            continue
+        if bits >= 96 and not address.startswith(_MAPPED):
+            continue
+        width = max(0, bits - 96)
+        mask = (0xFFFFFFFF << (32 - width)) & 0xFFFFFFFF
+        by_mask.setdefault(mask, []).append(int.from_bytes(address[12:], "big") & mask)
+    if 0 in by_mask:
+        a.jump(inside)
+        return
+    for mask, values in by_mask.items():
+        a.put(_LDX_W, at)
+        if mask != 0xFFFFFFFF:
+            a.put(_AND_K, mask)
+        _one_of(a, list(dict.fromkeys(values)), inside)
+
+
+def _one_of(a: _Assembler, values: Sequence[int], inside: str) -> None:
+    """Jumps to `inside` when A is one of the values. Runs that a short jump can leave share a long one."""
+    for first in range(0, len(values), 200):
+        hit, after = a.label(), a.label()
+        for value in values[first : first + 200]:
+            a.when(_JEQ, value, hit)
+        a.jump(after)
+        a.here(hit)
+        a.jump(inside)
+        a.here(after)
+
+
+def _network_six(a: _Assembler, address: bytes, bits: int, at: int, inside: str) -> None:
+    after = a.label()
+    words = [(i, int.from_bytes(address[i : i + 4], "big"), max(0, min(32, bits - 8 * i))) for i in range(0, 16, 4)]
+    words = [word for word in words if word[2]]
+    if not words:
+        a.jump(inside)
+    for n, (i, value, width) in enumerate(words):
+        mask = (0xFFFFFFFF << (32 - width)) & 0xFFFFFFFF
+        a.put(_LDX_W, at + i)
+        if mask != 0xFFFFFFFF:
+            a.put(_AND_K, mask)
+        a.when(_JEQ, value & mask, inside if n == len(words) - 1 else None, after)
+    a.here(after)
+
+
+def _direction(
+    a: _Assembler, rules: Rules, version: int, server: int, client: int, ports: tuple[int, int] | None, accept: str, reject: str
+) -> None:
+    """Accepts a packet to a server that is asked for, then one from it; X is at the IP header. ports: offsets of (destination, source) behind it."""
+    for towards in (True, False):
+        no = a.label()
+        to, by = (server, client) if towards else (client, server)
+        if ports is not None and rules.ports:
+            ok = a.label()
+            a.put(_LDX_MEM, _L4)
+            a.put(_LDX_H, ports[0] if towards else ports[1])
+            for port in rules.ports:
+                a.when(_JEQ, port, ok)
+            a.put(_LDX_MEM, _IP)
+            a.jump(no)
+            a.here(ok)
+            a.put(_LDX_MEM, _IP)
+        if rules.servers:
+            ok = a.label()
+            _networks(a, rules.servers, version, to, ok)
+            a.jump(no)
+            a.here(ok)
+        if rules.clients:
+            ok = a.label()
+            _networks(a, rules.clients, version, by, ok)
+            a.jump(no)
+            a.here(ok)
+        if rules.not_clients:
+            _networks(a, rules.not_clients, version, by, no)
+        if rules.local is not None:
+            _locality(a, rules, version, to, towards, accept, no)
+        a.jump(accept)
+        a.here(no)
+    a.jump(reject)
+
+
+def _locality(a: _Assembler, rules: Rules, version: int, server: int, towards: bool, accept: str, no: str) -> None:
+    """Goes on when the server lives on this node: `Rules` says what that means."""
+    assert rules.local is not None
+    go, address = a.label(), a.label()
+    ok, no = (no, go) if rules.elsewhere else (go, no)
+    if rules.inside:
+        within = a.label()
+        a.put(_LD_W, _IFINDEX)
+        _one_of(a, rules.inside, within)
+        a.jump(address)
+        a.here(within)
+        a.put(_LD_W, _PKTTYPE)
+        # to a server behind this interface requests go out, from it replies come in
+        if towards:
+            a.when(_JEQ, _OUTGOING, ok, address)
+        else:
+            a.when(_JEQ, _OUTGOING, address, ok)
+    a.here(address)
+    _networks(a, rules.local, version, server, ok)
+    if not rules.elsewhere:
+        a.jump(no)
+    a.here(go)
+
+
+# ---- for tests ---------------------------------------------------------------------------------------------------------------
+
+
+def run(program: Sequence[Instruction], packet: bytes, *, mark: int = 0, ifindex: int = 1, pkttype: int = 0, hatype: int = 1) -> int:
+    """What the kernel would do with this packet: the bytes kept, 0 when it does not pass. A load beyond the packet's end ends it with 0."""
+    ancillary = {_MARK: mark, _IFINDEX: ifindex, _PKTTYPE: pkttype, _HATYPE: hatype}
+    a = x = at = 0
+    cells = [0] * 16
+    while True:
+        code, true, false, k = program[at]
+        at += 1
+        if code in (_LD_W, _LD_H, _LD_B, _LDX_W, _LDX_H, _LDX_B):
+            if k in ancillary:
+                a = ancillary[k]
+                continue
+            size = {_LD_W: 4, _LD_H: 2, _LD_B: 1, _LDX_W: 4, _LDX_H: 2, _LDX_B: 1}[code]
+            place = k + (x if code in (_LDX_W, _LDX_H, _LDX_B) else 0)
+            if place + size > len(packet):
+                return 0
+            a = int.from_bytes(packet[place : place + size], "big")
+        elif code == _LD_IMM:
+            a = k
+        elif code == _LDX_IMM:
+            x = k
+        elif code == _LD_MEM:
+            a = cells[k]
+        elif code == _LDX_MEM:
+            x = cells[k]
+        elif code == _ST:
+            cells[k] = a
+        elif code == _STX:
+            cells[k] = x
+        elif code == _TAX:
+            x = a
+        elif code == _TXA:
+            a = x
+        elif code == _ADD_K:
+            a = (a + k) & 0xFFFFFFFF
+        elif code == _ADD_X:
+            a = (a + x) & 0xFFFFFFFF
+        elif code == _SUB_K:
+            a = (a - k) & 0xFFFFFFFF
+        elif code == _AND_K:
+            a &= k
+        elif code == _LSH_K:
+            a = (a << k) & 0xFFFFFFFF
+        elif code == _RSH_K:
+            a >>= k
+        elif code == _JA:
+            at += k
+        elif code in (_JEQ, _JGT, _JGE, _JSET):
+            yes = {_JEQ: a == k, _JGT: a > k, _JGE: a >= k, _JSET: bool(a & k)}[code]
+            at += true if yes else false
+        elif code == _RET:
+            return k
+        else:
+            raise ValueError(f"instruction {code:#x} is not known")

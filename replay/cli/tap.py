@@ -1,0 +1,354 @@
+"""`replay tap`: mirrors live traffic of this node to a shadow service."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import logging
+import os
+import sys
+from typing import Any
+
+import click
+
+from replay import report, units
+from replay.capture.bpf import compile_filter
+from replay.cli import options
+from replay.cli.again import Words
+from replay.cli.run import _between, _encode, _print
+from replay.cli.tapped import live_lines, status_line
+from replay.daemon.log import FORMATS, DaemonLog
+from replay.daemon.notify import Notifier
+from replay.daemon.service import Reloads, Service
+from replay.errors import UsageError
+from replay.settings import network, target
+from replay.tap import Tap, TapSettings
+from replay.tap.memory import default_memory
+
+_log = logging.getLogger("replay.tap")
+
+#: Options that a reload may change; of the others a change needs a restart.
+_MAY_CHANGE = (
+    "to", "percent", "sample_by", "seed", "methods", "path", "match_host", "client", "server", "port", "bpf", "since", "until", "resync",
+    "direction", "exclude_client", "shadow_suffix", "set_host", "set_header", "add_header", "remove_header", "trace", "connections", "pipeline",
+    "auth_file", "credentials",
+    "connect_timeout", "timeout", "drain", "max_age", "max_rate", "max_cpu", "duration", "expires", "max_head", "max_body", "allow_production",
+)  # fmt: skip
+
+
+class _Command(click.Command):
+    """Keeps its words, so that a reload can read them, and the configuration they name, again."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        ctx.meta["replay.words"] = list(args)
+        return super().parse_args(ctx, args)
+
+
+def _megabytes(text: str) -> int:
+    value = units.size(text)
+    if not 1 << 20 <= value <= 1 << 34:
+        raise ValueError(f"{text!r} is out of range: 1MiB to 16GiB")
+    return value
+
+
+def _at_least(text: str, least: int) -> int:
+    value = units.size(text)
+    if value < least:
+        raise ValueError(f"{text!r} is too small: at least {units.show_bytes(least)}")
+    return value
+
+
+def _block_ms(text: str) -> int:
+    value = units.duration(text)
+    if not 10**6 <= value <= 10**9:
+        raise ValueError(f"{text!r} is out of range: 1ms to 1s")
+    return value // 10**6
+
+
+def _rate(text: str) -> float:
+    found = units.pace(text if text.endswith("/s") else f"{text}/s")
+    return float(found.value)
+
+
+def _cpu(text: str) -> float:
+    """A share of a core: 0.5, 50%, 1.5."""
+    share = text.strip()
+    try:
+        value = float(share[:-1]) / 100 if share.endswith("%") else float(share)
+    except ValueError:
+        raise ValueError(f"{text!r} is no share of a core, such as 0.5 or 50%") from None
+    if not 0 < value <= 1024:
+        raise ValueError(f"{text!r} is no share of a core, such as 0.5 or 50%")
+    return value
+
+
+_RING = options.Unit("SIZE", _megabytes)
+_BLOCK = options.Unit("TIME", _block_ms)
+_UP_TO_64 = options.Unit("N", lambda text: _between(text, 1, 64))
+_CONNECTIONS = options.Unit("N", lambda text: _between(text, 1, 1 << 20))
+_RECORD_SIZE = options.Unit("SIZE", lambda text: _at_least(text, 1 << 20))
+_RECORD_FILES = options.Unit("N", lambda text: _between(text, 1, 1000))
+_FORMAT = options.Choice("FORMAT", FORMATS)
+
+
+@click.command(cls=_Command, short_help="mirror live traffic from this node")
+@click.argument("interfaces", nargs=-1, required=True, metavar="IFACE...")
+@click.option("--to", "to", multiple=True, metavar="URL", help="The shadow service, http://host:port (repeatable: each gets a copy).")
+@options.select
+@click.option(
+    "--direction",
+    type=options.Choice("WHERE", ("in", "out", "both")),
+    default="in",
+    show_default=True,
+    help="Requests to servers of this node (in), to others (out), or both.",
+)
+@click.option(
+    "--exclude-client",
+    multiple=True,
+    metavar="CIDR|@FILE",
+    help="Not from these clients (repeatable).  [default: the addresses of --to, unless this host's]",
+)
+@options.change
+@click.option("--netns", metavar="NAME", help="Listen in this network namespace: a name of `ip netns`, a path, or the number of a process.")
+@click.option("--ring", type=_RING, default="64MiB", show_default=True, help="The kernel's ring of packets, of all interfaces together.")
+@click.option("--block-timeout", type=_BLOCK, default="5ms", show_default=True, help="The kernel hands over at least so often.")
+@click.option("--workers", type=_UP_TO_64, default="1", show_default=True, help="So many threads read, by connection.")
+@click.option("-c", "--connections", type=_CONNECTIONS, default="64", show_default=True, help="At most so many to each target.")
+@click.option("--pipeline", type=_UP_TO_64, default="1", show_default=True, help="Requests under way on one connection.")
+@click.option("--connect-timeout", type=options.LONGER_THAN_0, default="1s", show_default=True, help="For a connection to stand.")
+@click.option("--timeout", type=options.LONGER_THAN_0, default="5s", show_default=True, help="For a whole reply.")
+@click.option("--drain", type=options.DURATION, default="5s", show_default=True, help="At the end, for what is under way.")
+@click.option("--max-age", type=options.DURATION, default="10s", show_default=True, help="A request that could not be sent for so long is dropped: expired.")
+@click.option("--max-rate", type=options.Unit("N/s", _rate), help="At most so many requests a second to each target; more are dropped: max_rate.")
+@click.option("--max-cpu", type=options.Unit("CORES", _cpu), help="A share of a core (0.5, 50%); over it the percentage is lowered for a while.")
+@click.option("--nice", type=click.IntRange(-20, 19), help="Scheduling priority; 19 gives way to everything.")
+@click.option("--duration", type=options.LONGER_THAN_0, help="End after this time.")
+@click.option("--expires", type=options.MOMENT, help="From then on be idle: a forgotten mirror must not go on for ever (2026-12-31T00:00:00Z).")
+@options.bounds
+@click.option("--record", metavar="FILE", help="Write what is captured to pcapng files (name them .zst to compress), for `replay run` tomorrow.")
+@click.option("--record-size", type=_RECORD_SIZE, default="256MiB", show_default=True, help="Of one file, as written.")
+@click.option("--record-every", type=options.LONGER_THAN_0, help="A file takes no longer than this.")
+@click.option("--record-files", type=_RECORD_FILES, default="8", show_default=True, help="So many files, then the oldest is written over.")
+@click.option("--user", default="nobody", show_default=True, help="Whom to become, as root, when the sockets are open (root: stay).")
+@click.option("--allow-production", is_flag=True, help="Send although the target is tapped.")
+@click.option("--dry-run/--no-dry-run", "dry_run", help="Everything but connecting.")
+@click.option("--report", "report_file", metavar="FILE.json", help="Write the whole result there when it ends.")
+@click.option("--json", "as_json", is_flag=True, help="The result on standard output as one JSON object, and nothing else there.")
+@click.option("--log-format", type=_FORMAT, default="text", show_default=True, help="Of what is told on standard error.")
+@options.metrics
+@options.config
+@click.pass_context
+def tap(ctx: click.Context, /, quiet: bool, verbose: bool, **given: Any) -> None:
+    """Mirrors the HTTP requests that reach this node to a shadow service, while production goes on as if nothing were there.
+
+    An IFACE is a name, a pattern (veth*), default (where the default routes go) or any. -p is needed: a tap has no default share; begin with 1.
+
+    SIGTERM drains and ends, SIGUSR1 prints the ledger, SIGHUP (or a change of --config) reloads percentages, filters and targets.
+    """
+    if verbose:
+        print("options:", *options.effective(ctx), sep="\n", file=sys.stderr, flush=True)
+    settings = _settings(given)
+    if given["nice"] is not None:
+        try:
+            os.setpriority(os.PRIO_PROCESS, 0, given["nice"])
+        except PermissionError:
+            raise UsageError(f"--nice {given['nice']}: only root may raise a priority") from None
+    ctx.exit(_run(ctx, Tap(settings), given, quiet=quiet))
+
+
+for _parameter in tap.params:  # what a tap has otherwise than a run
+    if _parameter.name == "max_body":
+        _parameter.default = "1MiB"
+    elif _parameter.name == "max_memory":
+        _parameter.default = lambda: f"{default_memory() >> 20}MiB"
+    elif _parameter.name == "max_connections":
+        _parameter.default = "65536"
+    elif _parameter.name == "percent" and isinstance(_parameter, click.Option):
+        _parameter.help = "Take this share of the requests, exact to a millionth (1, 0.5, 5%). Must be given."
+
+
+def _settings(given: dict[str, Any]) -> TapSettings:
+    """Of the values of the options. Raises UsageError."""
+    given = dict(given)
+    if given["percent"] is None:
+        raise UsageError("-p/--percent must be given: a tap has no default share. Begin with -p 1, and look at the shadow and at this node before you raise it")
+    selection = options.selection(given)
+    if selection.bpf is not None:
+        compile_filter(selection.bpf)  # says what is wrong with it
+    if not given["to"] and not given["dry_run"]:
+        raise UsageError("--to URL is missing: where should requests go? To look without sending: --dry-run")
+    return TapSettings(
+        captures=tuple(given["interfaces"]),
+        selection=selection,
+        targets=tuple(target(text) for text in given["to"]),
+        dry_run=given["dry_run"],
+        allow_production=given["allow_production"],
+        direction=given["direction"],
+        netns=given["netns"],
+        exclude_clients=_excluded(given["exclude_client"]),
+        ring_bytes=given["ring"],
+        block_ms=given["block_timeout"],
+        workers=given["workers"],
+        connections=given["connections"],
+        pipeline=given["pipeline"],
+        connect_timeout_ns=given["connect_timeout"],
+        timeout_ns=given["timeout"],
+        drain_ns=given["drain"],
+        max_age_ns=given["max_age"],
+        max_rate=given["max_rate"] or 0.0,
+        max_cpu=given["max_cpu"] or 0.0,
+        duration_ns=given["duration"],
+        expires_at=None if given["expires"] is None else given["expires"] / 1e9,
+        user=given["user"],
+        record=given["record"],
+        record_size=given["record_size"],
+        record_every_ns=given["record_every"] or 0,
+        record_files=given["record_files"],
+    )
+
+
+def _excluded(words: tuple[str, ...]) -> tuple[tuple[bytes, int], ...] | None:
+    if not words:
+        return None
+    found = []
+    for word in words:
+        for line in options._lines("--exclude-client", word):
+            try:
+                found.append(network(line))
+            except ValueError as error:
+                raise UsageError(f"--exclude-client: {error}") from None
+    return tuple(found)
+
+
+def _run(ctx: click.Context, tap: Tap, given: dict[str, Any], *, quiet: bool) -> int:
+    """Runs it to its end; the exit code."""
+    words = ["replay", *sys.argv[1:]]
+    if given["metrics"] is not None:
+        _metrics_there()
+    notifier = Notifier()
+    with contextlib.ExitStack() as stack:
+        stack.callback(tap.close)
+        file = _Report(given["report_file"])
+        tap.prepare()  # no thread may stand before this: rights are a thread's own
+        log = stack.enter_context(DaemonLog(sys.stderr, given["log_format"], logging.WARNING if quiet else logging.INFO))
+        for line in _introduction(tap):
+            _log.info("%s", line)
+        reloads = None
+        again = Words(ctx, ctx.meta["replay.words"], _MAY_CHANGE)
+
+        def apply(fresh: dict[str, Any]) -> None:
+            tap.reload(_settings(fresh))
+
+        if again.files():
+            reloads = Reloads(lambda: again.again(apply), again.files)
+        service = Service(tap, reloads=reloads, notifier=notifier, status=status_line, ledger=live_lines, flush=log.flush, rotate=tap.rotate, tell=_tell)
+        if given["metrics"] is not None:
+            _serve(stack, given["metrics"], _Counted(tap, service, log))
+        tap.start()
+        service.run()
+        found = tap.result()
+    whole = report.build(tap.settings.for_report(), found, command=words, started=tap.started_at, ended=tap.ended_at, notes=_notes(found))
+    file.write(_encode(whole))
+    _print(whole, given["as_json"], [])
+    return 3 if tap.guarded else 0
+
+
+def _tell(line: str) -> None:
+    """A line that was asked for: past the log, which would leave some out."""
+    with contextlib.suppress(OSError, ValueError):
+        print(f"replay tap: {line}", file=sys.stderr, flush=True)
+
+
+def _metrics_there() -> None:
+    """Imports what --metrics needs while we may still read it. Raises UsageError."""
+    try:
+        importlib.import_module("replay.daemon.server")
+    except ImportError as error:
+        if error.name is None or error.name.partition(".")[0] != "prometheus_client":
+            raise
+        raise UsageError("--metrics needs prometheus-client: pip install 'shadow-replay[metrics]'") from None
+
+
+def _serve(stack: contextlib.ExitStack, address: tuple[str, int], counted: Any) -> None:
+    from replay.daemon.live import LIVE_FAMILIES
+    from replay.daemon.metrics import registry
+    from replay.daemon.server import MetricsServer
+
+    server = stack.enter_context(MetricsServer(address, counted, registry(counted, LIVE_FAMILIES)))
+    _log.info("metrics at http://%s/metrics", server.address)
+
+
+class _Counted:
+    """What the metrics read: the tap, and what the main loop and the log count themselves."""
+
+    def __init__(self, tap: Tap, service: Service, log: DaemonLog) -> None:
+        self._tap, self._service, self._log = tap, service, log
+
+    def snapshot(self) -> dict[str, Any]:
+        return self._tap.snapshot() | {"daemon": self._service.counts() | {"log": dict(self._log.counts), "log_left_out": self._log.left_out}}
+
+    def histograms(self) -> list[dict[str, bytes]]:
+        return self._tap.histograms()
+
+    def health(self) -> Any:
+        return self._tap.health()
+
+
+class _Report:
+    """The file of --report, opened while we may: the user that the tap becomes may not write in that folder."""
+
+    def __init__(self, path: str | None) -> None:
+        self._path = path
+        self._handle = -1
+        if path is not None:
+            try:
+                self._handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o644)
+            except OSError as error:
+                raise UsageError(f"--report {path}: {error.strerror}") from None
+
+    def write(self, data: bytes) -> None:
+        if self._path is None:
+            return
+        try:
+            report.write(self._path, data)
+            os.close(self._handle)
+        except OSError:
+            try:
+                with open(self._handle, "wb") as file:
+                    with contextlib.suppress(OSError):  # a pipe
+                        file.truncate(0)
+                    file.write(data)
+            except OSError as error:
+                print(f"replay tap: --report {self._path}: {error.strerror}", file=sys.stderr)
+
+
+def _introduction(tap: Tap) -> list[str]:
+    s, place = tap.settings, tap.place
+    assert place is not None
+    names = ", ".join(one.name for one in place.interfaces[:8]) or "no interface yet"
+    more = f" and {len(place.interfaces) - 8} more" if len(place.interfaces) > 8 else ""
+    to = ", ".join(one.url for one in s.targets) if not s.dry_run else "nowhere (dry run)"
+    host = s.selection.set_host or (f"NAME{s.selection.suffix}" if s.selection.suffix else "as captured")
+    ports = f", ports {', '.join(map(str, s.selection.ports))}" if s.selection.ports else ""
+    share, methods = report.share_text(s.for_report()), ", ".join(s.selection.methods) or "every method"
+    lines = [f"tapping {names}{more} ({s.direction}{ports}), sending to {to}: {share}, {methods}, Host {host}", f"rights: {tap.dropped_rights}"]
+    if s.expires_at is not None:
+        lines.append(f"until {report.when(s.expires_at)}")
+    return lines
+
+
+def _notes(found: dict[str, Any]) -> list[str]:
+    notes = []
+    tapped, ingest = found["tap"], found["ingest"]
+    if tapped["kernel_drops"]:
+        notes.append(f"the kernel dropped {tapped['kernel_drops']:,} packets: the ring was full; raise --ring, or narrow the filter")
+    if tapped["cut_frames"]:
+        notes.append(f"{tapped['cut_frames']:,} frames were longer than a block of the ring and were cut")
+    if ingest["evicted"]:
+        notes.append(f"{ingest['evicted']:,} connections were closed early: more than --max-connections at a time")
+    if ingest["no_memory"]:
+        notes.append(f"{ingest['no_memory']:,} times --max-memory was reached; what did not fit is incomplete: evicted")
+    for one, changes in zip(found["targets"], tapped["breaker_changes"], strict=True):
+        if changes.get("open"):
+            notes.append(f"{one.url if one else ''}: sending was stopped {changes['open']:,} times by the breaker")
+    return notes

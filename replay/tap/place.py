@@ -1,0 +1,151 @@
+"""Where a tap listens and what it lets through: interfaces and local addresses as the kernel tells of them, and the filter made from that."""
+
+from __future__ import annotations
+
+import contextlib
+import struct
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from replay.capture import bpfasm
+from replay.capture.afpacket import TapError, Tapped, choose, in_namespace
+from replay.capture.netlink import Interface, Netlink, Network, local_networks
+from replay.tap.settings import TapSettings
+
+__all__ = ["MARK", "OWN_PORTS", "Place", "REJECT_ALL", "own_ports", "within"]
+
+#: SO_MARK of every connection to a shadow ("SHDW"), as the sender sets it.
+MARK = 0x53484457
+
+#: Nothing passes.
+REJECT_ALL: list[bpfasm.Instruction] = [(0x06, 0, 0, 0)]
+
+
+def own_ports(path: str = "/proc/sys/net/ipv4/ip_local_port_range") -> tuple[int, int]:
+    """(first, last) of the local ports that connections to shadows are made from: those that the kernel never picks for anybody else's connections.
+
+    They tell our connections from all others where marks do not: after the rights were dropped, behind NAT, on replies."""
+    try:
+        with open(path, encoding="ascii") as file:
+            first, last = map(int, file.read().split()[:2])
+    except (OSError, ValueError):
+        first, last = 32768, 60999
+    if last <= 65535 - 1024:
+        return last + 1, 65535
+    if first >= 1024 + 4096:
+        return first - 4096, first - 1
+    return 61000, 65535
+
+
+OWN_PORTS = own_ports()
+
+
+@dataclass(slots=True)
+class Place:
+    """What is listened to. `look` asks the kernel anew; `program` makes the filter.
+
+    interfaces: those that are meant, now.  moving: they may come and go, so that one socket hears all and the filter tells them apart.
+    local: networks of this node's servers, in the tapped namespace.  own: addresses that our own connections may come from.
+    """
+
+    settings: TapSettings
+    netlink: Netlink
+    home: Netlink
+    interfaces: list[Interface] = field(default_factory=list)
+    moving: bool = False
+    local: list[Network] = field(default_factory=list)
+    inside: set[int] = field(default_factory=set)
+    own: list[Network] = field(default_factory=list)
+
+    @classmethod
+    def find(cls, settings: TapSettings) -> Place:
+        """Raises TapError for an interface that is not there, UsageError for a namespace."""
+        place = cls(settings, in_namespace(settings.netns, lambda: Netlink(changes=True)), Netlink())
+        place.look(first=True)
+        return place
+
+    def close(self) -> None:
+        self.netlink.close()
+        self.home.close()
+
+    def look(self, *, first: bool = False) -> None:
+        """Interfaces, addresses, routes of now. One that is named and away stays away until it comes back."""
+        try:
+            self.interfaces, self.moving = choose(self.settings.captures, self.netlink)
+        except TapError:
+            if first:
+                raise
+            self.interfaces = []
+        if len(self.settings.captures) > 1:
+            self.moving = True
+        every, addresses, routes = self.netlink.interfaces(), self.netlink.addresses(), self.netlink.routes()
+        self.local, self.inside = local_networks(every, addresses, routes)
+        mapped = bytes(10) + b"\xff\xff"
+        here = self.home.addresses() if self.settings.netns is not None else []
+        self.own = list(dict.fromkeys([(mapped + bytes((127, 0, 0, 0)), 104), *(network for _, network in [*addresses, *here])]))
+
+    @property
+    def single(self) -> Interface | None:
+        """The interface that a socket is bound to; None: to all of them."""
+        return None if self.moving or not self.interfaces else self.interfaces[0]
+
+    def is_local(self, address: bytes) -> bool:
+        """A server with this address lives on this node, in a container perhaps."""
+        return within(address, self.local)
+
+    def is_own(self, address: bytes) -> bool:
+        """It is one of this host's own addresses."""
+        return within(address, self.own)
+
+    def program(self, excluded: Sequence[Network], *, ethernet: bool = True, connects: bool = False) -> list[bpfasm.Instruction]:
+        """The filter. excluded: clients that are left out.  connects: for the check of the target: the first packets of all connections, ours too.
+
+        Raises TapError when there are more interfaces or networks than the kernel's filters hold."""
+        s = self.settings
+        every = s.direction == "both"
+        wanted = bpfasm.Rules(
+            ports=s.selection.ports,
+            servers=s.selection.server,
+            clients=() if connects else s.selection.client,
+            not_clients=() if connects else excluded,
+            interfaces=[one.number for one in self.interfaces] if self.moving else None,
+            inside=() if every else sorted(self.inside & {one.number for one in self.interfaces}),
+            local=None if every else self.local,
+            elsewhere=s.direction == "out",
+            mark=0 if connects else MARK,
+            own=() if connects else self.own,
+            own_ports=None if connects else OWN_PORTS,
+            ethernet=ethernet,
+            loopback_once=True,
+            connects=connects,
+        )
+        then: list[bpfasm.Instruction] = []
+        if s.selection.bpf is not None and not connects:
+            then = compiled(s.selection.bpf, ethernet)
+        try:
+            return bpfasm.build(wanted, then)
+        except ValueError as error:
+            raise TapError(str(error)) from None
+
+    def rebind(self, tapped: Tapped) -> str | None:
+        """After `look`: a single interface that came back under another number is listened to again. Says so, or None."""
+        one = self.single
+        if self.moving or one is None or one.number == tapped.number:
+            return None
+        with contextlib.suppress(OSError):
+            tapped.bind(one.number)
+            return f"{one.name} is back"
+        return None
+
+
+def within(address: bytes, networks: Sequence[Network]) -> bool:
+    value = int.from_bytes(address, "big")
+    return any(value >> (128 - bits) == int.from_bytes(network, "big") >> (128 - bits) for network, bits in networks)
+
+
+def compiled(expression: str, ethernet: bool) -> list[bpfasm.Instruction]:
+    """A tcpdump expression, by libpcap. Raises UsageError."""
+    from replay.capture.bpf import instructions
+
+    code = instructions(expression, 1 if ethernet else 101)
+    return [struct.unpack_from("=HBBI", code, at) for at in range(0, len(code), 8)]

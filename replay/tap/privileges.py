@@ -1,0 +1,90 @@
+"""Giving up rights when the sockets are open: an unprivileged user, no capability, none to come."""
+
+from __future__ import annotations
+
+import ctypes
+import importlib
+import os
+import pwd
+
+from replay import _fastpath
+from replay.errors import UsageError
+
+__all__ = ["capabilities", "drop"]
+
+_PR_SET_NO_NEW_PRIVS, _PR_CAP_AMBIENT, _PR_CAPBSET_DROP = 38, 47, 24
+_CLEAR_ALL = 4
+_NAMES = {6: "SETGID", 7: "SETUID", 12: "NET_ADMIN", 13: "NET_RAW", 21: "SYS_ADMIN", 38: "PERFMON", 39: "BPF"}
+_VERSION_3 = 0x20080522
+
+
+class _Header(ctypes.Structure):
+    _fields_ = [("version", ctypes.c_uint32), ("pid", ctypes.c_int)]
+
+
+class _Data(ctypes.Structure):
+    _fields_ = [("effective", ctypes.c_uint32), ("permitted", ctypes.c_uint32), ("inheritable", ctypes.c_uint32)]
+
+
+def _libc() -> ctypes.CDLL:
+    return ctypes.CDLL(None, use_errno=True)
+
+
+def capabilities() -> set[str]:
+    """The permitted capabilities of this thread, as names without CAP_ (numbers where they are of no interest here)."""
+    with open("/proc/thread-self/status", encoding="ascii") as file:
+        bits = next((int(line.split()[1], 16) for line in file if line.startswith("CapPrm:")), 0)
+    return {_NAMES.get(n, str(n)) for n in range(64) if bits >> n & 1}
+
+
+#: What is imported only when it is needed, and could not be any more: the unprivileged user may not be allowed to read Python's own files.
+_NEEDED_LATER = ("datetime", "difflib", "encodings.idna", "json", "shlex", "tempfile", "traceback", "yaml", "zlib", "concurrent.futures", "replay.histogram")
+
+
+def preload() -> None:
+    """Call it before the rights are dropped."""
+    for name in _NEEDED_LATER:
+        importlib.import_module(name)
+    _fastpath.blocks_zstd()
+
+
+def drop(user: str) -> str:
+    """Gives up everything; call it before threads are started. Returns what was dropped, in words.
+
+    user: whom to become when this is root ("" or "root": stay root, without capabilities). Raises UsageError for a user that there is not."""
+    libc = _libc()
+    preload()
+    said = []
+    had = capabilities()
+    if os.geteuid() == 0 and user not in ("", "root"):
+        try:
+            who = pwd.getpwnam(user)
+        except KeyError:
+            if not user.isdigit():
+                raise UsageError(f"--user {user}: there is no such user here") from None
+            uid = gid = int(user)
+        else:
+            uid, gid = who.pw_uid, who.pw_gid
+        try:
+            os.setgroups([])
+            os.setresgid(gid, gid, gid)
+            os.setresuid(uid, uid, uid)
+            said.append(f"runs as {user} ({uid}:{gid}), was root")
+        except PermissionError:
+            said.append("stays root: no CAP_SETUID and CAP_SETGID to become another user")
+    for n in range(64):
+        libc.prctl(_PR_CAPBSET_DROP, n, 0, 0, 0)  # needs SETPCAP; without it no_new_privs does the same for what we could execute
+    libc.prctl(_PR_CAP_AMBIENT, _CLEAR_ALL, 0, 0, 0)
+    empty = (_Data * 2)()
+    libc.capset(ctypes.byref(_Header(_VERSION_3, 0)), empty)
+    if libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) == 0:
+        said.append("no_new_privs is set")
+    left = capabilities()
+    gone = sorted(had - left, key=lambda name: (name.isdigit(), name))
+    named = [name for name in gone if not name.isdigit()]
+    if gone:
+        among = f" ({', '.join(named)} among them)" if len(gone) > len(named) else f": {', '.join(named)}"
+        said.append(f"dropped {len(gone)} capabilities{among}")
+    if left:
+        said.append("kept " + ", ".join(sorted(left)))
+    return "; ".join(said) or "nothing to drop"

@@ -1,0 +1,228 @@
+"""Filters of our own making: what passes by the interpreter beside them, by the kernel itself, and that the kernel takes them."""
+
+import contextlib
+import ipaddress
+import socket
+import struct
+
+import packetmake as net
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tapmake import needs_root
+
+from replay.capture import bpfasm
+from replay.capture.afpacket import Tapped
+from replay.capture.bpfasm import Rules, build, run
+from replay.settings import network
+
+A, B, C = (b"\x0a\0\0\x01", 40000), (b"\x0a\0\0\x02", 80), (b"\x0a\x01\0\x03", 8080)
+A6, B6 = (bytes.fromhex("20010db8" + "00" * 11 + "01"), 40000), (bytes.fromhex("20010db8" + "00" * 11 + "02"), 80)
+
+
+def packet(source, target, flags=net.ACK, payload=b"x", options=b""):
+    return net.ip(source[0], target[0], 6, net.tcp(source, target, 1, 1, flags, payload, options))
+
+
+def vxlan(inner, port=4789, tag=b""):
+    udp = struct.pack(">HHHH", 50000, port, 16 + 14 + len(inner), 0) + b"\x08\0\0\0\0\0\x07\0" + net.MACS + tag + net.ethertype(inner) + inner
+    return net.ip(b"\xac\x10\0\x01", b"\xac\x10\0\x02", 17, udp)
+
+
+def nets(*texts):
+    return [network(text) for text in texts]
+
+
+CASES = [  # rules, source, target, passes, reason
+    (Rules(), A, B, True, "no rule: all TCP"),
+    (Rules(ports=[80]), A, B, True, "to the port"),
+    (Rules(ports=[80]), B, A, True, "from the port"),
+    (Rules(ports=[81]), A, B, False, "another port"),
+    (Rules(ports=[81, 80, 443]), A, B, True, "one of several ports"),
+    (Rules(ports=[40000]), A, B, True, "either side may be the server"),
+    (Rules(servers=nets("10.0.0.2")), A, B, True, "to the server"),
+    (Rules(servers=nets("10.0.0.2")), B, A, True, "from the server"),
+    (Rules(servers=nets("10.0.0.3")), A, B, False, "another server"),
+    (Rules(servers=nets("10.0.0.0/8")), A, B, True, "a network"),
+    (Rules(servers=nets("10.1.0.0/16")), A, C, True, "within a network"),
+    (Rules(servers=nets("10.1.0.0/16")), A, B, False, "outside of a network"),
+    (Rules(servers=nets("0.0.0.0/0")), A, B, True, "any IPv4"),
+    (Rules(servers=nets("::/0")), A, B, True, "any address at all"),
+    (Rules(servers=nets("2001:db8::2")), A, B, False, "a server of the other family"),
+    (Rules(servers=nets("2001:db8::2")), A6, B6, True, "an IPv6 server"),
+    (Rules(servers=nets("2001:db8::/33")), A6, B6, True, "an IPv6 network that ends within a word"),
+    (Rules(servers=nets("2001:db8:8000::/33")), A6, B6, False, "outside of it"),
+    (Rules(servers=nets("10.0.0.2")), A6, B6, False, "IPv6 for an IPv4 server"),
+    (Rules(ports=[80]), A6, B6, True, "a port over IPv6"),
+    (Rules(ports=[80], servers=nets("10.0.0.1")), A, B, False, "port and server must be one end's"),
+    (Rules(clients=nets("10.0.0.1"), ports=[80]), A, B, True, "from the client"),
+    (Rules(clients=nets("10.0.0.1"), ports=[80]), B, A, True, "the reply to the client"),
+    (Rules(clients=nets("10.0.0.9"), ports=[80]), A, B, False, "another client"),
+    (Rules(not_clients=nets("10.0.0.1"), ports=[80]), A, B, False, "a client that is left out"),
+    (Rules(not_clients=nets("10.0.0.1"), ports=[80]), B, A, False, "the reply to it"),
+    (Rules(not_clients=nets("10.0.0.2"), ports=[80]), A, B, True, "left out as a client, not as a server"),
+    (Rules(local=nets("10.0.0.2"), ports=[80]), A, B, True, "to a server of this node"),
+    (Rules(local=nets("10.0.0.2"), ports=[80]), B, A, True, "from a server of this node"),
+    (Rules(local=nets("10.0.0.1"), ports=[80]), A, B, False, "a call of this node"),
+    (Rules(local=nets("10.0.0.1"), ports=[80], elsewhere=True), A, B, True, "a call of this node, which is wanted"),
+    (Rules(local=nets("10.0.0.2"), ports=[80], elsewhere=True), A, B, False, "a call to this node, where others are wanted"),
+    (Rules(own=nets("10.0.0.1"), own_ports=(40000, 40100)), A, B, False, "our own connection"),
+    (Rules(own=nets("10.0.0.1"), own_ports=(40000, 40100)), B, A, False, "a reply on it"),
+    (Rules(own=nets("10.0.0.1"), own_ports=(40001, 40100)), A, B, True, "below our ports"),
+    (Rules(own=nets("10.0.0.1"), own_ports=(30000, 39999)), A, B, True, "above our ports"),
+    (Rules(own=nets("10.0.0.7"), own_ports=(40000, 40100)), A, B, True, "our port, somebody else's address"),
+    (Rules(own=nets("2001:db8::1"), own_ports=(40000, 40100)), A6, B6, False, "our own connection over IPv6"),
+]
+
+WRAPPED = [
+    (net.ethernet, "bare"),
+    (net.vlan, "VLAN"),
+    (lambda p: net.MACS + b"\x88\xa8\0\1\x81\0\0\2" + net.ethertype(p) + p, "QinQ"),
+    (lambda p: net.ethernet(vxlan(p)), "VXLAN"),
+    (lambda p: net.vlan(vxlan(p, 8472)), "VXLAN at flannel's port in a VLAN"),
+    (lambda p: net.ethernet(vxlan(p, tag=b"\x81\0\0\3")), "VLAN in VXLAN"),
+]
+
+
+@pytest.mark.parametrize(("wrap", "how"), WRAPPED, ids=[how for _, how in WRAPPED])
+@pytest.mark.parametrize(("rules", "source", "target", "passes", "reason"), CASES, ids=[case[-1] for case in CASES])
+def test_what_passes(rules, source, target, passes, reason, wrap, how):
+    assert bool(run(build(rules), wrap(packet(source, target)))) == passes
+
+
+@pytest.mark.parametrize(("rules", "source", "target", "passes", "reason"), CASES, ids=[case[-1] for case in CASES])
+def test_what_passes_without_a_link_layer(rules, source, target, passes, reason):
+    rules = Rules(**{name: getattr(rules, name) for name in Rules.__slots__} | {"ethernet": False})
+    assert bool(run(build(rules), packet(source, target))) == passes
+
+
+def test_surroundings():
+    frame = net.ethernet(packet(A, B))
+    marked = build(Rules(mark=0x53484457))
+    assert run(marked, frame) and not run(marked, frame, mark=0x53484457)
+    assert not run(build(Rules()), frame, hatype=772, pkttype=4) and run(build(Rules()), frame, hatype=772)
+    some = build(Rules(interfaces=[3, 5]))
+    assert [bool(run(some, frame, ifindex=n)) for n in range(1, 7)] == [False, False, True, False, True, False]
+    assert not run(build(Rules(interfaces=[])), frame)
+
+
+def test_a_server_behind_a_veth():
+    """Towards a container requests go out of its veth; what a container asks comes in there."""
+    rules = build(Rules(local=nets("192.0.2.1"), inside=[7], ports=[80]))
+    there, back = net.ethernet(packet(A, B)), net.ethernet(packet(B, A))
+    assert run(rules, there, ifindex=7, pkttype=4) and run(rules, back, ifindex=7, pkttype=0)
+    assert not run(rules, there, ifindex=7, pkttype=0) and not run(rules, back, ifindex=7, pkttype=4)
+    assert not run(rules, there, ifindex=8, pkttype=4)
+    others = build(Rules(local=nets("192.0.2.1"), inside=[7], ports=[80], elsewhere=True))
+    assert not run(others, there, ifindex=7, pkttype=4) and run(others, there, ifindex=7, pkttype=0)
+
+
+def test_what_is_no_tcp():
+    for frame in (net.MACS + b"\x08\x06" + bytes(28), net.ethernet(net.ip(A[0], B[0], 17, bytes(20))), net.ethernet(net.ip(A6[0], B6[0], 17, bytes(20))), b"", bytes(13)):
+        assert not run(build(Rules(vxlan_ports=())), frame) and not run(build(Rules(ports=[80])), frame)
+
+
+def test_what_headers_do_not_tell_passes():
+    whole = bytearray(packet(A, B))
+    whole[6:8] = b"\x00\x10"  # a later fragment
+    assert run(build(Rules(ports=[443])), net.ethernet(bytes(whole))) and not run(build(Rules(servers=nets("10.9.0.0/16"))), net.ethernet(bytes(whole)))
+    six = bytearray(packet(A6, B6))
+    six[6] = 44
+    assert run(build(Rules(ports=[443])), net.ethernet(bytes(six)))
+
+
+def test_first_packets_only():
+    rules = build(Rules(ports=[80], connects=True))
+    assert run(rules, net.ethernet(packet(A, B, net.SYN, b"")))
+    assert not run(rules, net.ethernet(packet(A, B, net.SYN | net.ACK, b""))) and not run(rules, net.ethernet(packet(A, B)))
+
+
+def test_many_networks_jump_far():
+    """Conditional jumps reach 255 instructions; behind that they go over a longer one."""
+    many = nets(*(f"10.{n // 256}.{n % 256}.7" for n in range(600)))
+    program = build(Rules(servers=many, ports=[80]))
+    assert len(program) <= 4096
+    for n in (0, 1, 299, 598, 599):
+        assert run(program, net.ethernet(packet(A, (bytes([10, n // 256, n % 256, 7]), 80))))
+    assert not run(program, net.ethernet(packet(A, (b"\x0a\x09\0\x07", 80))))
+    with pytest.raises(ValueError, match="kernel takes"):
+        build(Rules(servers=nets(*(f"10.{n // 256}.{n % 256}.7" for n in range(4000)))))
+
+
+def test_an_expression_decides_about_the_rest():
+    then = [(0x30, 0, 0, 22), (0x15, 0, 1, 64), (0x06, 0, 0, 100), (0x06, 0, 0, 0)]  # time to live is 64
+    program = build(Rules(ports=[80]), then)
+    assert run(program, net.ethernet(packet(A, B))) == 100
+    other = bytearray(packet(A, B))
+    other[8] = 63
+    assert run(program, net.ethernet(bytes(other))) == 0 and run(program, net.ethernet(packet(A, C))) == 0
+
+
+ADDRESSES = st.sampled_from(["10.0.0.1", "10.0.0.2", "10.1.0.3", "172.16.0.1"])
+NETWORKS = st.sampled_from(["10.0.0.0/8", "10.0.0.0/24", "10.0.0.1", "10.0.0.2/31", "172.16.0.0/12", "0.0.0.0/0", "10.1.0.3", "2001:db8::/32"])
+PORTS = st.sampled_from([80, 443, 8080, 40000, 61000, 65535])
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    st.lists(PORTS, max_size=3), st.lists(NETWORKS, max_size=3), st.lists(NETWORKS, max_size=2), st.lists(NETWORKS, max_size=2),
+    st.none() | st.lists(NETWORKS, max_size=2), st.booleans(), ADDRESSES, ADDRESSES, PORTS, PORTS, st.sampled_from(WRAPPED),
+)  # fmt: skip
+def test_like_plain_python(ports, servers, clients, left_out, local, elsewhere, source, target, sport, dport, wrapped):
+    rules = Rules(ports=ports, servers=nets(*servers), clients=nets(*clients), not_clients=nets(*left_out),
+                  local=None if local is None else nets(*local), elsewhere=elsewhere)  # fmt: skip
+
+    def within(address, texts):
+        return any(ipaddress.ip_address(address) in ipaddress.ip_network(text, strict=False) for text in texts)
+
+    def taken(server, port, client):
+        return (
+            (not ports or port in ports) and (not servers or within(server, servers)) and (not clients or within(client, clients))
+            and not within(client, left_out) and (local is None or within(server, local) != elsewhere)
+        )  # fmt: skip
+
+    frame = wrapped[0](packet((ipaddress.ip_address(source).packed, sport), (ipaddress.ip_address(target).packed, dport)))
+    assert bool(run(build(rules), frame)) == (taken(target, dport, source) or taken(source, sport, target))
+
+
+@needs_root
+@pytest.mark.parametrize("rules", [case[0] for case in CASES] + [Rules(servers=nets(*(f"10.{n // 256}.{n % 256}.7" for n in range(600))))])
+def test_the_kernel_takes_it(rules):
+    with socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0) as tap:
+        Tapped(tap, 0, True, 0, 0).attach(build(rules))
+
+
+@needs_root
+def test_the_kernel_runs_it_alike():
+    """Frames through a pair of packet sockets on lo: what arrives is what the interpreter says."""
+    with contextlib.ExitStack() as stack:
+        out = stack.enter_context(socket.socket(socket.AF_PACKET, socket.SOCK_RAW))
+        out.bind(("lo", 0))
+        tap = stack.enter_context(socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0))
+        tapped = Tapped(tap, 0, True, 0, 0)
+        tapped.attach([(0x06, 0, 0, 0)])
+        tap.bind(("lo", 3))
+        tap.settimeout(1)
+        last = net.ethernet(net.ip(b"\x0b\x0b\x0b\x0b", b"\x0c\x0c\x0c\x0c", 6, net.tcp((b"", 7), (b"", 9), 1, 1, net.ACK, b"the end")))
+        ending = build(Rules(servers=nets("12.12.12.12")))
+        for rules, source, target, passes, _ in CASES:
+            for wrap, how in WRAPPED:
+                frame = wrap(packet(source, target, payload=b"unique to the test of filters"))
+                program = build(rules)
+                tapped.attach(program)
+                out.send(frame)
+                tapped.attach(ending)
+                out.send(last)
+                got = []
+                while not got or b"the end" not in got[-1]:
+                    got.append(tap.recv(2000))
+                came = [one for one in got if b"unique to the test of filters" in one]
+                if "VLAN" in how or how == "QinQ":
+                    continue  # lo takes an outer tag off, the frame is another one
+                assert bool(came) == passes, (rules, how)
+
+
+def test_the_interpreter_knows_its_instructions():
+    with pytest.raises(ValueError, match="not known"):
+        run([(0xFF, 0, 0, 0)], b"")
+    assert bpfasm.ACCEPT > 65549

@@ -1,0 +1,433 @@
+"""`replay tap` on a loopback interface: real packets, a real nginx as production, real sinks as shadows."""
+
+import collections
+import concurrent.futures
+import ctypes
+import json
+import os
+import signal
+import socket
+import subprocess
+import time
+
+import pytest
+from endtoend import balanced
+from tapmake import COMMAND, Sink, Tap, ended, eventually, get, needs, needs_root, nginx  # noqa: F401
+
+pytestmark = [needs_root, needs("nginx", "ip")]
+
+
+def read(path):
+    with open(path) as file:
+        return file.read()
+
+
+def seen(path):
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_each_request_once(nginx, tmp_path):  # noqa: F811
+    log = tmp_path / "shadow.jsonl"
+    with ended(Sink("--access-log", log)) as shadow, ended(Tap("lo", "--port", nginx.port, "--to", f"http://{shadow.address}", "-p", 100)) as tap:
+        for i in range(50):
+            get(f"{nginx.url}/one/{i}", headers={"X-N": str(i)})
+        with concurrent.futures.ThreadPoolExecutor(8) as pool:
+            list(pool.map(lambda i: get(f"{nginx.url}/many/{i}", data=b"x" * i), range(200)))
+        eventually(lambda: len(log.read_text().splitlines()) >= 250)
+        report = balanced(tap.report())
+    asked = collections.Counter((method, target) for method, target, _ in nginx.logged())
+    got = seen(log)
+    assert collections.Counter((one["method"], one["target"]) for one in got) == asked
+    assert {one["host"] for one in got} == {f"127.0.0.1-shadow:{nginx.port}"}
+    assert {dict(one["headers"])["x-shadow-replay"] for one in got} == {"1"}
+    assert report["ledger"]["found"] == report["ledger"]["answered"] == 250
+    assert report["packets"]["kernel_drops"] == report["packets"]["cut_frames"] == 0
+    assert report["lag_us"]["p50"] < 100_000
+
+
+def test_a_share_is_the_same_share_as_offline(nginx, tmp_path):  # noqa: F811
+    """What the tap takes is what its recording gives at the same percentage and seed."""
+    log = tmp_path / "shadow.jsonl"
+    pcap = tmp_path / "lo.pcap"
+    with (
+        ended(Sink("--access-log", log)) as shadow,
+        subprocess.Popen(["tcpdump", "-i", "lo", "-B", "32768", "-s", "3000", "-Z", "root", "-w", pcap, f"port {nginx.port}"], stderr=subprocess.PIPE) as tcpdump,
+        ended(Tap("lo", "--port", nginx.port, "--to", f"http://{shadow.address}", "-p", 30, "--seed", 7)) as tap,
+    ):
+        tcpdump.stderr.readline()
+        for i in range(300):
+            get(f"{nginx.url}/{i}")
+        time.sleep(0.5)
+        report = balanced(tap.report())
+        time.sleep(1.2)  # it asks for its ring once a second
+        tcpdump.terminate()
+        tcpdump.wait()
+    offline = subprocess.run([*COMMAND, "run", pcap, "-p", "30", "--seed", "7", "--json"], capture_output=True, check=True)
+    whole = json.loads(offline.stdout)["ledger"]
+    assert (report["ledger"]["found"], report["ledger"]["selected"]) == (whole["found"], whole["selected"]) and 0 < whole["selected"] < 300
+    assert len(seen(log)) == whole["selected"]
+
+
+def test_an_open_connection_is_joined(nginx):  # noqa: F811
+    """Connections that stood before the tap came: their requests count once their replies confirm where they begin."""
+    with socket.create_connection(("127.0.0.1", nginx.port)) as old:
+        old.sendall(b"GET /before HTTP/1.1\r\nHost: a\r\n\r\n")
+        old.recv(1000)
+        with ended(Sink()) as shadow, ended(Tap("lo", "--port", nginx.port, "--to", f"http://{shadow.address}", "-p", 100)) as tap:
+            for i in range(5):
+                old.sendall(b"GET /after/%d HTTP/1.1\r\nHost: a\r\n\r\n" % i)
+                old.recv(1000)
+                time.sleep(0.05)
+            time.sleep(0.3)
+            report = balanced(tap.report())
+            assert shadow.totals()["requests"] == report["ledger"]["sent"] == 5
+
+
+def test_a_slow_upload_holds_nobody_up(nginx):  # noqa: F811
+    with ended(Sink()) as shadow, ended(Tap("lo", "--port", nginx.port, "--to", f"http://{shadow.address}", "-p", 100)) as tap:
+        with socket.create_connection(("127.0.0.1", nginx.port)) as slow:
+            slow.sendall(b"POST /slow HTTP/1.1\r\nHost: a\r\nContent-Length: 10\r\n\r\n12345")
+            for i in range(20):
+                get(f"{nginx.url}/{i}")
+            eventually(lambda: "found 20" in tap.ask(), every=0.2)
+            slow.sendall(b"67890")
+            slow.recv(1000)
+            eventually(lambda: "found 21" in tap.ask(), every=0.2)
+        assert balanced(tap.report())["ledger"]["answered"] == 21
+
+
+# ---- never into production, never in a loop -----------------------------------------------------------------------------------------
+
+
+def refused(*words):
+    done = subprocess.run([*COMMAND, "tap", *map(str, words)], capture_output=True, text=True, timeout=30)
+    assert done.returncode == 3, (done.returncode, done.stderr)
+    return done.stderr
+
+
+def test_production_as_the_target_is_refused(nginx):  # noqa: F811
+    before = nginx.requests()
+    assert "tapped" in refused("lo", "--port", nginx.port, "--to", nginx.url, "-p", 1)
+    assert "tapped" in refused("lo", "--port", nginx.port, "--to", f"http://localhost:{nginx.port}", "-p", 1)
+    assert nginx.requests() == before + 1
+
+
+def test_without_a_port_the_shadow_on_the_same_interface_is_refused(nginx):  # noqa: F811
+    with ended(Sink()) as shadow:
+        assert "--port" in refused("lo", "--to", f"http://{shadow.address}", "-p", 1)
+
+
+def test_a_shadow_that_turns_out_to_serve_others_ends_it(nginx):  # noqa: F811
+    """The guard of the design, live: a captured server is the target."""
+    with (
+        ended(Sink()) as shadow,
+        ended(Tap("lo", "--port", nginx.port, "--port", 1, "--to", f"http://{shadow.address}", "-p", 100)) as tap,
+    ):
+        get(f"{nginx.url}/1")
+        time.sleep(0.2)
+        assert balanced(tap.report())["ledger"]["sent"] == 1
+    with ended(Sink()) as shadow:
+        words = ("lo", "--port", shadow.port, "--to", f"http://{shadow.address}", "-p", 100)
+        assert "tapped" in refused(*words)
+
+
+def test_tapping_the_target_itself_does_not_amplify(nginx):  # noqa: F811
+    """--allow-production: originals are mirrored into the very server that is tapped, and the copies are not mirrored again."""
+    words = ("lo", "--port", nginx.port, "--to", nginx.url, "-p", 100, "--allow-production", "--shadow-suffix", "off")
+    with ended(Tap(*words)) as tap:
+        for i in range(40):
+            get(f"{nginx.url}/{i}")
+            time.sleep(0.05)
+        report = balanced(tap.report())
+    assert report["ledger"]["sent"] == 40 and report["ledger"]["found"] == 40
+    assert len(nginx.logged()) == 80
+
+
+def test_our_own_connections_are_left_out_by_their_ports(nginx, tmp_path):  # noqa: F811
+    """After the rights were dropped no mark is left: the local ports tell."""
+    log = tmp_path / "shadow.jsonl"
+    with ended(Sink("--access-log", log)) as shadow:
+        words = ("lo", "--port", nginx.port, "--to", f"http://{shadow.address}", "-p", 100)
+        with ended(Tap(*words)) as tap:
+            get(f"{nginx.url}/1")
+            eventually(lambda: log.read_text())
+            mine = [line for line in subprocess.run(["ss", "-tnH", f"dport = :{shadow.port}"], capture_output=True, text=True).stdout.splitlines()]
+            last = int(read("/proc/sys/net/ipv4/ip_local_port_range").split()[1])
+            assert mine and all(int(line.split()[3].rpartition(":")[2]) > last for line in mine)
+            tap.report()
+
+
+def test_marked_requests_are_withheld(nginx):  # noqa: F811
+    with ended(Sink()) as shadow, ended(Tap("lo", "--port", nginx.port, "--to", f"http://{shadow.address}", "-p", 100)) as tap:
+        get(f"{nginx.url}/1", headers={"x-shadow-replay": "1"})
+        get(f"{nginx.url}/2", host="a-shadow")
+        get(f"{nginx.url}/3")
+        time.sleep(0.3)
+        report = balanced(tap.report())
+    assert report["ledger"]["by_reason"]["withheld"] == {"loop": 2} and report["ledger"]["sent"] == 1
+
+
+def test_excluded_clients(nginx):  # noqa: F811
+    with ended(Sink()) as shadow:
+        words = ("lo", "--port", nginx.port, "--to", f"http://{shadow.address}", "-p", 100, "--exclude-client", "127.0.0.2")
+        with ended(Tap(*words)) as tap:
+            get(f"{nginx.url}/1")
+            with socket.create_connection(("127.0.0.1", nginx.port), source_address=("127.0.0.2", 0)) as other:
+                other.sendall(b"GET /2 HTTP/1.1\r\nHost: a\r\n\r\n")
+                other.recv(1000)
+            time.sleep(0.3)
+            assert balanced(tap.report())["ledger"]["found"] == 1
+
+
+# ---- usage ------------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "said"),
+    [
+        (["lo", "--to", "http://127.0.0.1:1"], 2, "-p 1"),
+        (["lo", "-p", "1"], 2, "--to URL is missing"),
+        (["nosuch0", "-p", "1", "--to", "http://127.0.0.1:1"], 4, "there are"),
+        (["lo", "-p", "1", "--to", "http://no.such.name.invalid"], 5, "cannot be resolved"),
+        (["lo", "-p", "1", "--to", "http://127.0.0.1:1", "--netns", "nosuch"], 2, "ip netns"),
+        (["lo", "-p", "1", "--to", "http://127.0.0.1:1", "-f", "port (", "--port", "2"], 2, "pcap-filter"),
+        (["lo", "-p", "1", "--to", "http://127.0.0.1:1", "--user", "no-such-user", "--port", "2"], 2, "--user"),
+        (["lo", "-p", "1", "--to", "http://127.0.0.1:1", "--ring", "1k"], 2, "1MiB"),
+    ],
+)
+def test_what_is_wrong_is_said(words, code, said):
+    done = subprocess.run([*COMMAND, "tap", *words], capture_output=True, text=True, timeout=30)
+    assert done.returncode == code and said in done.stderr, done.stderr
+
+
+def test_without_the_right_three_ways_are_named():
+    def without_raw_sockets():
+        libc = ctypes.CDLL(None)
+        libc.prctl(24, 13, 0, 0, 0)  # PR_CAPBSET_DROP, CAP_NET_RAW: what is executed has it no more
+
+    words = [*COMMAND, "tap", "lo", "-p", "1", "--port", "1", "--to", "http://127.0.0.1:2"]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=30, preexec_fn=without_raw_sockets)
+    assert done.returncode == 4, done.stderr
+    assert all(word in done.stderr for word in ("CAP_NET_RAW", "setcap", "AmbientCapabilities", "NET_RAW]")), done.stderr
+
+
+# ---- a daemon ---------------------------------------------------------------------------------------------------------------------
+
+
+def test_rights_are_dropped(nginx):  # noqa: F811
+    with ended(Sink()) as shadow, ended(Tap("lo", "--port", nginx.port, "--to", f"http://{shadow.address}", "-p", 100)) as tap:
+        status = dict(line.split(":", 1) for line in read(f"/proc/{tap.process.pid}/status").splitlines() if ":" in line)
+        assert status["Uid"].split() == ["65534"] * 4 and int(status["CapPrm"], 16) == 0 and status["NoNewPrivs"].split() == ["1"]
+        for task in os.listdir(f"/proc/{tap.process.pid}/task"):
+            about = read(f"/proc/{tap.process.pid}/task/{task}/status")
+            assert "CapEff:\t0000000000000000" in about and "NoNewPrivs:\t1" in about
+        get(f"{nginx.url}/1")
+        time.sleep(0.2)
+        assert tap.report()["ledger"]["answered"] == 1
+
+
+def test_sigterm_drains(nginx):  # noqa: F811
+    with ended(Sink("--delay", "700ms")) as shadow, ended(Tap("lo", "--port", nginx.port, "--to", f"http://{shadow.address}", "-p", 100)) as tap:
+        with concurrent.futures.ThreadPoolExecutor(8) as pool:
+            list(pool.map(lambda i: get(f"{nginx.url}/{i}"), range(40)))
+        time.sleep(0.1)
+        report = balanced(tap.report())
+    assert report["ledger"]["answered"] == 40
+
+
+def test_kill_leaves_nothing_behind(nginx):  # noqa: F811
+    with ended(Sink()) as shadow:
+        words = ("lo", "--port", nginx.port, "--to", f"http://{shadow.address}", "-p", 100)
+        before = set(read("/proc/net/packet").splitlines())
+        with ended(Tap(*words)) as tap:
+            get(f"{nginx.url}/1")
+            assert set(read("/proc/net/packet").splitlines()) != before
+            tap.end(signal.SIGKILL)
+        eventually(lambda: set(read("/proc/net/packet").splitlines()) <= before)
+        get(f"{nginx.url}/2")
+        with ended(Tap(*words)) as tap:
+            get(f"{nginx.url}/3")
+            time.sleep(0.2)
+            assert balanced(tap.report())["ledger"]["answered"] == 1
+
+
+def test_reload_by_a_changed_configuration(nginx, tmp_path):  # noqa: F811
+    """As Kubernetes changes a ConfigMap: a symlink is swapped. No request is lost over it; a bad file is refused."""
+    folders = []
+    for n, text in enumerate(("percent: 100", "percent: 0", "percent: 101", "percent: 100\npath: /kept")):
+        folders.append(tmp_path / f"v{n}")
+        folders[-1].mkdir()
+        (folders[-1] / "tap.yaml").write_text(text)
+        folders[-1].chmod(0o755)
+    tmp_path.chmod(0o755)
+    link = tmp_path / "data"
+
+    def swap(n):
+        (tmp_path / "new").symlink_to(folders[n])
+        os.rename(tmp_path / "new", link)
+
+    swap(0)
+    with ended(Sink()) as shadow:
+        with ended(Tap("lo", "--port", nginx.port, "--to", f"http://{shadow.address}", "--config", link / "tap.yaml", "--user", "root")) as tap:
+            for i in range(10):
+                get(f"{nginx.url}/{i}")
+            swap(1)
+            tap.wait_for("reloaded")
+            for i in range(10):
+                get(f"{nginx.url}/{i}")
+            swap(2)
+            tap.wait_for("refused")
+            for i in range(10):
+                get(f"{nginx.url}/{i}")
+            swap(3)
+            tap.process.send_signal(signal.SIGHUP)
+            tap.wait_for("reloaded")
+            get(f"{nginx.url}/kept")
+            get(f"{nginx.url}/other")
+            time.sleep(0.3)
+            report = balanced(tap.report())
+        assert report["ledger"]["found"] == 32 and report["ledger"]["sent"] == 11 == shadow.totals()["requests"]
+        assert report["ledger"]["by_reason"]["sampled_out"] == {"share": 20}
+
+
+def test_reload_moves_to_another_target(nginx, tmp_path):  # noqa: F811
+    with ended(Sink()) as first, ended(Sink()) as second:
+        config = tmp_path / "tap.yaml"
+        config.write_text(f"to: http://{first.address}\npercent: 100\n")
+        with ended(Tap("lo", "--port", nginx.port, "--config", config, "--user", "root")) as tap:
+            sent = 0
+            for _ in range(10):
+                get(f"{nginx.url}/{sent}")
+                sent += 1
+            config.write_text(f"to: http://{second.address}\npercent: 100\n")
+            deadline = time.monotonic() + 3
+            while time.monotonic() < deadline:  # traffic goes on while it moves
+                get(f"{nginx.url}/{sent}")
+                sent += 1
+            time.sleep(0.3)
+            report = balanced(tap.report())
+        assert report["ledger"]["sent"] == sent == report["ledger"]["answered"]
+        assert first.totals()["requests"] + (moved := second.totals()["requests"]) == sent and moved > 0
+
+
+def test_expires(nginx):  # noqa: F811
+    with ended(Sink()) as shadow:
+        words = ("lo", "--port", nginx.port, "--to", f"http://{shadow.address}", "-p", 100, "--expires", "2020-01-01T00:00:00Z")
+        with ended(Tap(*words)) as tap:
+            get(f"{nginx.url}/1")
+            tap.wait_for("--expires has passed")
+            time.sleep(0.2)
+            assert tap.process.poll() is None
+            assert balanced(tap.report())["ledger"]["found"] == 0
+
+
+def test_duration(nginx):  # noqa: F811
+    with ended(Sink()) as shadow:
+        with ended(Tap("lo", "--port", nginx.port, "--to", f"http://{shadow.address}", "-p", 100, "--duration", "1s")) as tap:
+            get(f"{nginx.url}/1")
+            out, _ = tap.process.communicate(timeout=10)
+            assert tap.process.returncode == 0 and json.loads(out)["ledger"]["answered"] == 1
+
+
+def test_max_rate(nginx):  # noqa: F811
+    with ended(Sink()) as shadow:
+        with ended(Tap("lo", "--port", nginx.port, "--to", f"http://{shadow.address}", "-p", 100, "--max-rate", "10/s")) as tap:
+            began = time.monotonic()
+            for i in range(100):
+                get(f"{nginx.url}/{i}")
+            took = time.monotonic() - began
+            time.sleep(0.3)
+            report = balanced(tap.report())
+    assert report["ledger"]["found"] == 100
+    assert report["ledger"]["sent"] <= 10 * took + 5 and report["ledger"]["by_reason"]["dropped"] == {"max_rate": 100 - report["ledger"]["sent"]}
+
+
+# ---- a shadow that fails -------------------------------------------------------------------------------------------------------------
+
+
+def pressed(nginx, n, at_once=8):  # noqa: F811
+    with concurrent.futures.ThreadPoolExecutor(at_once) as pool:
+        list(pool.map(lambda i: get(f"{nginx.url}/{i}"), range(n)))
+
+
+def test_a_dead_shadow_comes_back(nginx):  # noqa: F811
+    """Nobody listens, then somebody does: the breaker opens and closes, everything is accounted for, nothing is restarted."""
+    with socket.socket() as keep:
+        keep.bind(("127.0.0.1", 0))
+        port = keep.getsockname()[1]
+    with ended(Tap("lo", "--port", nginx.port, "--to", f"http://127.0.0.1:{port}", "-p", 100)) as tap:
+        pressed(nginx, 20)
+        tap.wait_for("nothing is sent")
+        pressed(nginx, 200)
+        with ended(Sink(listen=f"127.0.0.1:{port}")) as shadow:
+
+            def back():
+                pressed(nginx, 3)
+                return "answered 0" not in [tap.ask(), tap.wait_for("http://")][1]
+
+            eventually(back, every=0.3)
+            time.sleep(0.5)
+            before = shadow.port and int(tap.process.poll() is None)
+            pressed(nginx, 50)
+            time.sleep(0.3)
+            report = balanced(tap.report())
+            assert before and report["ledger"]["answered"] == shadow.totals()["requests"] >= 50
+    assert set(report["ledger"]["by_reason"]["dropped"]) <= {"breaker", "target_down", "queue_full", "expired"}
+
+
+@pytest.mark.parametrize("how", ["reset", "close", "never", "stall", "slow"])
+def test_a_shadow_that_misbehaves_is_let_alone(nginx, how):  # noqa: F811
+    with ended(Sink("--misbehave", how)) as shadow:
+        words = ("lo", "--port", nginx.port, "--to", f"http://{shadow.address}", "-p", 100, "--timeout", "500ms", "--drain", "1s")
+        with ended(Tap(*words)) as tap:
+            for _ in range(6):
+                pressed(nginx, 60)
+                time.sleep(0.2)
+            report = balanced(tap.report())
+    assert report["ledger"]["found"] == 360
+    assert report["ledger"]["by_reason"]["dropped"].get("breaker", 0) > 0
+
+
+# ---- recording -----------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("suffix", ["pcapng", "pcapng.zst"])
+def test_todays_traffic_is_tomorrows_replay(nginx, tmp_path, suffix):  # noqa: F811
+    """What was recorded gives, offline, the requests that were mirrored; the files are the owner's alone."""
+    path = tmp_path / f"tap.{suffix}"
+    with ended(Sink()) as shadow:
+        words = ("lo", "--port", nginx.port, "--to", f"http://{shadow.address}", "-p", 50, "--seed", 3, "--record", path, "--record-files", 1)
+        with ended(Tap(*words)) as tap:
+            pressed(nginx, 100)
+            time.sleep(0.3)
+            report = balanced(tap.report())
+    assert path.stat().st_mode & 0o777 == 0o600
+    offline = json.loads(subprocess.run([*COMMAND, "run", path, "-p", "50", "--seed", "3", "--json"], capture_output=True, check=True).stdout)
+    names = ("found", "selected")
+    assert [offline["ledger"][name] for name in names] == [report["ledger"][name] for name in names] and offline["ledger"]["found"] == 100
+    assert offline["digest"] == report["digest"]
+
+
+def test_recordings_take_turns(nginx, tmp_path):  # noqa: F811
+    with ended(Sink()) as shadow:
+        words = ("lo", "--port", nginx.port, "--to", f"http://{shadow.address}", "-p", 0, "--record", tmp_path / "tap.pcapng", "--record-files", 3)
+        with ended(Tap(*words, "--record-every", "700ms")) as tap:
+            for n in range(4):
+                get(f"{nginx.url}/{n}")
+                time.sleep(0.75)
+            tap.report()
+    names = sorted(path.name for path in tmp_path.glob("tap*"))
+    assert names == ["tap-0.pcapng", "tap-1.pcapng", "tap-2.pcapng"]
+    shown = subprocess.run([*COMMAND, "show", *map(str, tmp_path.glob("tap-*"))], capture_output=True, text=True, check=True)
+    assert 2 <= len(shown.stdout.splitlines()) <= 4  # the oldest were written over
+
+
+def test_a_full_disk_ends_the_recording_only(nginx):  # noqa: F811
+    with ended(Sink()) as shadow:
+        words = ("lo", "--port", nginx.port, "--to", f"http://{shadow.address}", "-p", 100, "--record", "/dev/full", "--record-files", 1)
+        done = Tap(*words, ready=False)
+        with ended(done) as tap:
+            tap.wait_for("the recording ends")
+            pressed(nginx, 30)
+            time.sleep(0.3)
+            assert balanced(tap.report())["ledger"]["answered"] == 30

@@ -1,0 +1,185 @@
+"""`replay tap` under load: at full speed nothing is lost without a count; a shadow that fails in any way costs production nothing and the tap no memory."""
+
+import contextlib
+import http.server
+import json
+import re
+import signal
+import socket
+import subprocess
+import threading
+import time
+
+import pytest
+from endtoend import balanced
+from tapmake import Sink, Tap, ended, eventually, needs, needs_root, nginx  # noqa: F401
+
+pytestmark = [needs_root, needs("nginx", "wrk")]
+
+
+def wrk(nginx, seconds, connections=64):  # noqa: F811
+    done = subprocess.run(["wrk", "-t1", f"-c{connections}", f"-d{seconds}s", f"{nginx.url}/"], capture_output=True, text=True, check=True)
+    assert "Non-2xx" not in done.stdout and "Socket errors" not in done.stdout, done.stdout
+
+
+@pytest.mark.slow
+def test_full_speed(nginx, tmp_path):  # noqa: F811
+    """wrk with 64 connections: requests found are nginx's own count (less those under way at the end), the shadow saw each selected one once."""
+    log = tmp_path / "shadow.jsonl"
+    with ended(Sink("--access-log", log)) as shadow, ended(Tap("lo", "--port", nginx.port, "--to", f"http://{shadow.address}", "-p", 20)) as tap:
+        before = nginx.requests()
+        wrk(nginx, 5)
+        after = nginx.requests()
+        time.sleep(0.5)
+        report = balanced(tap.report())
+        totals = shadow.totals()
+    found, ledger = report["ledger"]["found"], report["ledger"]
+    assert report["packets"]["kernel_drops"] == 0 and report["packets"]["cut_frames"] == 0
+    assert abs(found - (after - before)) <= 2 * 64
+    assert 0.18 * found < ledger["selected"] < 0.22 * found
+    assert totals["requests"] == ledger["sent"] and ledger["sent"] + ledger["dropped"] == ledger["selected"]
+    assert set(ledger["by_reason"]["dropped"]) <= {"queue_full"}
+    assert len(log.read_text().splitlines()) == ledger["sent"]
+
+
+@pytest.mark.slow
+def test_several_workers(nginx):  # noqa: F811
+    """The kernel shares connections out; both directions go to one worker, each request is found once."""
+    with ended(Sink()) as shadow, ended(Tap("lo", "--port", nginx.port, "--to", f"http://{shadow.address}", "-p", 5, "--workers", 3)) as tap:
+        before = nginx.requests()
+        wrk(nginx, 3)
+        after = nginx.requests()
+        time.sleep(0.5)
+        report = balanced(tap.report())
+        assert shadow.totals()["requests"] == report["ledger"]["sent"]
+    assert abs(report["ledger"]["found"] - (after - before)) <= 2 * 64 and report["packets"]["kernel_drops"] == 0
+    assert report["ledger"]["withheld"] == 0
+
+
+# ---- a shadow that fails -------------------------------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def dead():
+    with socket.socket() as keep:  # bound, not listening: refused
+        keep.bind(("127.0.0.1", 0))
+        yield keep.getsockname()[1]
+
+
+@contextlib.contextmanager
+def black_hole():
+    """Accepts nothing more than its backlog, which is full."""
+    with socket.socket() as server, contextlib.ExitStack() as stack:
+        server.bind(("127.0.0.1", 0))
+        server.listen(0)
+        for _ in range(4):
+            one = stack.enter_context(socket.socket())
+            one.setblocking(False)
+            with contextlib.suppress(BlockingIOError):
+                one.connect(server.getsockname())
+        yield server.getsockname()[1]
+
+
+@contextlib.contextmanager
+def sink(*words):
+    with ended(Sink(*words)) as one:
+        yield one.port
+
+
+@contextlib.contextmanager
+def stopped():
+    with ended(Sink()) as one:
+        one.process.send_signal(signal.SIGSTOP)
+        try:
+            yield one.port
+        finally:
+            one.process.send_signal(signal.SIGCONT)
+
+
+FAILURES = {
+    "dead": dead,
+    "black hole": black_hole,
+    "a byte now and then": lambda: sink("--misbehave", "slow"),
+    "resets": lambda: sink("--misbehave", "reset"),
+    "never answers": lambda: sink("--misbehave", "never"),
+    "never reads": lambda: sink("--misbehave", "stall"),
+    "10 MB a reply": lambda: sink("--body", str(10 << 20)),
+    "stopped": stopped,
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", FAILURES)
+def test_production_does_not_notice(nginx, how):  # noqa: F811
+    with FAILURES[how]() as port:
+        words = ("lo", "--port", nginx.port, "--to", f"http://127.0.0.1:{port}", "-p", 100, "--timeout", "1s", "--drain", "1s")
+        with ended(Tap(*words)) as tap:
+            before = nginx.requests()
+            wrk(nginx, 2, 8)
+            first = tap.rss
+            wrk(nginx, 3, 8)
+            last = tap.rss
+            after = nginx.requests()
+            time.sleep(0.3)
+            report = balanced(tap.report())
+    assert abs(report["ledger"]["found"] - (after - before)) <= 2 * 8 + 2
+    assert last <= first * 1.05 + (1 << 20), (first, last)
+    assert report["packets"]["kernel_drops"] == 0
+
+
+def test_a_shadow_that_asks_for_rest_gets_it(nginx):  # noqa: F811
+    """503 with Retry-After: nothing is sent for at least that long."""
+
+    class Tired(http.server.BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def do_GET(self):
+            self.send_response(503)
+            self.send_header("Retry-After", "4")
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+
+        def log_message(self, *_):
+            pass
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Tired)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        with ended(Tap("lo", "--port", nginx.port, "--to", f"http://127.0.0.1:{server.server_port}", "-p", 100, "-c", 4)) as tap:
+            end = time.monotonic() + 1
+            while time.monotonic() < end:
+                subprocess.run(["curl", "-s", "-o", "/dev/null", f"{nginx.url}/[1-20]"], check=True)
+            line = tap.wait_for("nothing is sent")
+            assert float(re.search(r"for ([\d.]+) s", line)[1]) >= 3.9 and "429 or 503" in line
+            balanced(tap.report())
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
+def test_a_shadow_that_is_stopped_and_goes_on(nginx):  # noqa: F811
+    with ended(Sink()) as shadow:
+        words = ("lo", "--port", nginx.port, "--to", f"http://{shadow.address}", "-p", 100, "--timeout", "300ms", "-c", 8)
+
+        def some(n=30):
+            subprocess.run(["curl", "-s", "-o", "/dev/null", f"{nginx.url}/[1-{n}]"], check=True)
+
+        with ended(Tap(*words)) as tap:
+            some()
+            shadow.process.send_signal(signal.SIGSTOP)
+            for _ in range(8):
+                some()
+                time.sleep(0.1)
+            tap.wait_for("nothing is sent")
+            shadow.process.send_signal(signal.SIGCONT)
+
+            def back():
+                some(5)
+                return "answers again" in tap.said or "closed" in [tap.ask(), tap.wait_for("breaker")][1]
+
+            eventually(back, every=0.3)
+            some()
+            time.sleep(0.5)
+            report = balanced(tap.report())
+        assert report["ledger"]["by_reason"]["dropped"].get("breaker")
+        assert json.dumps(report["ledger"])

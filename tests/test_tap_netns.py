@@ -1,0 +1,206 @@
+"""`replay tap` over veth, in network namespaces of its own: direction, address translation, interfaces that come and go.
+
+    client 10.77.0.2 ---- eth0 10.77.0.1 [node] 10.78.0.1 pod0 ---- 10.78.0.2 eth0 [pod]
+                                        10.79.0.1 shw0 ---- 10.79.0.2 eth0 [shadow]
+"""
+
+import contextlib
+import json
+import subprocess
+import sys
+import time
+
+import pytest
+from endtoend import balanced
+from tapmake import Namespaces, Nginx, Sink, Tap, ended, eventually, inside, needs, needs_root
+
+pytestmark = [needs_root, needs("nginx", "ip", "curl")]
+
+
+class Net:
+    """The picture above, with an nginx on the node (8080), in the pod (8080) and at the client (8080), and a sink as the shadow."""
+
+    def __init__(self, folder):
+        self.stack = contextlib.ExitStack()
+        self.known = 0
+        self.names = Namespaces("c", "n", "p", "s")
+        self.stack.callback(self.names.close)
+        self.names.link("n", "c", "10.77.0.1/24", "10.77.0.2/24")
+        self.names.link("p", "n", "10.78.0.2/24", "10.78.0.1/24", "eth0", "pod0")
+        self.names.link("s", "n", "10.79.0.2/24", "10.79.0.1/24", "eth0", "shw0")
+        ip = self.names.ip
+        ip("-n", self.names["n"], "route", "add", "default", "via", "10.77.0.2")
+        ip("-n", self.names["p"], "route", "add", "default", "via", "10.78.0.1")
+        ip("-n", self.names["s"], "route", "add", "default", "via", "10.79.0.1")
+        ip("-n", self.names["c"], "route", "add", "default", "via", "10.77.0.1")
+        subprocess.run(inside(self.names["n"], ["sysctl", "-qw", "net.ipv4.ip_forward=1"]), check=True)
+        for name, host in (("n", "10.77.0.1"), ("p", "10.78.0.2"), ("c", "10.77.0.2")):
+            where = folder / name
+            where.mkdir()
+            self.stack.callback(Nginx(where, "0.0.0.0" if name == "n" else host, self.names[name], 8080).close)
+        self.log = folder / "shadow.jsonl"
+        self.shadow = self.stack.enter_context(ended(Sink("--access-log", self.log, listen="10.79.0.2:9090", netns=self.names["s"])))
+
+    def tap(self, *words, to="http://10.79.0.2:9090", **more):
+        return ended(Tap(*words, "--to", to, "-p", 100, netns=self.names["n"], **more))
+
+    def get(self, name, url):
+        done = subprocess.run(inside(self.names[name], ["curl", "-s", "-o", "/dev/null", "--max-time", "5", url]))
+        assert done.returncode == 0, (name, url, done.returncode)
+
+    def seen(self):
+        """Targets that reached the shadow since the last call."""
+        lines = self.log.read_text().splitlines()
+        found, self.known = lines[self.known :], len(lines)
+        return [json.loads(line)["target"] for line in found]
+
+    def nft(self, *lines):
+        for line in lines:
+            subprocess.run(inside(self.names["n"], ["nft", line]), check=True)
+
+    def close(self):
+        self.stack.close()
+
+
+@pytest.fixture
+def net(tmp_path):
+    """For tests that change it."""
+    found = Net(tmp_path)
+    yield found
+    found.close()
+
+
+@pytest.fixture(scope="module")
+def kept(tmp_path_factory):
+    """For those that leave it as it is: what the shadow saw is forgotten before each (`seen` gives what is new)."""
+    found = Net(tmp_path_factory.mktemp("net"))
+    yield found
+    found.close()
+
+
+def traffic(net):
+    net.get("c", "http://10.77.0.1:8080/client-to-node")
+    net.get("n", "http://10.77.0.2:8080/node-to-client")
+    net.get("c", "http://10.78.0.2:8080/client-to-pod")
+    net.get("p", "http://10.77.0.2:8080/pod-to-client")
+    net.get("n", "http://10.78.0.2:8080/node-to-pod")
+    net.get("p", "http://10.78.0.1:8080/pod-to-node")
+    net.get("n", "http://127.0.0.1:8080/node-to-itself")
+    time.sleep(0.3)
+
+
+IN = ["/client-to-node", "/client-to-pod", "/node-to-pod", "/pod-to-node", "/node-to-itself"]
+OUT = ["/node-to-client", "/pod-to-client"]
+
+
+@pytest.mark.parametrize(
+    ("interface", "direction", "expected"),
+    [
+        (["eth0"], "in", ["/client-to-node", "/client-to-pod"]),
+        (["eth0"], "out", OUT),
+        (["eth0"], "both", ["/client-to-node", "/client-to-pod", *OUT]),
+        (["pod0"], "in", ["/client-to-pod", "/node-to-pod", "/pod-to-node"]),
+        (["pod0"], "out", ["/pod-to-client"]),
+        (["any"], "in", IN),
+        (["any"], "out", OUT),
+        (["any"], "both", [*IN, *OUT]),
+        (["default"], "in", ["/client-to-node", "/client-to-pod"]),
+        (["pod*", "lo"], "in", ["/client-to-pod", "/node-to-pod", "/pod-to-node", "/node-to-itself"]),
+    ],
+    ids=lambda value: "+".join(value) if isinstance(value, list) and not str(value[0]).startswith("/") else None,
+)
+def test_whose_requests(kept, interface, direction, expected):
+    """Each request once, where its server lives: on this node, elsewhere, or both."""
+    with kept.tap(*interface, "--port", 8080, "--direction", direction) as tap:
+        traffic(kept)
+        report = balanced(tap.report())
+    assert sorted(kept.seen()) == sorted(expected)
+    assert report["ledger"]["found"] == report["ledger"]["answered"] == len(expected)
+
+
+@needs("nft")
+def test_translated_on_the_node(net):
+    """A service address of the node that is translated to the pod: tapped before, behind, and on both sides of the translation, each request once."""
+    net.nft("add table ip nat", "add chain ip nat pre { type nat hook prerouting priority -100; }", "add rule ip nat pre tcp dport 9000 dnat to 10.78.0.2:8080")
+    with net.tap("eth0", "--port", 9000) as before, net.tap("pod0", "--port", 8080) as behind, net.tap("any", "--port", 9000, "--port", 8080) as both:
+        for i in range(5):
+            net.get("c", f"http://10.77.0.1:9000/{i}")
+        time.sleep(0.3)
+        assert [balanced(one.report())["ledger"]["sent"] for one in (before, behind, both)] == [5, 5, 5]
+    assert sorted(net.seen()) == sorted(f"/{i}" for i in range(5) for _ in range(3))
+
+
+@needs("nft")
+def test_a_target_that_is_translated_to_production_is_refused(net):
+    """The address is another one, outside; only the connection itself shows where it leads."""
+    net.nft("add table ip nat", "add chain ip nat out { type nat hook output priority -100; }", "add rule ip nat out ip daddr 198.51.100.7 tcp dport 80 dnat to 10.78.0.2:8080")
+    words = [sys.executable, "-m", "replay", "tap", "any", "--port", "8080", "--to", "http://198.51.100.7:80", "-p", "100"]
+    done = subprocess.run(inside(net.names["n"], words), capture_output=True, text=True, timeout=30)
+    assert done.returncode == 3 and "10.78.0.2:8080" in done.stderr, done.stderr
+    assert net.seen() == []
+
+
+def test_the_shadows_own_calls_are_left_out(kept):
+    """What the shadow asks of a tapped service would be mirrored to it again."""
+    with kept.tap("any", "--port", 8080) as tap:
+        kept.get("s", "http://10.78.0.2:8080/from-the-shadow")
+        kept.get("c", "http://10.78.0.2:8080/from-a-client")
+        time.sleep(0.3)
+        assert balanced(tap.report())["ledger"]["found"] == 1
+    assert kept.seen() == ["/from-a-client"]
+
+
+def test_an_interface_that_goes_down_and_away_and_comes_back(net):
+    ip, n = net.names.ip, net.names["n"]
+    with net.tap("pod0", "--port", 8080) as tap:
+        net.get("n", "http://10.78.0.2:8080/before")
+        ip("-n", n, "link", "set", "pod0", "down")
+        time.sleep(0.5)
+        ip("-n", n, "link", "set", "pod0", "up")
+        eventually(lambda: not subprocess.run(inside(n, ["curl", "-s", "-o", "/dev/null", "--max-time", "1", "http://10.78.0.2:8080/up"])).returncode)
+        ip("-n", n, "link", "del", "pod0")
+        tap.wait_for("went: pod0")
+        net.names.link("p", "n", "10.78.0.2/24", "10.78.0.1/24", "eth0", "pod0")
+        ip("-n", net.names["p"], "route", "add", "default", "via", "10.78.0.1")
+        tap.wait_for("came: pod0")
+        time.sleep(0.3)
+        net.get("n", "http://10.78.0.2:8080/back")
+        time.sleep(0.3)
+        balanced(tap.report())
+    assert {"/before", "/up", "/back"} <= set(net.seen())
+
+
+def test_interfaces_that_fit_a_pattern_later(net):
+    """The rights were dropped when the second one came."""
+    with net.tap("late*", "--port", 8080, ready=True) as tap:
+        net.names.link("p", "n", "10.80.0.2/24", "10.80.0.1/24", "eth1", "late0")
+        tap.wait_for("came: late0")
+        time.sleep(0.3)
+        subprocess.run(inside(net.names["p"], ["ip", "addr", "add", "10.78.0.2/32", "dev", "lo"]), check=False)
+        net.get("p", "http://10.80.0.1:8080/late")
+        time.sleep(0.3)
+        assert balanced(tap.report())["ledger"]["sent"] == 1
+    assert net.seen() == ["/late"]
+
+
+def test_from_outside_of_the_namespace(kept):
+    """--netns: listens there, sends from here."""
+    with ended(Sink()) as here, ended(Tap("eth0", "--port", 8080, "--to", f"http://{here.address}", "-p", 100, "--netns", kept.names["n"])) as tap:
+        kept.get("c", "http://10.77.0.1:8080/1")
+        time.sleep(0.3)
+        assert balanced(tap.report())["ledger"]["answered"] == 1
+        assert here.totals()["requests"] == 1
+
+
+@pytest.mark.parametrize("mtu", [1500, 9000])
+def test_frames_of_every_size(net, mtu):
+    """Jumbo frames and super-packets: a large body over many segments arrives whole; nothing is cut."""
+    for name, device in (("n", "eth0"), ("c", "eth0")):
+        net.names.ip("-n", net.names[name], "link", "set", device, "mtu", str(mtu))
+    with net.tap("eth0", "--port", 8080) as tap:
+        words = ["curl", "-s", "-o", "/dev/null", "--data-binary", "@-", "http://10.77.0.1:8080/large"]
+        subprocess.run(inside(net.names["c"], words), input=b"x" * 900_000, check=True)
+        time.sleep(0.4)
+        report = balanced(tap.report())
+    assert report["ledger"]["answered"] == 1 and report["packets"]["cut_frames"] == 0
+    assert json.loads(net.log.read_text().splitlines()[0])["target"] == "/large"
