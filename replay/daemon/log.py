@@ -1,7 +1,7 @@
 """The log of a daemon: a line an event, as text or JSON, on standard error; rate-limited, bounded, without control characters or credentials.
 
-Loggers of the standard library feed it (`logging.getLogger("replay.tap")`). Values go into the arguments, not into the message, so that lines that say
-the same thing are told apart from others: of one kind some come through, the rest are counted and told later.
+Loggers of the standard library feed it (`logging.getLogger("replay.tap")`). Messages that differ in their arguments or in numbers alone are of one kind: of
+each some come through, the rest are counted and told later.
 """
 
 from __future__ import annotations
@@ -41,6 +41,7 @@ _CREDENTIALS = (
         r"\1\2***",
     ),
 )
+_NUMBERS = re.compile(r"\d+")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 
 
@@ -55,16 +56,18 @@ def _clean(text: str) -> str:
 class _Kind:
     """How much of one kind of message may still pass."""
 
-    __slots__ = ("allowed", "at", "left_out", "level", "name")
+    __slots__ = ("allowed", "at", "last", "left_out")
 
-    def __init__(self, now: float, level: int, name: str) -> None:
-        self.allowed, self.at, self.left_out, self.level, self.name = float(BURST), now, 0, level, name
+    def __init__(self, now: float) -> None:
+        self.allowed, self.at, self.left_out = float(BURST), now, 0
+        self.last: logging.LogRecord | None = None  # of those left out
 
-    def passes(self, now: float) -> bool:
+    def passes(self, now: float, record: logging.LogRecord) -> bool:
         self.allowed = min(float(BURST), self.allowed + (now - self.at) / EVERY_S)
         self.at = now
         if self.allowed < 1:
             self.left_out += 1
+            self.last = record
             return False
         self.allowed -= 1
         return True
@@ -96,42 +99,38 @@ class DaemonLog(logging.Handler):
         word = record.levelname.lower()
         self.counts[word if word in self.counts else "error"] += 1
         now = self._clock()
-        key = (record.name, record.levelno, str(record.msg))
+        key = (record.name, record.levelno, _NUMBERS.sub("#", str(record.msg)))
         if key not in self._kinds and len(self._kinds) >= KINDS:
             self.flush()
             self._kinds = {one: kind for one, kind in self._kinds.items() if kind.allowed + (now - kind.at) / EVERY_S < BURST}
             if len(self._kinds) >= KINDS:
                 key = ("replay", record.levelno, "")
-        kind = self._kinds.setdefault(key, _Kind(now, record.levelno, record.name))
-        if not kind.passes(now):
+        kind = self._kinds.setdefault(key, _Kind(now))
+        if kind.passes(now, record):
+            self._put(record, kind.left_out)
+            kind.left_out, kind.last = 0, None
+        else:
             self.left_out += 1
-            return
-        try:
-            text = record.getMessage()
-        except Exception:
-            text = str(record.msg)
-        if record.exc_info and record.exc_info[0] is not None:
-            text += f": {record.exc_info[0].__name__}: {record.exc_info[1]}"
-        self._put(record.created, record.levelname, record.name, text, kind.left_out)
-        kind.left_out = 0
 
     def flush(self) -> None:
         """Tells what was left out of kinds that are quiet by now. Call it now and then."""
-        now = self._clock()
-        for key, kind in list(self._kinds.items()):
-            if kind.left_out and now - kind.at >= EVERY_S:
-                self._put(time.time(), logging.getLevelName(kind.level), kind.name, key[2] or "messages of many kinds", kind.left_out)
-                kind.left_out = 0
+        self._tell_left_out(self._clock() - EVERY_S)
+
+    def _tell_left_out(self, before: float) -> None:
+        """The last message that was left out of each kind which said nothing since then."""
+        assert self.lock is not None
+        with self.lock:
+            for kind in self._kinds.values():
+                if kind.last is not None and kind.at <= before:
+                    self._put(kind.last, kind.left_out - 1)
+                    kind.left_out, kind.last = 0, None
 
     def close(self) -> None:
         """Tells what was left out, and writes what waits, for a second at most."""
         self._logger.removeHandler(self)
         self._logger.setLevel(self._before[0])
         self._logger.propagate = self._before[1]
-        for key, kind in self._kinds.items():
-            if kind.left_out:
-                self._put(time.time(), logging.getLevelName(kind.level), kind.name, key[2] or "messages of many kinds", kind.left_out)
-                kind.left_out = 0
+        self._tell_left_out(float("inf"))
         with contextlib.suppress(queue.Full):
             self._lines.put_nowait(None)
         self._writer.join(1.0)
@@ -143,10 +142,15 @@ class DaemonLog(logging.Handler):
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _put(self, created: float, level: str, name: str, text: str, more: int) -> None:
-        text = _clean(text)
-        part = name.removeprefix("replay.")
-        moment = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(created)) + f".{int(created % 1 * 1000):03d}Z"
+    def _put(self, record: logging.LogRecord, more: int) -> None:
+        try:
+            text = record.getMessage()
+        except Exception:
+            text = str(record.msg)
+        if record.exc_info and record.exc_info[0] is not None:
+            text += f": {record.exc_info[0].__name__}: {record.exc_info[1]}"
+        text, level, part = _clean(text), record.levelname, record.name.removeprefix("replay.")
+        moment = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created)) + f".{int(record.created % 1 * 1000):03d}Z"
         if self._json:
             row: dict[str, Any] = {"time": moment, "level": level.lower(), "part": part, "message": text}
             if more:
@@ -167,7 +171,7 @@ class DaemonLog(logging.Handler):
                 self._stream.write(line + "\n")
                 if self._lines.empty():
                     self._stream.flush()
-            except (OSError, ValueError):
+            except (OSError, ValueError):  # whoever read it has gone
                 self.left_out += 1
 
 

@@ -6,12 +6,15 @@ a rate sees the first one.
 
 from __future__ import annotations
 
+import bisect
+import itertools
+import operator
 import platform
 import threading
+from array import array
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple, Protocol
 
-import numpy
 from prometheus_client import CollectorRegistry, ProcessCollector
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, InfoMetricFamily
 from prometheus_client.metrics_core import Metric
@@ -48,10 +51,9 @@ class Counted(Protocol):
 #: Upper bounds of the buckets, seconds: powers of the square root of 2, as a native histogram of schema 1 has them, from 61 us to 64 s.
 BOUNDS_S = tuple(2.0 ** (k / 2) for k in range(-28, 13))
 
-_ENDS_US = numpy.asarray(slot_ends(), dtype=numpy.float64) + 1  # a slot holds whole microseconds, cut off: up to one more
-_BEGINS_US = numpy.concatenate(([0.0], _ENDS_US[:-1]))
-_MIDDLES_S = (_BEGINS_US + _ENDS_US) / 2e6
-_CUTS = numpy.searchsorted(_ENDS_US, numpy.asarray(BOUNDS_S) * 1e6, side="right")
+_ENDS_US = [end + 1 for end in slot_ends()]  # a slot holds whole microseconds, cut off: up to one more
+_MIDDLES_S = [(begin + end) / 2e6 for begin, end in zip([0, *_ENDS_US], _ENDS_US, strict=False)]
+_CUTS = [bisect.bisect_right(_ENDS_US, bound * 1e6) for bound in BOUNDS_S]
 _LABELS = [repr(bound) for bound in BOUNDS_S]
 
 
@@ -59,10 +61,11 @@ def buckets(counts: bytes) -> tuple[list[tuple[str, float]], float]:
     """Cumulative buckets (upper bound as text, count) and the sum in seconds, of the engine's counts of a histogram.
 
     Slots are 0.1 % wide: so far can a count be from its bucket, and the sum from the truth."""
-    slots = numpy.frombuffer(counts, dtype=numpy.int64)
-    total = numpy.concatenate(([0], numpy.cumsum(slots)))
-    found = [(label, float(total[cut])) for label, cut in zip(_LABELS, _CUTS, strict=True)]
-    return [*found, ("+Inf", float(total[-1]))], float(slots @ _MIDDLES_S)
+    used = -(-len(counts.rstrip(b"\0")) // 8)  # most slots are 0, and so is all that lies behind the last one
+    slots = array("q", counts[: 8 * used])
+    total = [0, *itertools.accumulate(slots)]
+    found = [(label, float(total[min(cut, used)])) for label, cut in zip(_LABELS, _CUTS, strict=True)]
+    return [*found, ("+Inf", float(total[-1]))], sum(map(operator.mul, slots, _MIDDLES_S))
 
 
 # ---- the families --------------------------------------------------------------------------------------------------------
@@ -78,6 +81,11 @@ class View(NamedTuple):
     @property
     def ingest(self) -> Counts:
         return self.counts["ingest"] or {}
+
+    @property
+    def live(self) -> bool:
+        """A tap's, not a run's."""
+        return "tap" in self.counts
 
     @property
     def senders(self) -> Iterator[tuple[str, Counts]]:
@@ -131,7 +139,10 @@ def _each_by(key: str, known: Iterable[str] = ()) -> Callable[[View], Samples]:
 
 
 def _dropped(view: View) -> Samples:
-    """What stood in no queue when the run was stopped counts at each target, as in the report."""
+    """What stood in no queue when the run was stopped counts at each target, as in the report. What found its queue full is known of all together."""
+    full = view.ingest.get("queue_full")
+    if view.live and full is not None:
+        yield (view.targets[0] if len(view.targets) == 1 else "any", "queue_full"), full
     for (target, sender), (_, unqueued) in zip(view.senders, _queued(view), strict=True):
         counts = dict.fromkeys(_DROPPED, 0) | sender["dropped"]
         counts["stopped"] += unqueued
@@ -141,6 +152,8 @@ def _dropped(view: View) -> Samples:
 
 def _waiting(view: View) -> Samples:
     """What is selected, queued at this target, and has not left."""
+    if view.live:  # its senders come and go, and each selects for itself
+        return [((target,), sender["waiting"]) for target, sender in view.senders]
     return [
         ((target,), max(0, meant - unqueued - sender["sent"] - sum(sender["dropped"].values())))
         for (target, sender), (meant, unqueued) in zip(view.senders, _queued(view), strict=True)
@@ -149,18 +162,20 @@ def _waiting(view: View) -> Samples:
 
 def _queued(view: View) -> list[tuple[int, int]]:
     """Of each target: copies meant for it, and those that never got into its queue."""
-    routed = view.ingest.get("routed")
+    routed = None if view.live else view.ingest.get("routed")
     if routed is not None:
         return list(zip(routed["queued"], routed["unqueued"], strict=True))
     return [(view.ingest.get("selected", 0), view.ingest.get("unqueued", 0))] * len(view.targets)
 
 
 def _fanout(view: View) -> Samples:
+    if view.live:
+        return [((), view.ingest.get("copies", 0) - view.ingest.get("selected", 0))]
     routed = view.ingest.get("routed")
     return [((), view.ingest.get("selected", 0) * max(len(view.targets) - 1, 0) if routed is None else routed["fanout"])]
 
 
-_DROPPED = _fastpath.SENDER_REASONS[1:7]
+_DROPPED = tuple(reason for reason in _fastpath.SENDER_REASONS[1:] if reason not in ("reset", "closed", "timeout", "garbage"))
 _UNANSWERED = ("stopped", "reset", "closed", "timeout", "garbage")
 
 #: Counted in the order of the pipe: reading, the ledger, sending, the program itself.

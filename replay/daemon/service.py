@@ -25,7 +25,7 @@ __all__ = ["Engine", "Reloads", "Service"]
 
 _log = logging.getLogger("replay.daemon")
 
-POLL_S = 1.0
+TICK_S, POLL_S = 0.1, 1.0
 
 
 class Engine(Protocol):
@@ -127,7 +127,7 @@ class Service:
         """A moment, or until a signal comes."""
         self._engine.wait(0)
         interval = self._notifier.interval_s
-        wake.settimeout(min(0.2, interval) if interval else 0.2)
+        wake.settimeout(min(TICK_S, interval) if interval else TICK_S)
         with contextlib.suppress(TimeoutError, BlockingIOError):
             wake.recv(4096)
 

@@ -59,6 +59,7 @@ cdef class LiveRing(PacketSource):
     cdef bint fresh               # packets were handed out since the last idle
     cdef uint32_t laps            # blocks handed out since the stop
     cdef int64_t n_packets        # atomic, all of them
+    cdef int64_t n_takes          # a sign of life: grows even when no packet comes
     cdef int64_t n_bytes
     cdef int64_t n_cut
     cdef int64_t n_blocks
@@ -109,6 +110,7 @@ cdef class LiveRing(PacketSource):
         cdef uint8_t* block
         cdef int n = 0
         cdef uint32_t ready
+        count_add(&self.n_takes, 1)
         if self.held:
             self.held = False
             afp_block_release(self.block(self.at))
@@ -196,11 +198,12 @@ cdef class LiveRing(PacketSource):
         if ready > atomic_get(&self.n_most_ready):
             atomic_set(&self.n_most_ready, ready)
 
-    def counters(self):
+    def counters(self, bint anew=True):
         """Of all packets that came out of the ring; plain values, callable from any thread. `ring_most` is the largest share of the ring that was full
-        since the last call (0 when it was below an eighth); `newest_ns` the time stamp of the newest packet."""
+        since the last call with `anew` (0 when it was below an eighth); `newest_ns` the time stamp of the newest packet."""
         most = atomic_get(&self.n_most_ready)
-        atomic_set(&self.n_most_ready, 0)
-        return {"packets": count_get(&self.n_packets), "bytes": count_get(&self.n_bytes), "cut_frames": count_get(&self.n_cut),
+        if anew:
+            atomic_set(&self.n_most_ready, 0)
+        return {"packets": count_get(&self.n_packets), "takes": count_get(&self.n_takes), "bytes": count_get(&self.n_bytes), "cut_frames": count_get(&self.n_cut),
                 "blocks": count_get(&self.n_blocks), "losing": count_get(&self.n_losing), "errors": count_get(&self.n_errors),
                 "ring_most": most / self.block_count, "newest_ns": atomic_get(&self.newest_ns) or None}

@@ -931,10 +931,12 @@ cdef void sender_loop(SenderState* s) noexcept nogil:
             if ring_count(s.ring) > 0:
                 sleep = 0
         want = sender_patience(s, &patience)
+        atomic_set(&s.awake_ns, 0)
         if s.uring != NULL:
             now = uring_driver_wait(s, sleep, want, patience)
         else:
             now = epoll_driver_wait(s, sleep, want, patience)
+        atomic_set(&s.awake_ns, now)
         if asleep:
             atomic_set(s.queue_waiting, 0)
         sender_turn(s, now)
@@ -1185,6 +1187,8 @@ cdef class Sender:
         got = ledger_dict(self.s.ledger)
         got["pipeline"] = self.s.pipeline
         got["driver"] = "epoll" if self.s.wanted == DRIVER_EPOLL else "io_uring"
+        awake = atomic_get(&self.s.awake_ns)
+        got["busy_ns"] = max(0, now_ns() - awake) if awake else 0
         return got
 
     def histograms(self):

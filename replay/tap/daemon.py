@@ -11,6 +11,7 @@ import logging
 import os
 import threading
 import time
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -38,6 +39,10 @@ _log = logging.getLogger("replay.tap")
 #: Batches that may wait for a sender; a batch is a block's worth of requests or less. Beyond that the newest is dropped.
 _QUEUE_BATCHES = 64
 _RESOLVE_S = 30.0
+#: A thread that works without a rest, or is silent, for so long hangs. Names that take their time at a reload are meant to fit in.
+_HUNG_S = 25.0
+#: The fullest that the ring was is told for so long.
+_RING_MOST_S = 60.0
 _HISTOGRAMS = ("lag_us", "latency_us", "service_us", "production_us")
 #: What only a change of these asks for new senders; of the others new rules are enough.
 _SENDER_FIELDS = (
@@ -114,6 +119,11 @@ class Tap:
         self._cpu = (0.0, 0.0)
         self._reloads = 0
         self._last_drops = 0
+        #: Held where counters change hands, so that whoever reads them (the metrics have a thread of their own) finds each exactly once.
+        self._counting = threading.RLock()
+        self._signs: dict[int, tuple[int, float]] = {}
+        self._ring_most: deque[tuple[float, float]] = deque()
+        self._ticked = 0.0
 
     # -- before --------------------------------------------------------------------------------------------------------------
 
@@ -280,7 +290,7 @@ class Tap:
 
     def start(self) -> None:
         """Starts the threads, and lets packets in."""
-        self._began = time.monotonic()
+        self._began = self._ticked = time.monotonic()
         self._cpu = (time.process_time(), self._began)
         if self.recording is not None:
             self.recording.start()
@@ -317,10 +327,28 @@ class Tap:
             return Health(False, False, f"a thread ended with {type(error).__name__}: {error}")
         if self._asked_to_stop:
             return Health(True, False, "draining")
-        if self.state == "capturing" or self.state == "expired":
-            alive = all(lane.thread.is_alive() for lane in self._lanes)
-            return Health(alive, alive, "" if alive else "a capture thread ended")
-        return Health(True, False, "no interface is there" if self.state == "away" else "it has not begun yet")
+        if self.state == "starting":
+            return Health(True, False, "it has not begun yet")
+        hung = self._hung(time.monotonic())
+        if hung:
+            return Health(False, False, f"{hung} ended or hangs")
+        why = {"away": "no interface is there", "expired": "--expires has passed: idle, as it was asked to be"}.get(self.state, "")
+        return Health(True, self.state != "away", why)
+
+    def _hung(self, now: float) -> str:
+        """The name of a thread that is gone, or gave no sign of life for too long; else ""."""
+        if now - self._ticked > _HUNG_S:
+            return "the main loop"
+        for n, lane in enumerate(self._lanes):
+            takes = lane.ring.counters(False)["takes"]
+            before, since = self._signs.get(n, (-1, now))
+            self._signs[n] = (takes, now if takes != before else since)
+            if not lane.thread.is_alive() or (takes == before and now - since > _HUNG_S):
+                return f"capture thread {n}"
+            for way in lane.ways:
+                if not way.thread.is_alive() or way.sender.counters()["busy_ns"] > _HUNG_S * 1e9:
+                    return way.thread.name
+        return ""
 
     @property
     def running(self) -> bool:
@@ -339,7 +367,7 @@ class Tap:
 
     def tick(self) -> None:
         """What has to be looked after: call it some ten times a second, from one thread."""
-        now = time.monotonic()
+        now = self._ticked = time.monotonic()
         if self._failures:
             self.stop()
         if self.guarded and not self._asked_to_stop:
@@ -363,7 +391,8 @@ class Tap:
             self._resolve(now)
 
     def _drops(self) -> None:
-        drops = sum(lane.tapped.statistics() for lane in self._lanes)
+        with self._counting:
+            drops = sum(lane.tapped.statistics() for lane in self._lanes)
         if drops > self._last_drops and self._due("drops", time.monotonic(), 60.0):
             _log.warning("the kernel dropped %d packets: the ring was full; raise --ring, or narrow the filter", drops - self._last_drops)
             self._last_drops = drops
@@ -502,11 +531,13 @@ class Tap:
                 if not new_ways:
                     continue
                 _log.error("the capture thread does not take new rules; the old senders stay")
-            lane.ways = ways
+            with self._counting:
+                lane.ways = ways
+                if new_ways:
+                    self._old = self._old + before
             if new_ways:
                 for way in before:
                     way.queue.end()
-                self._old += before
         self._attach()
 
     def reload(self, settings: TapSettings) -> list[str]:
@@ -546,13 +577,14 @@ class Tap:
 
     def _retire(self) -> None:
         """Senders that are done: what they counted is kept, they are not."""
-        left = []
-        for way in self._old:
-            if way.thread.is_alive():
-                left.append(way)
-            else:
-                self._count(way)
-        self._old = left
+        with self._counting:
+            left = []
+            for way in self._old:
+                if way.thread.is_alive():
+                    left.append(way)
+                else:
+                    self._count(way)
+            self._old = left
 
     def _count(self, way: _Way) -> None:
         way.sender.sweep()
@@ -616,7 +648,11 @@ class Tap:
         return [way for way in every if (way.target.url if way.target else "") == name]
 
     def snapshot(self) -> Counts:
-        """Counters of now, plain values: `ingest`, `targets` and `senders` (in one order, those of before a reload too), `tap`, `state`."""
+        """Counters of now, plain values: `ingest`, `targets` and `senders` (in one order, those of before a reload too), `tap`, `state`. Any thread may ask."""
+        with self._counting:
+            return self._snapshot()
+
+    def _snapshot(self) -> Counts:
         names = self._names()
         senders = []
         for name in names:
@@ -654,17 +690,26 @@ class Tap:
             "cut_frames": sum(one["cut_frames"] for one in rings),
             "bytes": sum(one["bytes"] for one in rings),
             "ring_bytes": sum(lane.tapped.block_size * lane.tapped.block_count for lane in self._lanes),
-            "ring_used": max((one["ring_most"] for one in rings), default=0.0),
+            "ring_used": self._ring_used(max((one["ring_most"] for one in rings), default=0.0)),
             "newest_ns": max((one["newest_ns"] or 0 for one in rings), default=0) or None,
             "interfaces": {one.name: {"up": one.up} for one in interfaces},
         }
 
+    def _ring_used(self, most: float) -> float:
+        """The fullest that the ring was of late; each look at the ring empties its own mark, and there are several who look."""
+        now = time.monotonic()
+        self._ring_most.append((now, most))
+        while self._ring_most[0][0] < now - _RING_MOST_S:
+            self._ring_most.popleft()
+        return max(share for _, share in self._ring_most)
+
     def histograms(self) -> list[dict[str, bytes]]:
         """Of each target of `snapshot` `lag_us` (sent minus captured), `latency_us`, `service_us`, `production_us`, as `histogram.Histogram` reads them."""
         found = []
-        for name in self._names():
-            counted, before = [way.sender.histograms() for way in self._ways_of(name)], self._retired.histograms.get(name)
-            found.append({key: sum_histograms(key, [one[key] for one in counted], before) for key in _HISTOGRAMS})
+        with self._counting:
+            for name in self._names():
+                counted, before = [way.sender.histograms() for way in self._ways_of(name)], self._retired.histograms.get(name)
+                found.append({key: sum_histograms(key, [one[key] for one in counted], before) for key in _HISTOGRAMS})
         return found
 
     def result(self) -> Counts:

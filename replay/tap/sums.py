@@ -32,7 +32,9 @@ def sum_senders(all_counts: list[Counts]) -> Counts:
         for key, value in one.items():
             if key in ("start_ns", "first_sent_ns"):
                 total[key] = min((v for v in (total[key], value) if v), default=0)
-            elif key in ("last_sent_ns", "position_ns", "errno", "pipeline", "never_connected", "retry_after_s"):
+            elif key == "driver":
+                pass
+            elif key in ("last_sent_ns", "position_ns", "errno", "pipeline", "never_connected", "retry_after_s", "busy_ns"):
                 total[key] = max(total[key], value)
             else:
                 total[key] = _plus(total[key], value)
