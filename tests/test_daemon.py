@@ -230,6 +230,7 @@ def test_a_manager_that_does_not_read_holds_nobody_up(manager):
     notifier = Notifier(environment)
     for at in range(3000):
         notifier.status(f"{at} " + "x" * 500)
+    notifier.stopping()  # said once: it waits a moment, and gives up
     notifier.close()
 
 

@@ -1,6 +1,7 @@
 """Word to the service manager: READY, RELOADING, STOPPING, STATUS and the watchdog, as datagrams to $NOTIFY_SOCKET (sd_notify(3)).
 
-Without that variable nothing is said. It never waits, and it never fails the one who says something.
+Without that variable nothing is said. It never fails the one who says something, and waits only with what is said once (READY, RELOADING, STOPPING), for a
+moment, where the manager's queue is full.
 """
 
 from __future__ import annotations
@@ -11,6 +12,8 @@ import time
 from collections.abc import MutableMapping
 
 __all__ = ["Notifier"]
+
+_WAIT_S = 1.0
 
 
 class Notifier:
@@ -39,30 +42,31 @@ class Notifier:
             return False
         return True
 
-    def _send(self, *lines: str) -> None:
+    def _send(self, *lines: str, wait_s: float = 0.0) -> None:
         if self._socket is None:
             return
         data = "\n".join(lines).encode("utf-8", "replace")
+        self._socket.settimeout(wait_s)
         for _ in range(2):
             try:
-                self._socket.send(data, socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
+                self._socket.send(data, socket.MSG_NOSIGNAL)
                 return
-            except BlockingIOError:
-                return  # the manager does not read; what counts is said again
+            except (BlockingIOError, TimeoutError):
+                return  # the manager does not read
             except OSError:
                 if not self._connect():  # it was started anew
                     return
 
     def ready(self, status: str) -> None:
         """It captures."""
-        self._send("READY=1", _status(status))
+        self._send("READY=1", _status(status), wait_s=_WAIT_S)
 
     def reloading(self) -> None:
         """The configuration is read anew; `ready` ends that."""
-        self._send("RELOADING=1", f"MONOTONIC_USEC={time.monotonic_ns() // 1000}", "STATUS=reloading")
+        self._send("RELOADING=1", f"MONOTONIC_USEC={time.monotonic_ns() // 1000}", "STATUS=reloading", wait_s=_WAIT_S)
 
     def stopping(self, status: str = "draining") -> None:
-        self._send("STOPPING=1", _status(status))
+        self._send("STOPPING=1", _status(status), wait_s=_WAIT_S)
 
     def status(self, text: str) -> None:
         """One line that `systemctl status` shows."""
