@@ -1,7 +1,7 @@
 """What this machine can do: a list of checks, each of which looks at one thing and says how to mend it.
 
 A check is a function that takes what the person means to do (`Subject`) and gives a `Finding`, or None where it does not apply. `CHECKS` is the list of them,
-in the order in which they are told; another part of the package adds its own by appending to it.
+in the order in which they are told; those of a tap stand in `replay.tap.checks`.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import socket
 import statistics
 import struct
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from replay.settings import Target
@@ -30,11 +30,17 @@ OK, WARN, BAD = "ok", "warn", "bad"
 
 @dataclass(frozen=True, slots=True)
 class Subject:
-    """What is meant to be done. targets: shadow services.  connections: to each.  memory: bytes for a run."""
+    """What is meant to be done. targets: shadow services.  connections: to each.  memory: bytes for a run.
+
+    interfaces, ports, ring: of a tap; no interface: none is meant.
+    """
 
     targets: tuple[Target, ...] = ()
     connections: int = 256
     memory: int = 128 << 20
+    interfaces: tuple[str, ...] = ()
+    ports: tuple[int, ...] = ()
+    ring: int = 64 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,10 +59,10 @@ class Finding:
 Check = Callable[[Subject], Finding | None]
 
 
-def examine(subject: Subject) -> list[Finding]:
-    """Runs every check. One that fails itself is a finding too."""
+def examine(subject: Subject, more: Iterable[Check] = ()) -> list[Finding]:
+    """Runs every check, then those of other parts of the package. One that fails itself is a finding too."""
     found = []
-    for check in CHECKS:
+    for check in (*CHECKS, *more):
         try:
             finding = check(subject)
         except Exception as error:  # a doctor that dies of one symptom is no help

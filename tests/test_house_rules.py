@@ -134,7 +134,7 @@ LAYERS = {  # module of replay (by its first name) -> what it may import of repl
     "report": {"judge", "settings", "histogram", "units", "errors"},
     "daemon": {"histogram", "units", "errors", "_fastpath"},
     "engine": {"capture", "settings", "histogram", "units", "errors", "_fastpath"},
-    "tap": {"engine", "capture", "report", "settings", "histogram", "units", "errors", "_fastpath"},
+    "tap": {"doctor", "engine", "capture", "report", "settings", "histogram", "units", "errors", "_fastpath"},
     "cli": {"tap", "credentials", "results", "doctor", "engine", "judge", "report", "capture", "policy", "daemon", "settings", "units", "errors", "_fastpath", "data"},
     "policy": {"settings", "units", "errors", "_fastpath"},
     "_reference": {"errors", "units"},
