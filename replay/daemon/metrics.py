@@ -162,7 +162,7 @@ def _waiting(view: View) -> Samples:
 
 def _queued(view: View) -> list[tuple[int, int]]:
     """Of each target: copies meant for it, and those that never got into its queue."""
-    routed = view.ingest.get("routed")
+    routed = None if view.live else view.ingest.get("routed")
     if routed is not None:
         return list(zip(routed["queued"], routed["unqueued"], strict=True))
     return [(view.ingest.get("selected", 0), view.ingest.get("unqueued", 0))] * len(view.targets)

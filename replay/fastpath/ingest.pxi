@@ -625,8 +625,9 @@ cdef class Ingest:
                 self.read_seen(seen, some)
                 at += some
             count_add(&g.n.packets, at)
-            if g.wire and g.batch != NULL and now_ns() - g.batch_since_ns >= g.batch_ns:
+            if g.wire and (g.batch != NULL or g.router != NULL) and now_ns() - g.batch_since_ns >= g.batch_ns:
                 batch_publish(g)
+                g.batch_since_ns = now_ns()
 
     cdef void body(self) noexcept nogil:
         cdef Engine* g = &self.g
@@ -662,6 +663,8 @@ cdef class Ingest:
         g.guard = other.guard
         g.guard_hit = other.guard_hit
         g.guard_on = other.guard_on
+        if g.router != NULL and other.router != NULL and other.router.table == g.router.table:
+            g.router, other.router = other.router, g.router      # the rows that requests under way refer to are the same
         g.path_pattern = other.path_pattern
         g.host_pattern = other.host_pattern
         atomic_set(&self.changing, 0)

@@ -626,7 +626,7 @@ cdef void message_limits(Engine* g, Message* m) noexcept nogil:
 
 
 cdef void routes_push(Engine* g, int queue) noexcept nogil:
-    """Hands the open batch of a queue over. While that queue is full, the open ones of the others go: what is due there must not wait for it."""
+    """Hands the open batch of a queue over; live, it is dropped when that queue is full. Offline, while that queue is full, the open ones of the others go: what is due there must not wait for it."""
     cdef Router* x = g.router
     cdef Batch* batch = x.batches[queue]
     cdef Batch* other
@@ -638,6 +638,10 @@ cdef void routes_push(Engine* g, int queue) noexcept nogil:
         batch_release(batch)
         return
     while not queue_push(<void*>g.queues[queue], batch):
+        if g.wire:
+            count_add(&g.n.queue_full, batch.count)
+            batch_release(batch)
+            return
         if atomic_get(g.stop):
             count_add(&x.table.unqueued[queue], batch.count)
             batch_release(batch)
@@ -670,6 +674,7 @@ cdef void routes_rows(Engine* g, Message* m, int64_t offset, int64_t n) noexcept
     cdef uint8_t* out
     cdef uint32_t at = 0
     cdef int i, queue
+    cdef const int64_t* now_or_never = &LIVE_ALWAYS
     for i in range(route.count):
         if not (m.copies >> i) & 1:
             continue
@@ -678,6 +683,7 @@ cdef void routes_rows(Engine* g, Message* m, int64_t offset, int64_t n) noexcept
             continue
         queue = x.table.mirrors[route.first + i].queue
         count_add(&x.table.queued[queue], 1)
+        count_add(&g.n.copies, 1)
         if not g.collect:
             continue
         memcpy(&copy, m.buf + before + (at - 1) * sizeof(Copy), sizeof(Copy))
@@ -690,9 +696,9 @@ cdef void routes_rows(Engine* g, Message* m, int64_t offset, int64_t n) noexcept
             # Open batches count towards the budget: none may be held back while this waits for it.
             if atomic_get(&g.pool.held) + <int64_t>(need + BATCH_BYTES + BATCH_ROWS * sizeof(Request)) > g.pool.budget:
                 routes_publish(g)
-            batch = batch_take(g.pool, need, g.stop)
+            batch = batch_take(g.pool, need, now_or_never if g.wire else g.stop)
             if batch == NULL:
-                count_add(&x.table.unqueued[queue], 1)
+                count_add(&g.n.queue_full if g.wire else &x.table.unqueued[queue], 1)
                 continue
             batch.loop = g.loop
             x.batches[queue] = batch
