@@ -428,6 +428,7 @@ def test_a_full_disk_ends_the_recording_only(nginx):  # noqa: F811
         done = Tap(*words, ready=False)
         with ended(done) as tap:
             tap.wait_for("the recording ends")
+            time.sleep(0.5)  # the ring is asked for its first block
             pressed(nginx, 30)
             time.sleep(0.3)
             assert balanced(tap.report())["ledger"]["answered"] == 30
