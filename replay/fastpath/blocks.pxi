@@ -506,6 +506,8 @@ cdef class Capture(PacketSource):
 
     cdef void wait_its_turn(self, BlockFile* f) noexcept nogil:
         """Back to the beginning, closed; only the time of the first packet is kept."""
+        free(f.window)                # of which no packet was given out
+        f.window = NULL
         self.put_away(f)
         if f.packing != BLOCKS_PLAIN:
             self.forget(f)
