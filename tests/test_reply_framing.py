@@ -71,8 +71,8 @@ CLOSED = [
 ]
 
 
-def run(pieces, head=False):
-    parser = ReplyForTests()
+def run(pieces, head=False, remembers=True):
+    parser = ReplyForTests(remembers)
     got = []
     for piece in pieces:
         got += parser.feed(piece, head)
@@ -197,6 +197,22 @@ def test_mutated_against_httptools(one, data):
     if got and got[0][3] == 0:
         assert got[0][0] == status
         assert got[0][1] == seen.length
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.lists(reply(), min_size=1, max_size=3), st.lists(st.integers(0, 2), min_size=1, max_size=12), st.data())
+def test_a_head_that_is_known_means_the_same(replies, order, data):
+    """The same few replies again and again, as servers send them, to HEAD too: with and without the memory of the latest head."""
+    stream = b"".join(replies[i % len(replies)][0] for i in order)
+    cuts = sorted(data.draw(st.lists(st.integers(0, len(stream)), max_size=8)))
+    edges = [0, *cuts, len(stream)]
+    pieces = [stream[a:b] for a, b in zip(edges, edges[1:], strict=False) if b > a]
+    heads = data.draw(st.lists(st.booleans(), min_size=len(pieces), max_size=len(pieces)))
+    seen = []
+    for remembers in (True, False):
+        parser = ReplyForTests(remembers)
+        seen.append(([parser.feed(piece, head) for piece, head in zip(pieces, heads, strict=True)], parser.bad, parser.begun))
+    assert seen[0] == seen[1]
 
 
 @settings(max_examples=500, deadline=None)

@@ -1,6 +1,7 @@
 """What servers and networks do to a sender: each failure by name, every request accounted for, nothing sent twice."""
 
 import collections
+import pathlib
 import resource
 import shutil
 import socket
@@ -539,3 +540,33 @@ def test_nginx_killed_and_started_again(nginx, pipeline):
     assert c["answered"] - 1 <= len(log) <= c["sent"] and c["sent"] == 8000
     # those under way; and those of new connections that the dying process' socket still took in
     assert sum(c["unanswered"].values()) <= 3 * 8 * pipeline
+
+
+FORBIDDEN = """
+import ctypes, struct, sys
+sys.path.insert(0, TESTS)
+from shadow_servers import Server, ok, request, send
+from replay._fastpath import Pool, Queue, Sender, Stop
+
+# of each system call: its number; 425 (io_uring_setup) fails with EPERM, all others are allowed
+code = struct.pack("HBBI" * 4, 0x20, 0, 0, 0, 0x15, 0, 1, 425, 0x06, 0, 0, 0x00050001, 0x06, 0, 0, 0x7FFF0000)
+filter_ = ctypes.create_string_buffer(code)
+program = ctypes.create_string_buffer(struct.pack("HxxxxxxP", 4, ctypes.addressof(filter_)))
+libc = ctypes.CDLL(None, use_errno=True)
+assert libc.prctl(38, 1, 0, 0, 0) == 0
+assert libc.prctl(22, 2, program, 0, 0) == 0, ctypes.get_errno()
+with Server(ok) as server:
+    c = send([server.address], [(request(i), 0, i % 3) for i in range(50)], driver="auto")
+    print(c["answered"], c["driver"])
+    try:
+        Sender(Queue(Pool()), [server.address], stop=Stop(), driver="io_uring")
+    except OSError as error:
+        print(error.errno, error.filename)
+"""
+
+
+def test_where_io_uring_is_forbidden_epoll_does_it():
+    """As containers do it, with seccomp. Asked for by name it is an error."""
+    code = f"TESTS = {str(pathlib.Path(__file__).parent)!r}\n" + FORBIDDEN
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.stdout.split() == ["50", "epoll", "1", "io_uring"], done.stderr

@@ -179,6 +179,7 @@ cdef struct SenderState:
     bint bundle                   # what is due together goes out together: paced, with pipelining
     int64_t hold_ns               # then nothing is taken up before
     int64_t lead_ns               # so much before a request is due a sleep ends
+    ReplyMemo memo
     int64_t reply_least           # bytes of the shortest replies of late
     bint bunch                    # several replies may be waited for: full speed with pipelining
     int64_t base_ns               # CLOCK_REALTIME - CLOCK_MONOTONIC

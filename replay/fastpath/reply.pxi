@@ -4,6 +4,7 @@
 cdef enum:
     REPLY_MAX_HEAD = 256 * 1024   # of a head, and of the trailers
     REPLY_MAX_SIZE_LINE = 16 * 1024
+    REPLY_MEMO = 1024             # a longer head is not remembered
 
 cdef enum ReplyState:
     REPLY_START = 0               # before or in the status line
@@ -42,6 +43,14 @@ cdef struct Reply:
     uint32_t part_len             # bytes at part
     uint32_t part_size
     uint8_t* part                 # owns: a line that is not whole yet
+
+
+cdef struct ReplyMemo:            # the latest head that came in one piece, and what it meant: servers send the same one again and again
+    uint32_t length               # 0: none
+    bint no_body
+    int got                       # OK: the reply ends with it
+    Reply after                   # without `part`
+    uint8_t head[REPLY_MEMO]
 
 
 cdef inline void reply_reset(Reply* r) noexcept nogil:
@@ -294,16 +303,36 @@ cdef int reply_chunk_byte(Reply* r, uint8_t b) noexcept nogil:
     return NEED_MORE
 
 
-cdef int reply_feed(Reply* r, const uint8_t* data, size_t n, bint no_body, size_t* used) noexcept nogil:
+cdef inline void reply_as(Reply* r, const Reply* other, uint32_t interim) noexcept nogil:
+    """Everything but the line buffer; it is empty."""
+    cdef uint8_t* part = r.part
+    cdef uint32_t size = r.part_size
+    r[0] = other[0]
+    r.part = part
+    r.part_size = size
+    r.part_len = 0
+    r.interim = interim
+
+
+cdef int reply_feed(Reply* r, const uint8_t* data, size_t n, bint no_body, ReplyMemo* memo, size_t* used) noexcept nogil:
     """Takes the next bytes of a connection.
 
     OK: the reply is whole, and ends after *used bytes.  NEED_MORE: all n were used.  MALFORMED: no reply; the connection is of no use.
-    no_body: the request was HEAD."""
+    no_body: the request was HEAD.  memo: of the heads of one server, or NULL."""
+    cdef bint fresh = memo != NULL and r.state == REPLY_START and r.part_len == 0 and r.head_len == 0
+    cdef uint32_t interim = r.interim
     cdef size_t at = 0
     cdef size_t take
     cdef const uint8_t* lf
     cdef int got
     used[0] = n
+    if fresh and memo.length and n >= memo.length and memo.no_body == no_body and memcmp(data, memo.head, memo.length) == 0:
+        reply_as(r, &memo.after, interim)
+        at = memo.length
+        fresh = False
+        if memo.got == OK:
+            used[0] = at
+            return OK
     while at < n:
         if r.state <= REPLY_FIELDS or r.state == REPLY_TRAILERS:
             lf = <const uint8_t*>memchr(data + at, c'\n', n - at)
@@ -324,6 +353,14 @@ cdef int reply_feed(Reply* r, const uint8_t* data, size_t n, bint no_body, size_
             else:
                 got = reply_line(r, data + at, take, no_body)
             at = <size_t>(lf - data) + 1
+            if fresh and (got == OK or (got == NEED_MORE and r.state > REPLY_FIELDS)):
+                fresh = False
+                if at <= REPLY_MEMO and r.interim == interim:
+                    memo.length = <uint32_t>at
+                    memo.no_body = no_body
+                    memo.got = got
+                    memo.after = r[0]
+                    memcpy(memo.head, data, at)
             if got == OK:
                 used[0] = at
             if got != NEED_MORE:
@@ -371,11 +408,15 @@ cdef int reply_eof(const Reply* r) noexcept nogil:
 
 
 cdef class ReplyForTests:
-    """The framing of one connection's replies, for tests. `feed` and `end` give a list of (status, body length, persists, interim)."""
+    """The framing of one connection's replies, for tests. remembers: known heads are not parsed again. `feed` and `end` give a list of (status, body length, persists, interim)."""
     cdef Reply reply
+    cdef ReplyMemo memo
+    cdef bint remembers
     cdef readonly bint bad
 
-    def __cinit__(self):
+    def __cinit__(self, bint remembers=True):
+        self.remembers = remembers
+        memset(&self.memo, 0, sizeof(ReplyMemo))
         memset(&self.reply, 0, sizeof(Reply))
         reply_reset(&self.reply)
 
@@ -394,7 +435,7 @@ cdef class ReplyForTests:
         cdef int got
         whole = []
         while at < n and not self.bad:
-            got = reply_feed(&self.reply, &data[at], n - at, head, &used)
+            got = reply_feed(&self.reply, &data[at], n - at, head, &self.memo if self.remembers else NULL, &used)
             if got == MALFORMED:
                 self.bad = True
                 break

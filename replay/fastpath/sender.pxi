@@ -452,7 +452,7 @@ cdef bint sender_bytes(SenderState* s, SenderConnection* c, const uint8_t* data,
         item = c.first
         if item.first_byte_ns == 0:
             item.first_byte_ns = now
-        got = reply_feed(&c.reply, data + at, n - at, (item.flags & ITEM_HEAD) != 0, &used)
+        got = reply_feed(&c.reply, data + at, n - at, (item.flags & ITEM_HEAD) != 0, &s.memo, &used)
         if got == MALFORMED:
             sender_close(s, c, REASON_GARBAGE, False, False, now)
             return True

@@ -268,6 +268,18 @@ static void uring_poll(Uring *u, int fd, uint32_t events, int many, uint64_t key
     s->len = many ? URING_POLL_MULTI : 0;
     s->key = key;
 }
+/* What was prepared and not submitted under a key like this one never happens; else it could meet another file under a number that was closed. */
+static void uring_withdraw(Uring *u, uint64_t key, uint64_t mask, uint64_t own) {
+    uint32_t i;
+    for (i = u->tail - u->prepared; i != u->tail; i++) {
+        UringSqe *s = &u->sqes[i & u->sq_mask];
+        if ((s->key & mask) != (key & mask)) continue;
+        memset(s, 0, sizeof *s);
+        s->flags = URING_SQE_SKIP_SUCCESS; /* operation 0 does nothing */
+        s->fd = -1;
+        s->key = own;
+    }
+}
 static void uring_cancel(Uring *u, uint64_t key, uint64_t own) {
     UringSqe *s = uring_sqe(u);
     s->opcode = URING_OP_ASYNC_CANCEL;

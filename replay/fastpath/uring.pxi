@@ -28,6 +28,7 @@ cdef extern from "fastpath/uring.h" nogil:
     void uring_sendmsg(Uring* u, int fd, const msghdr* message, uint64_t key)
     void uring_poll(Uring* u, int fd, uint32_t events, int many, uint64_t key)
     void uring_cancel(Uring* u, uint64_t key, uint64_t own)
+    void uring_withdraw(Uring* u, uint64_t key, uint64_t mask, uint64_t own)
 
 cdef enum:
     URING_PARTS = 8192            # iovecs of one submit, about; + SENDER_PIPELINE of the last message
@@ -91,6 +92,8 @@ cdef void uring_driver_connected(SenderState* s, SenderConnection* c) noexcept n
 
 cdef void uring_driver_drop(SenderState* s, SenderConnection* c) noexcept nogil:
     """Before its descriptor is closed."""
+    if s.uring.ring.prepared:
+        uring_withdraw(&s.uring.ring, uring_key(s, c, KEY_RECV), ~<uint64_t>KEY_WHAT, KEY_CANCEL)
     if c.armed:
         uring_cancel(&s.uring.ring, uring_key(s, c, KEY_RECV), KEY_CANCEL)
     if c.polls:
@@ -153,6 +156,8 @@ cdef int64_t uring_driver_wait(SenderState* s, int64_t sleep_ns, uint32_t want, 
     """Waits and hands on what happened. want > 1: so many events are hoped for, and worth so much patience. Returns the time at which it was looked."""
     cdef UringCqe cqe
     cdef int64_t now
+    if s.uring.ring.prepared:                # by what the last writes brought
+        uring_submit(&s.uring.ring)
     uring_wait(&s.uring.ring, want, patience_ns, sleep_ns)
     now = now_ns()
     s.seen_ns = now
