@@ -70,6 +70,11 @@ def measured_table(result):
     return "\n".join([*lines, *("| " + " | ".join(row) + " |" for row in rows)])
 
 
+def rounds(result):
+    """In how many rounds it was measured."""
+    return next((value["rounds"] for values in result["measured"].values() for value in values.values() if isinstance(value, dict) and "rounds" in value), 1)
+
+
 def summary(results):
     """All bars in one table, and how many are met."""
     rows, verdicts = [], []
@@ -110,7 +115,7 @@ def page(results, drawn, quick):
             parts.append(f"Failed: {one['failed']}")
             continue
         parts += [one["question"], measured_table(one), *one["notes"]]
-        parts.append(f"Others used {one['others_cores']:.2f} cores meanwhile. `python benchmarks/bench_{name}.py`")
+        parts.append(f"{rounds(one)} rounds. Others used {one['others_cores']:.2f} cores meanwhile. `python benchmarks/bench_{name}.py`")
     return "\n\n".join(parts) + "\n"
 
 
