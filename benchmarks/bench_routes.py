@@ -6,7 +6,7 @@
 each request has a path of its own, so that nothing can be remembered. Without a policy for comparison.
 """
 
-import generate
+import inputs
 import measure
 
 QUESTION = "What do a hundred routes cost beside one? One core, CPU time of whole processes."
@@ -26,7 +26,7 @@ def policy(path, routes, *, last="{prefix: /}"):
 def main():
     parser = measure.arguments(__doc__, requests=1_000_000, connections=1_000, seed=1, routes=100)
     asked = parser.parse_args()
-    path, requests = generate.cached(requests=asked.requests, connections=asked.connections, seed=asked.seed)
+    path, requests = inputs.cached(requests=asked.requests, connections=asked.connections, seed=asked.seed)
     with measure.scratch() as folder:
 
         def ours(*more):

@@ -14,7 +14,7 @@ import signal
 import subprocess
 import time
 
-import generate
+import inputs
 import measure
 import servers
 
@@ -91,7 +91,7 @@ def closed_loop(nginx, seconds, start):
 
 def even_rate(nginx, sink, rate, seconds, percent):
     """The tap's share of a core and its lag in microseconds, at an even rate of production."""
-    path, _ = generate.cached(requests=rate * seconds, connections=64, bodies=0.0)
+    path, _ = inputs.cached(requests=rate * seconds, connections=64, bodies=0.0)
     words = ["--to", f"http://127.0.0.1:{sink.port}", "-p", percent, "--pipeline", 16, "-c", 4, "--block-timeout", "1ms", "--timeout", "5s"]
     tool = tap(nginx.port, *words)
     began = time.monotonic()

@@ -2,7 +2,8 @@
 
     python benchmarks/results.py [--only parse,send] [--rounds 5] [--quick] [--into benchmarks]
 
-Nothing in RESULTS.md is written by hand: the figures, the bars of issue 3 and whether they are met come from the programs. A benchmark that fails is told as failed, the others go on, and the exit code is 1.
+Nothing in RESULTS.md is written by hand: the figures, the bars and whether they are met come from the programs. A benchmark that fails is told as failed, the others go on, and the exit code is 1.
+bench_tap is not among them: it takes some minutes, and runs alone.
 `--quick` has tiny inputs: it shows that all work, the figures mean nothing. Without `--only` earlier results are replaced; with it, those of other benchmarks are kept when they are of the same commit.
 """
 
@@ -33,6 +34,7 @@ ALL = [
     ("start", "--rounds 2"),
     ("first_request", "--requests 1k --rounds 1"),
     ("memory", "--requests 500 5k"),
+    ("routes", "--requests 1k --connections 50 --rounds 1"),
 ]
 NAMES = [name for name, _ in ALL]
 
@@ -68,6 +70,11 @@ def measured_table(result):
         rows.append(row)
     lines = ["| minimum / median | " + " | ".join(columns) + " |", "| --- |" + " ---: |" * len(columns)]
     return "\n".join([*lines, *("| " + " | ".join(row) + " |" for row in rows)])
+
+
+def rounds(result):
+    """In how many rounds it was measured."""
+    return next((value["rounds"] for values in result["measured"].values() for value in values.values() if isinstance(value, dict) and "rounds" in value), 1)
 
 
 def summary(results):
@@ -110,7 +117,7 @@ def page(results, drawn, quick):
             parts.append(f"Failed: {one['failed']}")
             continue
         parts += [one["question"], measured_table(one), *one["notes"]]
-        parts.append(f"Others used {one['others_cores']:.2f} cores meanwhile. `python benchmarks/bench_{name}.py`")
+        parts.append(f"{rounds(one)} rounds. Others used {one['others_cores']:.2f} cores meanwhile. `python benchmarks/bench_{name}.py`")
     return "\n\n".join(parts) + "\n"
 
 
