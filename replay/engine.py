@@ -21,7 +21,7 @@ from replay.histogram import Histogram
 from replay.relay import Relay, context
 from replay.settings import Selection, Settings, Target
 
-__all__ = ["Counts", "Health", "Listing", "Plan", "Replay", "plan", "resolve"]
+__all__ = ["Counts", "Health", "Listing", "Plan", "Replay", "plan", "resolve", "routes_of"]
 
 #: How much of the captures is read before the first request is sent: for the plan, and for the guard.
 PLAN_BYTES = 64 << 20
@@ -77,7 +77,7 @@ def _rules(selection: Selection) -> dict[str, Any]:
 
         rules["packet_filter"] = compile_filter(selection.bpf)
     if selection.routing is not None:
-        rules["routes"] = _routes(selection)
+        rules["routes"] = routes_of(selection)
     stop = _fastpath.Stop()
     try:  # the engine knows which headers may be set; it says so here, before anything runs
         _fastpath.Ingest(_fastpath.Capture([], stop=stop), [], _fastpath.Pool(), stop, **rules)
@@ -86,7 +86,7 @@ def _rules(selection: Selection) -> dict[str, Any]:
     return rules
 
 
-def _routes(selection: Selection) -> _fastpath.Routes:
+def routes_of(selection: Selection) -> _fastpath.Routes:
     """The compiled policy, with counters of its own. Raises UsageError."""
     routing = selection.routing
     assert routing is not None

@@ -95,6 +95,7 @@ _FORMAT = options.Choice("FORMAT", FORMATS)
 @click.argument("interfaces", nargs=-1, required=True, metavar="IFACE...")
 @click.option("--to", "to", multiple=True, metavar="URL", help="The shadow service, http://host:port (repeatable: each gets a copy).")
 @options.select
+@options.policy_file
 @click.option(
     "--direction",
     type=options.Choice("WHERE", ("in", "out", "both")),
@@ -147,7 +148,7 @@ def tap(ctx: click.Context, /, quiet: bool, verbose: bool, **given: Any) -> None
     """
     if verbose:
         print("options:", *options.effective(ctx), sep="\n", file=sys.stderr, flush=True)
-    settings = _settings(given)
+    settings = _settings(ctx, given)
     if given["nice"] is not None:
         try:
             os.setpriority(os.PRIO_PROCESS, 0, given["nice"])
@@ -167,20 +168,31 @@ for _parameter in tap.params:  # what a tap has otherwise than a run
         _parameter.help = "Take this share of the requests, exact to a millionth (1, 0.5, 5%). Must be given."
 
 
-def _settings(given: dict[str, Any]) -> TapSettings:
+def _settings(ctx: click.Context, given: dict[str, Any]) -> TapSettings:
     """Of the values of the options. Raises UsageError."""
     given = dict(given)
-    if given["percent"] is None:
-        raise UsageError("-p/--percent must be given: a tap has no default share. Begin with -p 1, and look at the shadow and at this node before you raise it")
-    selection = options.selection(given)
+    if given["percent"] is None and not given["policy"]:
+        raise UsageError(
+            "-p/--percent (or --policy) must be given: a tap has no default share. Begin with -p 1, and look at the shadow and at this node before you raise it"
+        )
+    selection, warnings = options.routed(ctx, given, options.selection(given))
+    for line in warnings:
+        _log.warning("%s", line)
     if selection.bpf is not None:
         compile_filter(selection.bpf)  # says what is wrong with it
-    if not given["to"] and not given["dry_run"]:
+    routing = selection.routing
+    targets = tuple(target(text) for text in given["to"]) if routing is None else routing.targets
+    for one in targets:
+        if one.scheme != "http":
+            raise UsageError(f"{one.url}: a tap sends over plain http so far; put a proxy that speaks {one.scheme} in front of the shadow service")
+    if routing is not None and given["max_cpu"]:
+        raise UsageError("--max-cpu lowers the percentage, which a policy has of its own for each mirror; leave one out, or bound the policy's mirrors")
+    if not targets and not given["dry_run"]:
         raise UsageError("--to URL is missing: where should requests go? To look without sending: --dry-run")
     return TapSettings(
         captures=tuple(given["interfaces"]),
         selection=selection,
-        targets=tuple(target(text) for text in given["to"]),
+        targets=targets,
         dry_run=given["dry_run"],
         allow_production=given["allow_production"],
         direction=given["direction"],
@@ -237,7 +249,7 @@ def _run(ctx: click.Context, tap: Tap, given: dict[str, Any], *, quiet: bool) ->
         again = Words(ctx, ctx.meta["replay.words"], _MAY_CHANGE)
 
         def apply(fresh: dict[str, Any]) -> None:
-            tap.reload(_settings(fresh))
+            tap.reload(_settings(ctx, fresh))
 
         if again.files():
             reloads = Reloads(lambda: again.again(apply), again.files)
@@ -330,6 +342,9 @@ def _introduction(tap: Tap) -> list[str]:
     to = ", ".join(one.url for one in s.targets) if not s.dry_run else "nowhere (dry run)"
     host = s.selection.set_host or (f"NAME{s.selection.suffix}" if s.selection.suffix else "as captured")
     ports = f", ports {', '.join(map(str, s.selection.ports))}" if s.selection.ports else ""
+    if s.selection.routing is not None:
+        lines = [f"tapping {names}{more} ({s.direction}{ports}), sending to {to}: policy {s.selection.routing.source}", *s.selection.routing.words[:20]]
+        return [*lines, f"rights: {tap.dropped_rights}"]
     share, methods = report.share_text(s.for_report()), ", ".join(s.selection.methods) or "every method"
     lines = [f"tapping {names}{more} ({s.direction}{ports}), sending to {to}: {share}, {methods}, Host {host}", f"rights: {tap.dropped_rights}"]
     if s.expires_at is not None:

@@ -378,6 +378,9 @@ cdef class Ingest:
             r.all = False         # its mirrors decide
             for i in range(routes.table.mirror_count):
                 routes.table.mirrors[i].rules.auth = &self.auth
+                if marker:
+                    routes.table.mirrors[i].rules.marker = True
+                    routes.table.mirrors[i].rules.edits = True
                 routes.table.mirrors[i].rules.edits = routes.table.mirrors[i].rules.edits or self.auth.on
         for i in range(4):
             g.secret[i] = int.from_bytes(_os.urandom(8), "little")

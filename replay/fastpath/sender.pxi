@@ -18,6 +18,9 @@ cdef enum:
 cdef int64_t STOP_GRACE_NS = 60000000        # for replies that are on their way when the run is stopped
 cdef int64_t STOP_QUEUE_NS = 110000000       # for ingest to mark the end of the queue
 cdef int64_t IDLE_PEEK_NS = 1000000          # a connection idle for longer is looked at before it is used
+cdef enum:
+    SENDER_WAITS_OWN = 16 * 1024  # a request that waits is copied up to this size
+
 cdef int64_t STUCK_NS = 50000000             # after this a request under way gives its batch back
 cdef int64_t PATIENCE_LEAST_NS = 10000       # a shorter sleep saves nothing
 cdef int64_t PATIENCE_MOST_NS = 200000
@@ -824,6 +827,30 @@ cdef bint sender_take(SenderState* s, int64_t now) noexcept nogil:
 
 # ---- the loop ---------------------------------------------------------------------------------------------------------------
 
+cdef inline void sender_own_small(SenderState* s, SenderItem* item, int64_t now) noexcept nogil:
+    if item.batch != NULL and item.length <= SENDER_WAITS_OWN and now - item.due_ns >= STUCK_NS:
+        sender_own(s, item)
+
+
+cdef void sender_own_waiting(SenderState* s, int64_t now) noexcept nogil:
+    """Live: what waits for a slow target gives its batch back, or that target would take the memory of the others."""
+    cdef SenderFlow* flow = s.wait_first
+    cdef SenderItem* item
+    cdef int32_t i
+    while flow != NULL:
+        item = flow.first
+        while item != NULL:
+            sender_own_small(s, item, now)
+            item = item.next
+        flow = flow.next
+    for i in range(s.most):
+        if s.connections[i].state == CONNECTION_OPEN:
+            item = s.connections[i].first
+            while item != NULL:
+                sender_own_small(s, item, now)
+                item = item.next
+
+
 cdef void sender_tick(SenderState* s, int64_t now) noexcept nogil:
     """Time-outs, stuck requests, a target that is down: every few milliseconds while anything is out."""
     cdef SenderConnection* c
@@ -851,6 +878,7 @@ cdef void sender_tick(SenderState* s, int64_t now) noexcept nogil:
         return
     if s.pacer.kind == PACE_LIVE:            # never ends because of its target; what is too old, or stands before a shut gate, is let go
         s.base_ns = live_clock() - now       # the wall clock may be set
+        sender_own_waiting(s, now)
         if atomic_get(&s.gate) == 0:
             sender_drop_waiting(s, REASON_BREAKER, PACE_NEVER, now)
         elif s.open == 0 and s.down_since_ns and now - s.down_since_ns >= s.timeout_ns:

@@ -20,7 +20,7 @@ from replay import _fastpath
 from replay.capture.afpacket import Snoop, Tapped, in_namespace, open_socket
 from replay.capture.netlink import Network
 from replay.capture.recording import Recording
-from replay.engine import Health, guarded, resolve
+from replay.engine import Health, guarded, resolve, routes_of
 from replay.errors import GuardError, ReplayError, TargetError, UsageError
 from replay.settings import Target
 from replay.tap import privileges, probe
@@ -36,8 +36,8 @@ Counts = dict[str, Any]
 
 _log = logging.getLogger("replay.tap")
 
-#: Batches that may wait for a sender; a batch is a block's worth of requests or less. Beyond that the newest is dropped.
-_QUEUE_BATCHES = 64
+#: Batches that may wait for a sender, and the bytes that one counts for; a batch is a block's worth of requests or less. Beyond that the newest is dropped.
+_QUEUE_BATCHES, _BATCH_BYTES = 64, 400 << 10
 _RESOLVE_S = 30.0
 #: A thread that works without a rest, or is silent, for so long hangs. Names that take their time at a reload are meant to fit in.
 _HUNG_S = 25.0
@@ -107,6 +107,7 @@ class Tap:
         self._guard: _fastpath.Guard | None = None
         self._addresses: dict[str, list[Address]] = {}
         self._pool: Any = None
+        self._routes: _fastpath.Routes | None = None
         self._lanes: list[_Lane] = []
         self._old: list[_Way] = []
         self._retired = _Retired()
@@ -133,7 +134,10 @@ class Tap:
         self.place = Place.find(s)
         self._addresses = {target.url: resolve(target) for target in s.targets}
         self._refuse_production()
-        self._pool = _fastpath.Pool(s.selection.batch_budget)
+        # Each queue has room for its two slots, the batch that is open and the one that is being sent.
+        self._pool = _fastpath.Pool(max(s.selection.batch_budget, 4 * _BATCH_BYTES * max(len(s.targets), 1) * s.workers))
+        if s.selection.routing is not None:
+            self._routes = routes_of(s.selection)
         tapped = [self._open(n) for n in range(s.workers)]
         try:
             self._check_targets()
@@ -237,11 +241,15 @@ class Tap:
 
     def _ways(self) -> list[_Way]:
         s = self.settings
-        targets: list[Target | None] = [None] if s.dry_run or not s.targets else list(s.targets)
+        dry: list[Target | None] = [None] * (len(s.targets) if s.selection.routing is not None else 1)
+        targets: list[Target | None] = dry if s.dry_run or not s.targets else list(s.targets)
         ways = []
+        # One queue alone must not take the memory of all; slots are a power of two.
+        most = max(s.selection.batch_budget * 3 // 4 // _BATCH_BYTES // (len(targets) * s.workers), 2)
+        slots = min(_QUEUE_BATCHES, 1 << (most.bit_length() - 1))
         for target in targets:
             addresses = [] if target is None else self._addresses[target.url]
-            queue = _fastpath.Queue(self._pool, _QUEUE_BATCHES)
+            queue = _fastpath.Queue(self._pool, slots)
             try:
                 sender = _fastpath.Sender(
                     queue, addresses, stop=self._stop, live=target is not None, asap=target is None, dry_run=target is None,
@@ -260,6 +268,8 @@ class Tap:
         """An Ingest by the settings of now. Raises UsageError."""
         s = self.settings
         rules = s.selection.for_ingest()
+        if self._routes is not None and ways:
+            rules["routes"] = self._routes
         if self.share < 1.0:
             rules["share"] = int(rules["share"] * self.share)
         try:
@@ -544,6 +554,8 @@ class Tap:
         """Goes on by other settings. Returns names of those that need a restart, which are left as they are.
 
         Raises UsageError, TargetError, GuardError; then the old settings stay."""
+        if settings.selection.routing != self.settings.selection.routing:
+            raise UsageError("--policy: a changed policy is taken up by a restart only; the old one goes on")
         fixed = [name for name in _FIXED_FIELDS if getattr(settings, name) != getattr(self.settings, name)]
         settings = replace(settings, **{name: getattr(self.settings, name) for name in fixed})
         before, addresses = self.settings, self._addresses
@@ -665,7 +677,7 @@ class Tap:
         return {
             "state": self.state,
             "elapsed_s": time.monotonic() - self._began if self._began else 0.0,
-            "ingest": sum_ingests([lane.ingest.counters() for lane in self._lanes]) if self._lanes else None,
+            "ingest": self._ingested(),
             "targets": [known.get(name) or (Target(name, "", 0) if name else None) for name in names],
             "senders": senders,
             "tap": {
@@ -680,6 +692,12 @@ class Tap:
                 "reloads": self._reloads,
             },
         }
+
+    def _ingested(self) -> Counts | None:
+        if not self._lanes:
+            return None
+        found = sum_ingests([lane.ingest.counters() for lane in self._lanes])
+        return found if self._routes is None else found | {"routed": self._routes.counters()}
 
     def _captured(self) -> Counts:
         rings = [lane.ring.counters() for lane in self._lanes]
