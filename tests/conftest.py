@@ -9,6 +9,7 @@ NO_SKIP = os.environ.get("REPLAY_NO_SKIP") == "1"
 # What may skip even there, by a word of its reason.
 MAY_SKIP = (
     "needs aarch64",  # continuous integration runs on one machine
+    "needs a Python that others may read",  # a clone in a private folder
     "needs io_uring",  # which containers often forbid
 )
 

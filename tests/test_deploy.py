@@ -179,7 +179,7 @@ def test_the_config_map_is_a_configuration(everything, tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"config": {}}, "missing property 'to'"),
+        ({"config": {}}, "missing properties 'to', 'percent'"),
         ({"config": {"to": "http://x"}}, "missing property 'percent'"),
         ({"config": {"to": "shadow", "percent": 1}}, "'/config/to'"),
         ({"config": {"to": "http://x", "percent": 101}}, "maximum"),

@@ -7,19 +7,23 @@ import os
 import pathlib
 import re
 import shlex
+import shutil
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 
+import prometheus_client
 import pytest
 import scrape
 import yaml
 from endtoend import balanced
 from tapmake import COMMAND, Sink, Tap, ended, eventually, free_port, get, needs, needs_root, nginx  # noqa: F401
 
+import replay
 from replay.daemon.live import LIVE_FAMILIES
 
 pytestmark = [needs_root, needs("nginx", "ip")]
@@ -226,6 +230,56 @@ def test_with_the_rights_of_a_unit_and_of_a_pod(nginx, tmp_path, how, inherits):
             get(f"{nginx.url}/1")
             eventually(lambda: scrape.value(text_of(address), "replay_service_seconds_count") == 1)
             assert balanced(tap.report())["ledger"]["answered"] == 1
+
+
+@pytest.fixture
+def stack_of_folders():
+    with contextlib.ExitStack() as stack:
+        yield stack
+
+
+def test_a_configuration_that_cannot_be_read_after_the_drop_is_told(nginx, tmp_path):  # noqa: F811
+    tmp_path.chmod(0o700)
+    config = tmp_path / "tap.yaml"
+    config.write_text("percent: 100\n")
+    with ended(Tap("lo", "--port", nginx.port, "--to", f"http://127.0.0.1:{free_port()}", "--config", config, ready=False)) as tap:
+        assert "a change of it cannot be taken up" in tap.wait_for("cannot be read by the user")
+        balanced(tap.report())
+
+
+def test_a_private_installation(nginx, tmp_path, stack_of_folders):  # noqa: F811
+    """Nobody may read the program: what it needs after the drop was imported before. Scrapes, a reload, the ledger, a stop, a report."""
+    private = tmp_path / "private"
+    private.mkdir(mode=0o700)
+    for module in (replay, prometheus_client):
+        shutil.copytree(pathlib.Path(module.__file__).parent, private / module.__name__, ignore=shutil.ignore_patterns("__pycache__", "*.pxi", "*.c"))
+    readable = stack_of_folders.enter_context(tempfile.TemporaryDirectory())
+    os.chmod(readable, 0o755)
+    config = pathlib.Path(readable) / "tap.yaml"
+    config.write_text("percent: 100\n")
+    environment = os.environ | {"PYTHONPATH": str(private), "PYTHONSAFEPATH": "1", "PYTHONDONTWRITEBYTECODE": "1"}
+    with ended(Sink()) as sink:
+        words = ("lo", "--port", nginx.port, "--to", f"http://{sink.address}", "--config", config, "--metrics", "127.0.0.1:0", "--report", tmp_path / "report.json", "--json")
+        tap = Tap.__new__(Tap)
+        tap.process = subprocess.Popen([*COMMAND, "tap", *map(str, words)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment, cwd="/")
+        tap.said = ""
+        with ended(tap):
+            address = metrics_of(tap)
+            eventually(lambda: scrape.get(address, "/readyz")[0] == 200)
+            time.sleep(0.3)
+            get(f"{nginx.url}/1")
+            eventually(lambda: scrape.value(text_of(address), "replay_service_seconds_count") == 1)
+            assert b"# EOF" in scrape.get(address, headers={"Accept": "application/openmetrics-text; version=1.0.0"})[2]
+            assert scrape.get(address, headers={"Accept-Encoding": "gzip"})[1]["Content-Encoding"] == "gzip"
+            config.write_text("percent: 200\n")
+            assert "more than 100" in tap.wait_for("is refused")
+            config.write_text("percent: 0\nmethods: GET\n")
+            tap.wait_for("reloaded (")
+            assert "found 1" in tap.ask()
+            get(f"{nginx.url}/2")
+            eventually(lambda: scrape.value(text_of(address), "replay_requests_sampled_out_total") == 1)
+            assert balanced(tap.report())["ledger"]["answered"] == 1
+        assert json.loads((tmp_path / "report.json").read_text())["ledger"]["found"] == 2
 
 
 def test_configurations_that_we_ship_are_understood(nginx, tmp_path):  # noqa: F811

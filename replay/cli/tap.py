@@ -274,7 +274,8 @@ def _tell(line: str) -> None:
 def _metrics_there() -> None:
     """Imports what --metrics needs while we may still read it. Raises UsageError."""
     try:
-        importlib.import_module("replay.daemon.server")
+        for name in ("replay.daemon.server", "replay.daemon.live"):
+            importlib.import_module(name)
     except ImportError as error:
         if error.name is None or error.name.partition(".")[0] != "prometheus_client":
             raise

@@ -51,6 +51,10 @@ class Reloads:
         self.last_good = True
         self.last_applied_s = time.time()
 
+    def unreadable(self) -> list[str]:
+        """Watched files that cannot be read."""
+        return self._watch.unreadable()
+
     def changed(self) -> list[str]:
         """The watched files that changed."""
         return self._watch.changed()
@@ -112,6 +116,8 @@ class Service:
     def run(self) -> None:
         """Until the engine has ended; then the notifier is closed. Call it from the main thread."""
         with self._signals() as wake, contextlib.closing(self._notifier):
+            for path in self._reloads.unreadable() if self._reloads is not None else ():
+                _log.warning("%s cannot be read by the user that this runs as: a change of it cannot be taken up", path)
             self._notifier.ready(self._status(self._engine.snapshot()))
             looked = time.monotonic()
             while self._engine.running:

@@ -32,6 +32,10 @@ class Watch:
         self._seen = {path: self._seen[path] if path in self._seen else (_identity(path), _digest(path)) for path in wanted}
         self._before = {path: self._before.get(path, self._seen[path][0]) for path in wanted}
 
+    def unreadable(self) -> list[str]:
+        """Those that cannot be read now, of which no change can be seen either."""
+        return [path for path, (_, digest) in self._seen.items() if digest is None]
+
     def changed(self) -> list[str]:
         """The files that changed since this was last said of them."""
         found = []
