@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass, field
 from typing import Any
 
-__all__ = ["NOWHERE", "Fault", "Record", "content_length"]
+__all__ = ["Fault", "NOWHERE", "Record", "content_length"]
 
 #: The address of an end that was not recorded; shown as 0.0.0.0, port 0.
 NOWHERE = bytes(10) + b"\xff\xff" + bytes(4)
