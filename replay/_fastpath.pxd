@@ -236,7 +236,8 @@ cdef enum:                        # Withheld,          # S1: the first that appl
     WITHHELD_NO_HOST = 5
     WITHHELD_BAD_HOST = 6
     WITHHELD_LOOP = 7
-    WITHHELD_COUNT = 8
+    WITHHELD_TRUNCATED = 8
+    WITHHELD_COUNT = 9
 
 cdef enum:                        # Incomplete,          # H12
     INCOMPLETE_NONE = 0

@@ -125,6 +125,7 @@ class Ingest:
         last: bool = ...,
         threads: int = ...,
         routes: Routes | None = ...,
+        records: Iterable[tuple[Any, ...]] | None = ...,
         live: bool = ...,
         slack_ns: int = ...,
         batch_ns: int = ...,

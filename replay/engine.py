@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from replay import _fastpath
-from replay.capture import source
+from replay.capture import records, source
 from replay.errors import CaptureError, ReplayError, TargetError, UsageError
 from replay.histogram import Histogram
 from replay.relay import Relay, context
@@ -210,12 +210,14 @@ class Plan:
 
 def plan(paths: list[str], selection: Selection, addresses: list[Address], stop: _fastpath.Stop, most_bytes: int = PLAN_BYTES) -> Plan:
     """Reads the beginning of the captures, as they will be read, without keeping a request. With a pipe or standard input among them nothing is read."""
-    capture = _fastpath.Capture(paths, stop=stop, most_bytes=most_bytes)
+    packets, others = records.split(paths)
+    capture = _fastpath.Capture(packets, stop=stop, most_bytes=most_bytes)
     if not paths or "-" in paths or capture.progress()["bytes_total"] is None:
         return Plan(None, False, None, False)
     guard = _fastpath.Guard(addresses)
     rules = _rules(selection)
-    ingest = _fastpath.Ingest(capture, [], _fastpath.Pool(), stop, guard=guard, limit=selection.limit or 0, **rules)
+    some = records.Beginning(others, most_bytes) if others else None
+    ingest = _fastpath.Ingest(capture, [], _fastpath.Pool(), stop, guard=guard, limit=selection.limit or 0, records=some, **rules)
     failures: list[BaseException] = []
     thread = _thread("plan", ingest.run, failures)
     thread.start()
@@ -223,8 +225,11 @@ def plan(paths: list[str], selection: Selection, addresses: list[Address], stop:
     progress, counts = capture.progress(), ingest.counters()
     if "routes" in rules:
         counts["routed"] = rules["routes"].counters()
-    whole = progress["complete"] or counts["finished"]
-    return Plan(counts, whole, progress["bytes_read"] / max(progress["bytes_total"], 1), guard.tripped)
+    whole = (progress["complete"] or not packets) and (some is None or some.whole) or counts["finished"]
+    read, total = progress["bytes_read"], progress["bytes_total"]
+    if some is not None:
+        read, total = read + some.bytes_read, total + some.bytes_total
+    return Plan(counts, whole, min(1.0, read / max(total, 1)), guard.tripped)
 
 
 def _join(threads: list[threading.Thread], failures: list[BaseException]) -> None:
@@ -250,12 +255,14 @@ class Listing:
         self.stop = _fastpath.Stop()
         self.paths, self.errors = source.expand(captures)
         self._budget = selection.batch_budget
-        self._capture = _fastpath.Capture(self.paths, stop=self.stop)
+        packets, others = records.split(self.paths)
+        self._records = records.Records(others) if others else None
+        self._capture = _fastpath.Capture(packets, stop=self.stop)
         self._pool = _fastpath.Pool(selection.batch_budget)
         self._queue = _fastpath.Queue(self._pool, _LISTING_BATCHES)
         self._ingest = _fastpath.Ingest(
             self._capture, [self._queue], self._pool, self.stop, show=not as_sent, incomplete=incomplete, digests=digests,
-            limit=selection.limit or 0, **_rules(selection),
+            limit=selection.limit or 0, records=self._records, **_rules(selection),
         )  # fmt: skip
         self._failures: list[BaseException] = []
         self._thread = _thread("ingest", self._ingest.run, self._failures)
@@ -296,7 +303,7 @@ class Listing:
     @property
     def faults(self) -> list[dict[str, Any]]:
         found: list[dict[str, Any]] = self._capture.faults
-        return found
+        return found + ([fault.as_dict() for fault in self._records.faults] if self._records is not None else [])
 
 
 @dataclass(frozen=True, slots=True)
@@ -473,16 +480,18 @@ class Replay:
         queues = [way.queue for way in self._ways]
         try:
             for turn in range(s.loop):
-                capture = _fastpath.Capture(self.paths, stop=self._stop_reading)
+                packets, others = records.split(self.paths)
+                capture = _fastpath.Capture(packets, stop=self._stop_reading)
+                requests = records.Records(others) if others else None
                 ingest = _fastpath.Ingest(
                     capture, queues, self._pool, self._stop_reading, limit=left or 0, guard=self._guard,
-                    offset_ns=offset, loop=turn, last=False, record=self.results, **self._rules,
+                    offset_ns=offset, loop=turn, last=False, record=self.results, records=requests, **self._rules,
                 )  # fmt: skip
                 before = self._now[0]
                 self._now = (before, capture, ingest, turn + 1)
                 ingest.run()
                 counts = ingest.counters()
-                for fault in capture.faults:
+                for fault in capture.faults + ([one.as_dict() for one in requests.faults] if requests is not None else []):
                     self._faults.setdefault((fault["path"], fault["code"], fault["offset"]), fault)
                 self._now = (counts if before is None else _passes([before, counts]), capture, None, turn + 1)
                 if left is not None:

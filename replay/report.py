@@ -369,6 +369,8 @@ def hint(report: dict[str, Any]) -> str | None:
             "garbage": "the target does not answer in HTTP/1: check the port of --to",
             "stopped": "replies were still on their way at the end: raise --drain",
         }.get(reason, f"requests stayed unanswered ({reason}): look at the target's log")
+    if withheld.get("truncated"):
+        return "Envoy cut bodies in its tap: raise max_buffered_rx_bytes and max_buffered_tx_bytes in the tap's output_config (1,024 by default)"
     if incomplete:
         reason = max(incomplete, key=lambda name: incomplete[name])
         return {

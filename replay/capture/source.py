@@ -11,11 +11,12 @@ import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from replay.capture.records import looks_like_records
 from replay.errors import CaptureError
 
 __all__ = ["as_error", "expand", "looks_like_capture"]
 
-EXPECTED = "expected pcap or pcapng, plain or compressed with gzip or zstd"
+EXPECTED = "expected pcap or pcapng, plain or compressed with gzip or zstd, Envoy tap files, or .gor"
 
 _MAGIC = frozenset(bytes.fromhex(text) for text in ("d4c3b2a1", "a1b2c3d4", "4d3cb2a1", "a1b23c4d", "34cdb2a1", "a1b2cd34", "0a0d0d0a"))
 _GZIP = b"\x1f\x8b"
@@ -84,7 +85,7 @@ def _folder(folder: str) -> list[str]:
 def _captures_in(folder: str) -> tuple[list[str], int]:
     """Captures below a folder, sorted, and the number of other files."""
     paths = list(_files(folder))
-    captures = [path for path in paths if _named_like_capture(path) or looks_like_capture(path)]
+    captures = [path for path in paths if _named_like_capture(path) or looks_like_capture(path) or looks_like_records(path)]
     return sorted(captures, key=_natural), len(paths) - len(captures)
 
 

@@ -128,6 +128,7 @@ cdef struct Engine:               # owned by one Ingest; one thread writes, othe
     bint guard_on
     int64_t* guard_hit
     PyObject* guard
+    Given given
     Router* router                # owns; NULL without a policy
     PyObject* path_pattern
     PyObject* host_pattern
@@ -257,10 +258,12 @@ cdef class Ingest:
     cdef list queues
     cdef Auth auth
     cdef Routes routes
+    cdef object records
     cdef list kept                # bytes objects that Rules borrows from
     cdef object path_pattern
     cdef object host_pattern
     cdef bint last
+    cdef object failed
     cdef bint started
     cdef int64_t ended            # atomic
     cdef int64_t changing         # atomic: `change` waits to be adopted
@@ -281,7 +284,7 @@ cdef class Ingest:
                  uint64_t max_body=64 << 20, uint64_t max_connections=262144, uint64_t max_memory=64 << 20,
                  int64_t max_gap_ns=10_000_000_000, Guard guard=None, PacketFilter packet_filter=None,
                  int64_t offset_ns=0, int64_t loop=0, bint last=True, int threads=1, Routes routes=None, bint live=False,
-                 int64_t slack_ns=50_000_000, int64_t batch_ns=1_000_000, marker=None, bint twins=False):
+                 int64_t slack_ns=50_000_000, int64_t batch_ns=1_000_000, marker=None, bint twins=False, records=None):
         cdef Engine* g = &self.g
         cdef Rules* r = &g.rules
         cdef int i
@@ -371,6 +374,7 @@ cdef class Ingest:
                 raise TypeError("queues are of class Queue")
             g.queues[i] = <PyObject*>self.queues[i]
         self.routes = routes
+        self.records = records
         if routes is not None:
             if g.queue_count and g.queue_count != routes.table.queue_count:
                 raise ValueError("a policy needs a queue for each of its targets")
@@ -462,6 +466,8 @@ cdef class Ingest:
                 other.start()
             with nogil:
                 self.body()
+            if self.failed is not None:
+                raise self.failed
         finally:
             if other is not None:
                 other.join()
@@ -639,6 +645,9 @@ cdef class Ingest:
             self.read_groups()
         else:
             self.read_source()
+        if self.records is not None and not atomic_get(g.stop) and not g.finished:
+            self.forget()
+            self.read_records()
         if g.finished:            # --limit: what is left is put away, not counted
             counted = g.n
             window_drop(g)
@@ -649,6 +658,54 @@ cdef class Ingest:
             self.forget()
             window_release(g, True)
         batch_publish(g)
+
+    cdef void read_records(self) noexcept with gil:
+        """Requests that come as requests, behind the packets; an exception is kept for `run`."""
+        try:
+            for record in self.records:
+                self.record(record)
+                if atomic_get(self.g.stop) or self.g.finished:
+                    break
+        except BaseException as error:
+            self.failed = error
+
+    cdef int record(self, record) except -1:
+        """One record: (parts, client, server, flow, index, ordinal, timed, withheld, body_len). parts: (side, ts_ns, bytes, missing)."""
+        cdef Engine* g = &self.g
+        cdef Given* v = &g.given
+        cdef Seen seen
+        cdef uint32_t seqs[2]
+        cdef int64_t ts
+        cdef int side
+        cdef uint32_t missing
+        cdef bytes data
+        cdef const uint8_t* p
+        cdef size_t n
+        parts, client, server, flow, index, ordinal, timed, withheld, body_len = record
+        cdef uint64_t number = ordinal
+        memcpy(v.client, <const uint8_t*>(<bytes>client[0]), 16)
+        memcpy(v.server, <const uint8_t*>(<bytes>server[0]), 16)
+        v.client_port, v.server_port = client[1], server[1]
+        v.flow, v.index, v.timed, v.withheld, v.body_len = flow, index, timed, withheld, body_len
+        seqs[0] = 0xFFFFFFFF
+        seqs[1] = 0x7FFFFFFF
+        # numbers count from 0, so that the first request's is the record's own
+        v.seq = <uint32_t>number
+        v.on = 1
+        ts = parts[0][1]
+        with nogil:
+            record_say(g, &seen, 0, NULL, 0, 0, ts, seqs, TCP_SYN, number)
+            record_say(g, &seen, 1, NULL, 0, 0, ts, seqs, TCP_SYN | TCP_ACK, number)
+        for side, ts, data, missing in parts:
+            p = data
+            n = len(data)
+            with nogil:
+                record_part(g, &seen, side, p, n, missing, ts, seqs, number)
+        with nogil:
+            self.forget()
+            v.on = 0
+            window_release(g, False)
+        return 0
 
     cdef void adopt_now(self) noexcept nogil:
         """From the next packet on, the rules and queues of `change`. What is open goes to the queues that it was meant for."""

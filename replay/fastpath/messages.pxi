@@ -78,6 +78,7 @@ cdef struct Message:              # a request from the end of its head until it 
     uint32_t host_len
     uint32_t authority_at
     uint32_t authority_len
+    uint8_t given_withheld        # of a record: Withheld
     uint32_t copies               # with a policy: the mirrors of its route that take it, a bit each
     uint32_t dropped_copies       # … of them those that a bound of the mirror holds back
     int32_t route                 # with a policy: -1 none
@@ -416,6 +417,8 @@ cdef void message_from(Engine* g, Conn* c, int side, Message* m) noexcept nogil:
         memcpy(m.server, c.a, 16)
         m.client_port = c.b_port
         m.server_port = c.a_port
+    if g.given.on:
+        message_given(g, m)
 
 
 # ---- the queue of requests that wait for replies -------------------------------------------------------------------------
@@ -687,6 +690,10 @@ cdef void request_head(Engine* g, Conn* c, int side, const uint8_t* p, size_t n,
             message_fails(g, m, INCOMPLETE_TOO_LARGE)
         f.left = <uint64_t>h.content_length
         f.state = ST_LENGTH
+        if g.given.on and g.given.withheld:
+            f.left = g.given.body_len           # so much of it was recorded
+            if f.left == 0:
+                message_ends(g, c, side)
     elif h.framing == FRAMING_CHUNKED:
         memset(&f.chunked, 0, sizeof(Chunked))
         f.state = ST_CHUNKED
@@ -718,7 +725,7 @@ cdef void reply_head(Engine* g, Conn* c, int side, const Head* h, int parsed) no
         return
     count_add(&g.n.matched, 1)
     m.status = h.status
-    m.response_ns = f.msg_ts
+    m.response_ns = f.msg_ts if g.given.timed or not g.given.on else -1
     no_body = (m.flags & REQUEST_HEAD) != 0 or h.status == 204 or h.status == 304 or h.status == 101
     connect = (m.flags & REQUEST_CONNECT) != 0 and 200 <= h.status <= 299
     if h.status == 101:

@@ -1,7 +1,7 @@
 # A batch as Python sees it: rows made into dicts on demand, or memory that numpy looks at. Must not know: where batches come from or go.
 from cpython.buffer cimport PyBuffer_FillInfo
 
-WITHHELD = (None, "connect", "upgrade", "ambiguous", "unconfirmed", "no_host", "bad_host", "loop")
+WITHHELD = (None, "connect", "upgrade", "ambiguous", "unconfirmed", "no_host", "bad_host", "loop", "truncated")
 INCOMPLETE = (None, "gap", "cut_by_snaplen", "cut_at_end", "closed", "malformed", "head_too_large", "too_large",
               "body_refused", "evicted")
 FRAMING = ("none", "length", "chunked")

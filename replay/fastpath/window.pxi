@@ -122,6 +122,8 @@ cdef uint8_t message_withheld(Engine* g, Message* m) noexcept nogil:
         return WITHHELD_CONNECT
     if m.head_flags & HEAD_UPGRADE and (m.upgraded or (m.status == 0 and not m.head_flags & HEAD_UPGRADE_H2C)):
         return WITHHELD_UPGRADE
+    if m.given_withheld:
+        return m.given_withheld
     if m.ambiguous or m.trust == TRUST_AMBIGUOUS:
         return WITHHELD_AMBIGUOUS
     if m.trust == TRUST_UNCONFIRMED and not g.rules.loose:
