@@ -391,8 +391,12 @@ class Replay:
         if not self.refused:
             targets: list[tuple[Target | None, list[Address]]] = list(zip(s.targets, self._addresses, strict=True))
             dry: list[tuple[Target | None, list[Address]]] = [(None, [])] * (len(s.targets) if s.selection.routing is not None else 1)
-            for target, addresses in dry if s.dry_run else targets:
-                self._ways.append(self._way(target, addresses))
+            try:
+                for target, addresses in dry if s.dry_run else targets:
+                    self._ways.append(self._way(target, addresses))
+            except BaseException:
+                self._stop_relays()
+                raise
         sources = [way.outcomes for way in self._ways if way.outcomes is not None]
         if sources:
             self._lines = _fastpath.Lines() if self.results else None
@@ -435,6 +439,11 @@ class Replay:
                 ) from None
             raise ReplayError(f"cannot make a sender: {error.strerror}; raise the limit on open files (ulimit -n), or lower --connections") from None
         return _Way(target, addresses, queue, sender, outcomes, _fastpath.Outcomes(_OUTCOMES) if self.log else None, relay)
+
+    def _stop_relays(self) -> None:
+        for way in self._ways:
+            if way.relay is not None:
+                way.relay.stop()
 
     def _ahead_s(self) -> float:
         """Seconds until `--start-at`; 0 without one, and in a dry run."""
@@ -539,9 +548,7 @@ class Replay:
                 if not self._failures:
                     way.sender.sweep()
             self.ended_at = time.time()
-            for way in self._ways:
-                if way.relay is not None:
-                    way.relay.stop()
+            self._stop_relays()
             if self._judge is not None and self._judge_thread is not None:
                 self._judge.end()
                 self._judge_thread.join()

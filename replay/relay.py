@@ -29,6 +29,7 @@ Address = tuple[bytes, int]
 _BUFFER = 256 << 10
 _AGAIN_S = 0.2
 _PROBE_S = 10.0
+_HANDSHAKE_S = 5.0
 _RETRY = (errno.ECONNREFUSED, errno.ETIMEDOUT, errno.EHOSTUNREACH, errno.ENETUNREACH, errno.ECONNRESET)
 
 
@@ -85,7 +86,7 @@ class _Pair:
 class Relay:
     """One target's relay. `start` tries the target first; `address` is where the sender connects to; `stop` ends it.
 
-    addresses: of the target, 16 bytes and a port; empty for a Unix socket.  timeout_s: for a connection and its handshake.
+    addresses: of the target, 16 bytes and a port; empty for a Unix socket.  timeout_s: for a connection; a handshake has 5 s more.
     """
 
     def __init__(self, target: Target, tls: Tls, addresses: list[Address], timeout_s: float) -> None:
@@ -120,6 +121,7 @@ class Relay:
             except OSError as error:
                 retry = error.errno in _RETRY or isinstance(error, TimeoutError)
                 if isinstance(error, ssl.SSLError) or not retry or time.monotonic() > end or not going_on():
+                    self.stop()
                     raise TargetError(f"{self.target.url}: {self._told(error)}") from None
                 time.sleep(_AGAIN_S)
         self._listen()
@@ -142,6 +144,7 @@ class Relay:
         try:
             sock.settimeout(self.timeout_s)
             sock.connect(self._where())
+            sock.settimeout(self.timeout_s + _HANDSHAKE_S)
             if self._context is not None:
                 sock = self._context.wrap_socket(sock, server_hostname=self._name)
                 if isinstance(sock, ssl.SSLSocket) and sock.version() == "TLSv1.3":  # a server that wants a certificate says so only now
@@ -188,6 +191,8 @@ class Relay:
             self._wake.send(b"x")
         if self._thread.ident is not None:
             self._thread.join()
+        else:
+            self._selector.close()
         for sock in (self._wake, self._woken):
             sock.close()
 
@@ -254,7 +259,7 @@ class Relay:
             near.close()
             return True
         far.setblocking(False)
-        pair = _Pair(_Side(near, bytearray()), _Side(far, bytearray(), connecting=True), time.monotonic() + self.timeout_s)
+        pair = _Pair(_Side(near, bytearray()), _Side(far, bytearray(), connecting=True), time.monotonic() + self.timeout_s + _HANDSHAKE_S)
         try:
             code = far.connect_ex(self._where())
         except OSError as error:
@@ -318,12 +323,13 @@ class Relay:
                 if side.connecting:
                     self._watch(pair)
                     return
-            for one, other in ((pair.near, pair.far), (pair.far, pair.near)):
-                if not one.connecting:
-                    self._read(one, other)
-            for one in (pair.near, pair.far):
-                if not one.connecting:
-                    self._write(one)
+            other = pair.near if side is pair.far else pair.far
+            if mask & selectors.EVENT_READ or side.wants:
+                self._read(side, other)
+            if side.out:
+                self._write(side)
+            if other.out and not other.connecting:
+                self._write(other)
         except OSError as error:
             if pair.far.connecting:
                 self._fail(pair, error)
@@ -372,6 +378,8 @@ class Relay:
             if not data:
                 side.over = True
             other.out += data
+            if len(data) < 65536 and not (isinstance(side.sock, ssl.SSLSocket) and side.sock.pending()):
+                return  # the rest will be told of; one more look costs a call and an exception
 
     def _write(self, side: _Side) -> None:
         side.wants = 0
