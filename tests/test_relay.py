@@ -184,7 +184,7 @@ def test_a_target_that_closes(certificates, close_after, tmp_path):
 
 def test_a_target_that_goes_and_comes_again(certificates, tmp_path):
     """While it is down nothing is sent into the void for long: the relay does not listen, the sender sees a target that is down."""
-    capture = endtoend.unique(tmp_path / "a.pcap", 200, connections=200, step_ns=15_000_000)
+    capture = endtoend.unique(tmp_path / "a.pcap", 250, connections=250, step_ns=15_000_000)
     server = TlsServer(certificates)
     port = server.port
     process = endtoend.started("run", "--json", capture, "--to", f"https://localhost:{port}", "--cacert", certificates / "ca.pem", "--timeout", "8s")
@@ -192,6 +192,7 @@ def test_a_target_that_goes_and_comes_again(certificates, tmp_path):
         endtoend.wait_until(lambda: len(server.seen) > 20, "the first requests")
         server.down()
         time.sleep(0.7)
+        before = len(server.seen)
         again = TlsServer.__new__(TlsServer)
         again.__dict__.update(server.__dict__)
         again.peers = []
@@ -207,7 +208,7 @@ def test_a_target_that_goes_and_comes_again(certificates, tmp_path):
 
     report = endtoend.balanced(json.loads(out))
     seen = collections.Counter(path for path, _ in server.seen)
-    assert max(seen.values()) == 1 and report["ledger"]["answered"] >= 150
+    assert max(seen.values()) == 1 and len(server.seen) - before > 20, report["ledger"]
     assert report["ledger"]["answered"] <= len(seen) <= report["ledger"]["sent"]
 
 
