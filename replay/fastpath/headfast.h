@@ -58,7 +58,10 @@ typedef struct Head { /* each field is explained in _fastpath.pxd */
     uint32_t drop_end[HEAD_DROPS];
 } Head;
 
-#if defined(__SANITIZE_ADDRESS__)
+#ifndef __has_feature /* clang says it so */
+#define __has_feature(x) 0
+#endif
+#if defined(__SANITIZE_ADDRESS__) || __has_feature(address_sanitizer)
 #define HS_STRICT 1 /* no byte behind the head is read at all */
 #else
 #define HS_STRICT 0
