@@ -32,6 +32,9 @@ _QUEUE_BATCHES = 4
 #: Requests that ended and were not judged or logged yet; beyond that they are counted as lost.
 _OUTCOMES = 1 << 17
 
+#: Targets that the judge tells apart.
+_TARGETS_MOST = 1024
+
 #: Bytes of a head that a line of the access log needs.
 _LOGGED_HEAD = 8192
 
@@ -369,6 +372,8 @@ class Replay:
         self.paths, self.errors = source.expand(s.captures)
         if s.loop != 1 and "-" in self.paths:
             raise UsageError("--loop needs captures that can be read again; standard input (-) cannot, write it to a file first")
+        if len(s.targets) > _TARGETS_MOST:
+            raise UsageError(f"{len(s.targets):,} targets: at most {_TARGETS_MOST:,} in one run")
         self._addresses = [resolve(target) for target in s.targets]
         every = [address for one in self._addresses for address in one]
         if not s.allow_production:

@@ -396,6 +396,16 @@ def test_endpoints_are_counted_and_the_worst_comes_first(tmp_path):
     assert report["status_captured"] == {"200": 300} and report["status_known"] == 300 and report["status_same"] == 300 - orders["requests"]
 
 
+def test_many_targets_are_judged_together():
+    sources = [_fastpath.Outcomes(16) for _ in range(300)]
+    judge = _fastpath.Judge(sources, lines=_fastpath.Lines(), names=[f"http://{i}" for i in range(300)])
+    judge.end()
+    judge.run()
+    assert judge.counters() == {"judged": 0, "not_judged": 0}
+    with pytest.raises(ValueError, match="1024"):
+        _fastpath.Judge([sources[0]] * 1025)
+
+
 def test_endpoints_beyond_the_table_are_counted_as_other():
     outcomes, judge = fed([(endtoend.request(b"/" + bytes((97 + i // 676, 97 + i // 26 % 26, 97 + i % 26))), 0, i) for i in range(2000)])
     rows = judge.endpoints()

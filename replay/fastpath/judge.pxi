@@ -364,6 +364,8 @@ cdef class Judge:
             raise MemoryError
         self.j.bucket_ns = 100000000
         self.sources, self.forward, self.lines = list(sources), list(forward), lines
+        if len(self.sources) > LINES_TARGETS:
+            raise ValueError("sources: at most 1024")
         for one in self.sources + self.forward:
             if not isinstance(one, Outcomes):
                 raise TypeError("sources and forward are of class Outcomes")
@@ -389,10 +391,8 @@ cdef class Judge:
         cdef bint last = False
         cdef int got, i
         cdef int n = <int>len(self.sources)
-        cdef PyObject* rings[64]
-        cdef PyObject* onward[64]
-        if n > 64:
-            raise ValueError("at most 64 sources")
+        cdef PyObject* rings[LINES_TARGETS]
+        cdef PyObject* onward[LINES_TARGETS]
         for i in range(n):
             rings[i] = <PyObject*>self.sources[i]
             onward[i] = <PyObject*>self.forward[i] if self.forward else NULL

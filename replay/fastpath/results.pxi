@@ -4,6 +4,7 @@
 cdef enum:
     LINES_BLOCK = 256 * 1024
     LINES_BLOCKS = 256            # 64 MiB may wait for the disk
+    LINES_TARGETS = 1024
 
 cdef struct LinesBlock:
     size_t used
@@ -251,7 +252,7 @@ cdef class Lines:
     cdef bint made
     cdef LinesBlock* block        # owns: being filled
     cdef list names               # keeps the bytes
-    cdef const char* name_of[64]
+    cdef const char* name_of[LINES_TARGETS]
     cdef bint many
     cdef int64_t n_lines
     cdef int64_t n_lost
@@ -276,8 +277,8 @@ cdef class Lines:
         """The targets, in the order of the sources."""
         import json
         cdef int i
-        if len(names) > 64:
-            raise ValueError("at most 64 targets")
+        if len(names) > LINES_TARGETS:
+            raise ValueError("at most 1024 targets")
         self.names = [json.dumps(name).encode() for name in names]
         for i in range(<int>len(names)):
             self.name_of[i] = <const char*>(<bytes>self.names[i])
