@@ -59,7 +59,13 @@ def options(command: click.Command) -> list[tuple[str, str, str]]:
 
 
 def arguments(command: click.Command) -> str:
-    return " ".join(param.make_metavar(click.Context(command)) for param in command.params if isinstance(param, click.Argument))
+    return " ".join(argument(param) for param in command.params if isinstance(param, click.Argument))
+
+
+def argument(param: click.Argument) -> str:
+    if param.metavar is not None:
+        return param.metavar
+    return "|".join(param.type.choices) if isinstance(param.type, click.Choice) else str(param.name).upper()
 
 
 def prose(command: click.Command) -> str:
