@@ -29,7 +29,7 @@ PLAN_BYTES = 64 << 20
 #: Batches (of 512 requests at most) that reading may be ahead of a sender: enough for any pace, and little memory.
 _QUEUE_BATCHES = 4
 
-#: Requests that ended and were not judged or logged yet; beyond that they are counted as lost.
+#: Requests that ended and were not judged or logged yet, over all targets; beyond that they are counted as lost.
 _OUTCOMES = 1 << 17
 
 #: Targets that the judge tells apart.
@@ -421,8 +421,9 @@ class Replay:
     def _way(self, target: Target | None, addresses: list[Address]) -> _Way:
         s = self.settings
         queue = _fastpath.Queue(self._pool, _QUEUE_BATCHES)
+        waiting = max(_OUTCOMES // max(len(s.targets), 1), 4096)
         wanted = self.log or self.results or (self.judged and not s.dry_run)
-        outcomes = _fastpath.Outcomes(_OUTCOMES, head=_LOGGED_HEAD if self.log else 0, wait=s.dry_run) if wanted else None
+        outcomes = _fastpath.Outcomes(waiting, head=_LOGGED_HEAD if self.log else 0, wait=s.dry_run) if wanted else None
         rate = s.pace.value if s.pace.kind == "rate" else 0.0
         speed = s.pace.value if s.pace.kind == "original" else 1.0
         relay = None
@@ -443,7 +444,7 @@ class Replay:
                     "use --driver epoll"
                 ) from None
             raise ReplayError(f"cannot make a sender: {error.strerror}; raise the limit on open files (ulimit -n), or lower --connections") from None
-        return _Way(target, addresses, queue, sender, outcomes, _fastpath.Outcomes(_OUTCOMES) if self.log else None, relay)
+        return _Way(target, addresses, queue, sender, outcomes, _fastpath.Outcomes(waiting) if self.log else None, relay)
 
     def _stop_relays(self) -> None:
         for way in self._ways:
