@@ -170,7 +170,7 @@ def target(text: str) -> Target:
     if not parts.hostname:
         raise UsageError(f"--to {_masked(text)}: there is no host; write http://host:port")
     if parts.path not in ("", "/") or parts.query or parts.fragment:
-        raise UsageError(f"--to {_masked(text)}: a target has no path or query (requests keep their own); write http://{parts.netloc}")
+        raise UsageError(f"--to {_masked(text)}: a target has no path or query (requests keep their own); write {parts.scheme}://{parts.netloc}")
     if port == 0:
         raise UsageError(f"--to {_masked(text)}: port 0 is no port to send to")
     host = parts.hostname

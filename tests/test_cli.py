@@ -67,7 +67,7 @@ def adds_up(report):
         (["run", "--connections", "0", DEMO], "out of range"),
         (["run", "--pipeline", "65", DEMO], "out of range"),
         (["run", "--limit", "0", DEMO], "at least 1"),
-        (["run", "--to", "https://shadow", DEMO], "https targets are not supported yet"),
+        (["run", "--to", "https://shadow/path", DEMO], "write https://shadow"),
         (["run", "--to", "ftp://shadow", DEMO], "http://host:port"),
         (["run", "--to", "http://shadow/path", DEMO], "no path"),
         (["run", "--to", "http://user:secret@shadow", DEMO], "Authorization"),
@@ -392,7 +392,7 @@ def test_many_without_the_key_are_said():
         (["--methods", "get"], "did you mean 'GET'?"),
         (["--methods", "save"], "did you mean 'safe'?"),
         (["--max-head", "10"], "out of range"),
-        (["--to", "unix:/run/x"], "Unix sockets are not supported yet"),
+        (["--to", "unix:run/x"], "unix:/path"),
     ],
     ids=str,
 )
