@@ -7,6 +7,7 @@ into /dev/null and into a file. CPU is the whole tool's between the first and th
 --pace N/s` as the client) is mirrored whole and at 1 %: CPU as a share of a core, and the time from the first byte seen to the first byte sent.
 """
 
+import ctypes
 import json
 import os
 import shutil
@@ -89,13 +90,21 @@ def closed_loop(nginx, seconds, start):
     return found
 
 
+def unmarked():
+    """Takes the rights from the client that it would mark its sockets with, for a tap leaves marked ones out (PR_CAPBSET_DROP of CAP_NET_ADMIN and CAP_NET_RAW)."""
+    libc = ctypes.CDLL(None)
+    libc.prctl(24, 12, 0, 0, 0)
+    libc.prctl(24, 13, 0, 0, 0)
+
+
 def even_rate(nginx, sink, rate, seconds, percent):
     """The tap's share of a core and its lag in microseconds, at an even rate of production."""
     path, _ = inputs.cached(requests=rate * seconds, connections=64, bodies=0.0)
     words = ["--to", f"http://127.0.0.1:{sink.port}", "-p", percent, "--pipeline", 16, "-c", 4, "--block-timeout", "1ms", "--timeout", "5s"]
     tool = tap(nginx.port, *words)
     began = time.monotonic()
-    subprocess.run([*map(str, [*measure.REPLAY, "run", "-q", path, "--to", f"http://127.0.0.1:{nginx.port}", "--pace", f"{rate}/s", "-c", 32])], check=True, stdout=subprocess.DEVNULL)
+    client = [*measure.REPLAY, "run", "-q", path, "--to", nginx.url, "--pace", f"{rate}/s", "-c", 32, "--set-host", "production.example"]  # neither suffix nor marker
+    subprocess.run([*map(str, client)], check=True, stdout=subprocess.DEVNULL, preexec_fn=unmarked)
     wall = time.monotonic() - began
     used = tool.used()
     report = json.loads(tool.end()[0])

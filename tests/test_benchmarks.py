@@ -132,6 +132,14 @@ def test_connect(tmp_path):
     assert result["measured"]["replay"]["connections"]["min"] >= 300
 
 
+@pytest.mark.slow  # each tool is started and ended, seven times
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root for AF_PACKET")
+@pytest.mark.skipif(not all(map(shutil.which, ("wrk", "nginx", "tcpdump"))), reason="needs wrk, nginx and tcpdump")
+def test_tap(tmp_path):
+    result = bench("bench_tap.py", "--seconds", "1", "--rounds", "1", "--rate", "300", tmp_path=tmp_path)
+    assert {"alone", "tap, rewrites", "tcpdump, null"} <= result["measured"].keys() and result["measured"]["100 % of 300/s"]["sent/s"]["min"] > 0
+
+
 @pytest.mark.slow  # tcpdump hands over what it has after a second, in each of five runs
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root for tcpdump and a network namespace")
 @pytest.mark.skipif(not all(map(shutil.which, ("tcpdump", "tcpreplay", "ip"))), reason="needs tcpdump, tcpreplay and ip")
