@@ -186,10 +186,10 @@ BAD = [  # why, policy, messages
         ],
     ),
     (
-        "https target",
-        'routes:\n- mirror: {to: "https://10.0.0.7"}\n',
+        "target with a path",
+        'routes:\n- mirror: {to: "https://10.0.0.7/v2"}\n',
         [
-            "p.yaml:2: error: routes[0].mirror.to: https://10.0.0.7: https targets are not supported yet; use http, or a TLS proxy in front of the shadow service",
+            "p.yaml:2: error: routes[0].mirror.to: https://10.0.0.7/v2: a target has no path or query (requests keep their own); write https://10.0.0.7",
         ],
     ),
     (
