@@ -51,6 +51,12 @@ def _translate(documents: list[Node], words: tuple[str, ...], diagnoses: Diagnos
     file = ", ".join(words)
     if not documents:
         raise UsageError(f"{file}: holds no document")
+    # Envoy's tables also come as a list (istioctl proxy-config routes -o json)
+    documents = [
+        item
+        for one in documents
+        for item in (one.value if one.kind == "list" and any(item.kind == "map" and envoy.looks_like(item) for item in one.value) else [one])
+    ]
     maps = [one for one in documents if one.kind == "map"]
     for one in documents:
         if one.kind != "map":
