@@ -89,6 +89,11 @@ def test_a_variable_that_was_not_filled_in():
             policy(SERVICE + f"  - {{mirror: {{host: '{host}'}}}}\n")
 
 
+def test_a_rule_of_an_old_istio():
+    with pytest.raises(UsageError, match=r"found RouteRule \(1\); a RouteRule is of Istio before 1\.0: write it as a VirtualService"):
+        policy("apiVersion: config.istio.io/v1alpha2\nkind: RouteRule\nmetadata: {name: r}\nspec: {mirror: {name: a}}\n")
+
+
 def test_the_only_port_of_a_service_beside():
     def port(service, host="cart", destination=""):
         text = SERVICE + f"  - {{mirror: {{host: {host}{destination}}}}}\n---\n{service}"
