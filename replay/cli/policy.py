@@ -66,7 +66,8 @@ def policy(
         raise click.UsageError("a policy is missing: replay policy FILE", ctx)
     if number is not None and not captures:
         raise UsageError("--explain N needs --test CAPTURE, whose request it explains")
-    loaded, diagnoses = load(files, mesh=mesh, names=Names(resolve), namespace=namespace, require=False)
+    names = Names(resolve)
+    loaded, diagnoses = load(files, mesh=mesh, names=names, namespace=namespace, require=False)
     if not quiet:
         for warning in diagnoses.warnings:
             print(warning, file=sys.stderr)
@@ -78,8 +79,10 @@ def policy(
         print(json.dumps(_as_object(loaded, diagnoses), indent=2, ensure_ascii=False))
     else:
         print("\n".join(words(loaded)))
-        for name in dict.fromkeys(mirror.to.name for mirror in loaded.mirrors if mirror.target is None):
-            print(f"note: the address of {name} is not known; `run` and `tap` need it (--resolve)")
+        for to in dict.fromkeys(mirror.to for mirror in loaded.mirrors if mirror.target is None):
+            missing = names.missing(to)
+            why = f" (the policy does not say its {missing}, which the template needs)" if missing else ""
+            print(f"note: the address of {to.name} is not known{why}; `run` and `tap` need it (--resolve)")
 
 
 def _as_object(loaded: Policy, diagnoses: Diagnoses) -> dict[str, Any]:

@@ -1,10 +1,11 @@
 """Envoy's route configuration as a policy: request_mirror_policies of routes, virtual hosts, route tables and clusters.
 
-Reads a RouteConfiguration, a whole bootstrap, a listener, or a config dump: every map with virtual_hosts in it counts.
+Reads a RouteConfiguration or a list of them, a whole bootstrap, a listener, or a config dump: every map with virtual_hosts in it counts.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 
@@ -233,7 +234,13 @@ class _Reader:
 
     def destination(self, name: str) -> Destination:
         cluster = self.clusters.get(name)
-        return Destination(name, name, url=cluster.url if cluster is not None else None)
+        url = cluster.url if cluster is not None else None
+        made = re.fullmatch(r"outbound\|(\d{1,5})\|([^|]*)\|([^|]+)", name)  # by Istio: its parts are those of a destination
+        if made is None:
+            return Destination(name, name, url=url)
+        port, subset, host = made.groups()
+        space = re.fullmatch(r"[^.]+\.([^.]+)\.svc\..*", host)
+        return Destination(name, host, int(port), subset, space[1] if space else "", url=url)
 
     def mirror(self, node: Node, found: dict[str, Node], cluster: str) -> Mirror:
         off = "disableShadowHostSuffixAppend" in found and found["disableShadowHostSuffixAppend"].boolean()

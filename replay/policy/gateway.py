@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from dataclasses import dataclass, replace
 
 from replay.policy.diagnose import nearest
-from replay.policy.kubernetes import Objects, fields, millionths, name_of
+from replay.policy.kubernetes import Objects, fields, millionths, name_of, short_names
 from replay.policy.model import MILLION, Block, Destination, Field, Host, Mirror, PathRewrite, Route, Text, Where
 from replay.policy.ours import FIXED
 from replay.policy.patterns import compile_pattern
@@ -26,23 +27,34 @@ _FILTER_ALSO = ("responseHeaderModifier", "extensionRef", "cors", "externalAuth"
 @dataclass(slots=True)
 class _Entry:
     rank: tuple[int, ...]
-    host: Host | None
+    hosts: tuple[Host, ...]  # of one rank; empty: any
     route: Route
+    order: tuple[str, str] = ("", "")  # of equals: the older object first (a new one has no time yet), then namespace and name; its rules as written
 
 
 def read(objects: Objects, suffix: str | None) -> list[Route]:
     """Routes of all HTTPRoutes and GRPCRoutes, by precedence. suffix: the mesh's default, None for none."""
     reader = _Reader(objects, suffix)
     entries = [entry for kind in ("HTTPRoute", "GRPCRoute") for document in objects.of(kind) for entry in reader.document(document, kind)]
-    entries.sort(key=lambda entry: entry.rank)
-    hosts = {entry.host: entry.rank[:2] for entry in entries}
+    shared = {host for host, n in Counter(host for hosts in {entry.hosts for entry in entries} for host in hosts).items() if n > 1}
+    entries = [one for entry in entries for one in (_by_host(entry) if shared.intersection(entry.hosts) else [entry])]
+    entries.sort(key=lambda entry: (entry.rank, entry.order))
+    groups = {entry.hosts: entry.rank[:2] for entry in entries}
     routes: list[Route] = []
-    for host in hosts:
-        mine = [entry.route for entry in entries if entry.host == host]
+    for hosts in groups:
+        mine = [entry.route for entry in entries if entry.hosts == hosts]
         routes += mine
-        if host is not None and any(rank > hosts[host] for rank in hosts.values()):
-            routes.append(Route(f"{host.value or '*'} otherwise", mine[0].where, (Block(hosts=(host,)),), (), "no rule matches"))
+        if hosts and any(rank > groups[hosts] for rank in groups.values()):
+            routes.append(Route(f"{hosts[0].value or '*'} otherwise", mine[0].where, (Block(hosts=hosts),), (), "no rule matches"))
     return routes
+
+
+def _by_host(entry: _Entry) -> list[_Entry]:
+    """One for each host: where other routes name some of the hosts, each host has an order of its own."""
+    return [
+        replace(entry, hosts=(host,), route=replace(entry.route, blocks=tuple(replace(block, hosts=(host,)) for block in entry.route.blocks)))
+        for host in entry.hosts
+    ]
 
 
 class _Reader:
@@ -57,26 +69,48 @@ class _Reader:
         if spec is None:
             document.error("spec is missing")
             return []
-        found = fields(spec, ("hostnames", "rules"), ("parentRefs", "useDefaultGateways"))
-        hosts: list[Host | None] = []
-        for node in found["hostnames"].items() if "hostnames" in found else ():
-            host = node.parsed(_hostname)
-            if host is not None:
-                hosts.append(host)
+        found = fields(spec, ("hostnames", "rules", "parentRefs"), ("useDefaultGateways",))
+        services, gateways = self.parents(found.get("parentRefs"), namespace)
+        named: list[tuple[Host, ...]] = [
+            (host,) for node in (found["hostnames"].items() if "hostnames" in found else ()) if (host := node.parsed(_hostname)) is not None
+        ]
+        if named and not gateways:
+            found["hostnames"].warning("hostnames have no effect on the route of a Service: it takes the requests to the Service")
+        hosts = services + (named or list[tuple[Host, ...]]([()]) if gateways else [])
+        created = document.at("metadata", "creationTimestamp")
+        order = (created.value if created is not None and created.kind == "text" else "new", f"{namespace}/{name}")
         entries: list[_Entry] = []
         if "rules" not in found:
             spec.warning("there are no rules: nothing is mirrored")
         for at, rule in enumerate(found["rules"].items() if "rules" in found else ()):
-            for host in hosts or [None]:
-                entries += self.rule(rule, kind, f"{namespace}/{name} rules[{at}]", host, namespace, many=len(hosts) > 1)
+            for group in hosts:
+                entries += self.rule(rule, kind, f"{namespace}/{name} rules[{at}]", group, namespace, many=len(hosts) > 1)
+        for entry in entries:
+            entry.order = order
         return entries
 
-    def rule(self, node: Node, kind: str, label: str, host: Host | None, namespace: str, *, many: bool) -> list[_Entry]:
+    def parents(self, node: Node | None, namespace: str) -> tuple[list[tuple[Host, ...]], bool]:
+        """The names of the Services that a route belongs to, each once, and whether it belongs to something else too (a Gateway; nothing named).
+        The port of a Service is not tested: behind it a connection has that of the pod."""
+        services: list[tuple[Host, ...]] = []
+        refs = node.items() if node is not None else []
+        gateways = not refs
+        for one in refs:
+            found = fields(one, ("group", "kind", "namespace", "name"), ("sectionName", "port"))
+            if "kind" not in found or found["kind"].text() != "Service" or "name" not in found:
+                gateways = True
+                continue
+            space = found["namespace"].text() if "namespace" in found else namespace
+            names = short_names(f"{found['name'].text()}.{space}.svc.cluster.local", namespace)
+            services.append(tuple(Host("exact", name.lower()) for name in names))
+        return list(dict.fromkeys(services)), gateways
+
+    def rule(self, node: Node, kind: str, label: str, hosts: tuple[Host, ...], namespace: str, *, many: bool) -> list[_Entry]:
         found = fields(node, _RULE, _RULE_ALSO)
         if node.kind != "map":
             return []
         label += f" {found['name'].text()}" if "name" in found else ""
-        label += f" {host.value}" if many and host is not None else ""
+        label += f" {hosts[0].value}" if many and hosts else ""
         filters = found["filters"].items() if "filters" in found else []
         backends = found["backendRefs"].items() if "backendRefs" in found else []
         inner = [one for backend in backends if backend.get("filters") is not None for one in backend.value["filters"].items()]
@@ -92,8 +126,8 @@ class _Reader:
             where = Where(node.file, node.line)
             title = label if len(blocks) == 1 else f"{label} matches[{at}]"
             mine = tuple(_prefixed(mirror, block) for mirror in mirrors)
-            route = Route(title, where, (replace(block, hosts=() if host is None else (host,)),), mine, note)
-            entries.append(_Entry(_rank(host, block), host, route))
+            route = Route(title, where, (replace(block, hosts=hosts),), mine, note)
+            entries.append(_Entry(_rank(hosts, block), hosts, route))
         return entries
 
     # -- match --
@@ -226,6 +260,9 @@ class _Reader:
         elif "fraction" in found:
             share = self.fraction(found["fraction"])
         to = self.backend(found["backendRef"], namespace)
+        weight = found["backendRef"].get("weight")
+        if weight is not None:
+            weight.warning("a weight has no effect on a mirror; percent (beside backendRef) says how much is mirrored")
         return None if to is None else Mirror(to, Where(node.file, node.line), share, suffix=self.suffix)
 
     def fraction(self, node: Node) -> int:
@@ -275,9 +312,9 @@ def _hostname(text: str) -> Host:
     return Host("suffix", text[1:]) if text.startswith("*") else Host("exact", text)
 
 
-def _rank(host: Host | None, block: Block) -> tuple[int, ...]:
+def _rank(hosts: tuple[Host, ...], block: Block) -> tuple[int, ...]:
     """Smaller comes first: exact host, longer wildcard, none; exact path, longer prefix, pattern, none; a method; more headers; more parameters."""
-    rank = (3, 0) if host is None else (0, 0) if host.kind == "exact" else (1, -len(host.value))
+    rank = (3, 0) if not hosts else (0, 0) if hosts[0].kind == "exact" else (1, -len(hosts[0].value))
     path = block.path
     kinds = {"exact": 0, "segments": 1, "prefix": 1, "regex": 2, "suffix": 3}
     return (

@@ -336,6 +336,9 @@ class _Reader:
         return [] if mirror is None else [mirror]
 
     def percentage(self, node: Node) -> int:
+        if node.kind == "text":
+            node.error(f"expected a map, found {node.value!r}; write {{value: {node.value}}}")
+            return 0
         found = fields(node, ("value",))
         if "value" not in found:
             if node.kind == "map":
@@ -363,7 +366,8 @@ class _Reader:
             return None
         host = found["host"].text()
         if not re.fullmatch(r"[\w.*:\[\]-]+", host):
-            found["host"].error(f"{host!r} is no host")
+            filled = "; fill in the variable first (envsubst)" if re.search(r"\$\{?\w|<\w", host) else ""
+            found["host"].error(f"{host!r} is no host{filled}")
             return None
         name = full_name(host, namespace)
         subset = found["subset"].text() if "subset" in found else ""
@@ -371,6 +375,15 @@ class _Reader:
         if "port" in found:
             inner = fields(found["port"], ("number",), ("name",))
             port = inner["number"].integer(1, 65535) if "number" in inner else None
+        known = self.objects.ports.get(name, set())
+        if port is None and len(known) == 1:  # its only one
+            (port,) = known
+        if subset and name not in self.subsets:
+            near = [other for other in self.subsets if other.partition(".")[0] == name.partition(".")[0]]
+            if near:
+                found["subset"].warning(
+                    f"no DestinationRule for {name} is in the files given, but one for {', '.join(near)}: without a subset {subset!r} a mesh drops the copies"
+                )
         if subset and name in self.subsets and subset not in self.subsets[name]:
             found["subset"].warning(
                 f"no DestinationRule for {name} has the subset {subset!r} "

@@ -17,11 +17,13 @@ KINDS = ("VirtualService", "DestinationRule", "HTTPRoute", "GRPCRoute")
 
 @dataclass(slots=True)
 class Objects:
-    """The documents of a policy by kind. others: kinds of no effect on mirroring, with their number.  seen: names of kinds, for hints."""
+    """The documents of a policy by kind. others: kinds of no effect on mirroring, with their number.
+    ports: of each host that a Service or ServiceEntry describes."""
 
     namespace: str
     by_kind: dict[str, list[Node]] = field(default_factory=dict)
     others: dict[str, int] = field(default_factory=dict)
+    ports: dict[str, set[int]] = field(default_factory=dict)
 
     def of(self, kind: str) -> list[Node]:
         return self.by_kind.get(kind, [])
@@ -70,10 +72,25 @@ def _collect(document: Node, found: Objects) -> None:
         _version(document, name, group)
         found.by_kind.setdefault(name, []).append(document)
         return
+    if (name, group) == ("Service", "v1") or (name == "ServiceEntry" and group.startswith("networking.istio.io/")):
+        _ports(document, found, "port" if name == "Service" else "number")
     near = nearest(name, KINDS) if name else ""
     if "mean" in near and (not group or "istio" in group or "gateway" in group):
         (kind or document).error(f"the kind {name!r} is not known{near}")
     found.others[name or "?"] = found.others.get(name or "?", 0) + 1
+
+
+def _ports(document: Node, found: Objects, field: str) -> None:
+    """Adds the ports of a Service or ServiceEntry; what is wrong with one is not our business."""
+    name, space = document.at("metadata", "name"), document.at("metadata", "namespace")
+    hosts, ports = document.at("spec", "hosts"), document.at("spec", "ports")
+    named = [name] if field == "port" else hosts.value if hosts is not None and hosts.kind == "list" else []
+    listed = ports.value if ports is not None and ports.kind == "list" else []
+    numbers = [str(node.value) for one in listed if (node := one.get(field)) is not None]
+    for host in named:
+        if host is not None and host.kind == "text":
+            full = full_name(host.value, space.value if space is not None and space.kind == "text" else found.namespace)
+            found.ports.setdefault(full, set()).update(int(one) for one in numbers if re.fullmatch(r"[1-9]\d{0,4}", one) and int(one) < 65536)
 
 
 _VERSIONS = {

@@ -51,6 +51,12 @@ def _translate(documents: list[Node], words: tuple[str, ...], diagnoses: Diagnos
     file = ", ".join(words)
     if not documents:
         raise UsageError(f"{file}: holds no document")
+    # Envoy's tables also come as a list (istioctl proxy-config routes -o json)
+    documents = [
+        item
+        for one in documents
+        for item in (one.value if one.kind == "list" and any(item.kind == "map" and envoy.looks_like(item) for item in one.value) else [one])
+    ]
     maps = [one for one in documents if one.kind == "map"]
     for one in documents:
         if one.kind != "map":
@@ -106,7 +112,8 @@ def _kubernetes(documents: list[Node], file: str, diagnoses: Diagnoses, mesh: st
     services, routes = objects.of("VirtualService"), objects.of("HTTPRoute") + objects.of("GRPCRoute")
     if not services and not routes:
         others = ", ".join(f"{kind} ({n})" for kind, n in sorted(objects.others.items())) or "only DestinationRule"
-        documents[0].error(f"there is no VirtualService, HTTPRoute or GRPCRoute; found {others}")
+        old = "; a RouteRule is of Istio before 1.0: write it as a VirtualService" if "RouteRule" in objects.others else ""
+        documents[0].error(f"there is no VirtualService, HTTPRoute or GRPCRoute; found {others}{old}")
     if services and routes:
         routes[0].error("VirtualService and HTTPRoute together: their order is not defined; give one of them")
     diagnoses.check()

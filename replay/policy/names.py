@@ -53,12 +53,31 @@ class Names:
                 return self.entries[key]
         if to.url is not None:
             return target(to.url)
-        parts = to.host.split(".")
-        values = {"host": to.host, "name": parts[0], "namespace": to.namespace, "subset": to.subset, "port": str(to.port or "")}
-        for template in self.templates:
-            if all(values[one] for one in re.findall(r"\{(.*?)\}", template)):
-                return target(re.sub(r"\{(.*?)\}", lambda found: values[found[1]], template))
-        return None
+        template = self._template(to)
+        values = _values(to)
+        return None if template is None else target(re.sub(r"\{(.*?)\}", lambda found: values[found[1]], template))
+
+    def _template(self, to: Destination) -> str | None:
+        values = _values(to)
+        return next((one for one in self.templates if all(values[place] for place in re.findall(r"\{(.*?)\}", one))), None)
+
+    def without_subset(self, to: Destination) -> str | None:
+        """The template that gives this destination its address, where the destination has a subset and the template does not use it."""
+        if not to.subset or to.url is not None or any(key in self.entries for key in _keys(to)):
+            return None
+        template = self._template(to)
+        return template if template is not None and "{subset}" not in template else None
+
+    def missing(self, to: Destination) -> str:
+        """What a template needs that the policy does not say of this destination; "" for nothing."""
+        values = _values(to)
+        wanted = {one for template in self.templates for one in re.findall(r"\{(.*?)\}", template) if not values[one]}
+        return ", ".join(one for one in _PLACES if one in wanted)
+
+
+def _values(to: Destination) -> dict[str, str]:
+    name = to.host.partition(".")[0]
+    return {"host": to.host, "name": name, "namespace": to.namespace, "subset": to.subset, "port": str(to.port or "")}
 
 
 def _keys(to: Destination) -> list[str]:
@@ -85,9 +104,18 @@ def resolve(policy: Policy, names: Names, diagnoses: Diagnoses, *, require: bool
     mirrors = []
     for mirror in policy.mirrors:
         found = names.find(mirror.to)
+        lost = names.without_subset(mirror.to)
+        if lost is not None:
+            diagnoses.warning(
+                mirror.where.file,
+                mirror.where.line,
+                "",
+                f"--resolve {lost!r} has no {{subset}}: the copies for {mirror.to.name} go to every version of the service, the one in production too",
+            )
         if found is None and require:
             key = min(_keys(mirror.to)[1:] or [mirror.to.name], key=lambda one: (one.count(".") != 1, len(one)))
             given = "" if not names.entries else f" (given: {', '.join(sorted(names.entries))})"
+            given += f" (the policy does not say its {names.missing(mirror.to)}, which the template needs)" if names.missing(mirror.to) else ""
             diagnoses.error(
                 mirror.where.file, mirror.where.line, "", f"the address of {mirror.to.name} is not known{given}; give it with --resolve '{key}=ADDRESS:PORT'"
             )
