@@ -1,6 +1,7 @@
 # Needs python3 (3.11 or newer) with venv, make and a C compiler; everything else is installed into .venv.
 #
 #   make demo       builds, then replays the shipped capture against the embedded sink
+#   make example    builds, then mirrors to version 2 of a real service (as root, with tcpdump): examples/customer-v2/
 #   make test       builds, then lint, types, the sanitizer build and all tests (CI=true adds the slow ones)
 
 PYTHON ?= python3
@@ -11,12 +12,15 @@ SOURCES := setup.py pyproject.toml MANIFEST.in $(shell find replay -name '*.py' 
 PYTEST_ARGS ?=
 SLOW := $(if $(CI),,-m "not slow")
 
-.PHONY: demo test build lint stubtest sanitize debug trace bench instructions captures clean
+.PHONY: demo example test build lint stubtest sanitize debug trace bench instructions captures clean
 
 build: $(VENV)/.built
 
 demo: $(VENV)/.built
 	$(BIN)/replay demo
+
+example: $(VENV)/.built
+	$(BIN)/python examples/customer-v2/run.py $(EXAMPLE_ARGS)
 
 # Safe path: processes that the tests start see the installed package, never the checkout.
 test: lint stubtest sanitize
