@@ -114,6 +114,7 @@ def test_a_live_tap(nginx, tmp_path):  # noqa: F811
                 tapmake.eventually(lambda: "found 200" in tap.ask(), every=0.2)
                 time.sleep(0.3)
                 report = endtoend.balanced(tap.report())
+            tapmake.eventually(lambda: len(endtoend.show(pcap)) == 200, every=0.2)  # the recorder may lag behind
         finally:
             recorder.send_signal(signal.SIGINT)
             recorder.communicate(timeout=endtoend.PATIENCE_S)
