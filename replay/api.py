@@ -207,7 +207,7 @@ def run(*captures: Path, to: str | Iterable[str] = (), progress: Callable[[dict[
             writer.end()
         found = replay.result()
     found["limited_by"] = limits.verdict(found)
-    report = Report(built(found, True))
+    report = Report(built(found, True), replay.errors)
     report["gates"] = judged.judge(report)
     for fault in found["faults"]:
         if fault["fatal"] and not report["ledger"]["found"]:
@@ -216,12 +216,23 @@ def run(*captures: Path, to: str | Iterable[str] = (), progress: Callable[[dict[
 
 
 class Report(dict[str, Any]):
-    """The report of a run, a dict as in docs/ledger.md, and some ways to ask it."""
+    """The report of a run, a dict as in docs/ledger.md, and some ways to ask it.
+
+    errors: captures that were named and could not be opened, while others could."""
+
+    def __init__(self, found: Mapping[str, Any], errors: Iterable[ReplayError] = ()) -> None:
+        super().__init__(found)
+        self.errors = tuple(errors)
+
+    @property
+    def exit_code(self) -> int:
+        """What `replay run` would exit with: 0; 1 a gate failed; 3 a guard refused; 4 a capture could not be read; 5 a target was never reached; 130 stopped."""
+        return reporting.exit_code(self, unread=bool(self.errors))
 
     @property
     def passed(self) -> bool:
-        """No gate failed."""
-        return not any(gate["failed"] for gate in self["gates"])
+        """The run was what it was meant to be, and no gate failed: `exit_code` is 0."""
+        return self.exit_code == 0
 
     def check(self, expression: str) -> gates.Outcome:
         """A condition over its numbers, as `--fail-if` takes it: `.failed`, `.value`, `.bound`. Raises UsageError."""

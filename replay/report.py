@@ -316,6 +316,19 @@ def summary(report: dict[str, Any]) -> list[str]:
     return lines
 
 
+def exit_code(report: dict[str, Any], *, unread: bool = False) -> int:
+    """What `replay run` exits with: what matters most comes first. unread: a capture that was named could not be opened."""
+    if report["guard"]:
+        return 3
+    if report["interrupted"]:
+        return 130
+    if unread or any(fault["fatal"] for fault in report["faults"]) or not (report["ledger"]["found"] or report["other_shards"]):
+        return 4
+    if report["never_connected"]:
+        return 5
+    return 1 if any(gate["failed"] for gate in report.get("gates", [])) else 0
+
+
 def gate_text(gate: dict[str, Any]) -> str:
     """A gate of a report in one line."""
     return f"{gate['expression']}: {gate['value']}, bound {gate['bound']}" + (f", at {gate['where']}" if gate["where"] else "")

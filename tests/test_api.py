@@ -194,6 +194,24 @@ def test_errors_of_a_run(tmp_path):
         replay.run(DEMO, to="http://no-such-host.invalid")
 
 
+def test_a_run_that_could_not_be_has_not_passed(tmp_path):
+    """The exit codes of the command line, from Python."""
+    down = replay.run(DEMO, to=f"http://127.0.0.1:{endtoend.free_port()}", pace="max", duration=0.3)
+    assert down["never_connected"] and down.exit_code == 5 and not down.passed and not down["gates"]
+    with replay.sink() as url:
+        port = int(url.rpartition(":")[2])
+        capture = endtoend.write(tmp_path / "own.pcap", endtoend.conversation([endtoend.request(b"/")], server=(b"\x7f\0\0\1", port)))
+        refused = replay.run(capture, to=url, pace="max", fail_if="ledger.sent > 1")
+        assert refused["guard"] and refused.exit_code == 3 and not refused.passed
+        half = replay.run(DEMO, tmp_path / "nowhere.pcap", to=url, pace="max")
+        assert half["ledger"]["answered"] == 225 and half.exit_code == 4 and not half.passed and "nowhere" in str(half.errors[0])
+        whole = replay.run(DEMO, to=url, pace="max", fail_if="ledger.unanswered > 1%")
+        assert whole.exit_code == 0 and whole.passed and not whole.errors
+        failed = replay.run(DEMO, to=url, pace="max", fail_if="ledger.answered > 1")
+        assert failed.exit_code == 1 and not failed.passed
+    assert replay.run(DEMO).passed  # a dry run
+
+
 def test_an_exception_in_the_callback_ends_the_run(tmp_path):
     def broken(_):
         raise ZeroDivisionError

@@ -188,7 +188,7 @@ def perform(
         from replay.judge import page
 
         _write_report("--html", html_file, page.page(whole).encode("utf-8", "replace"), whole)
-    code = _code(replay, whole)
+    code = report.exit_code(whole, unread=bool(replay.errors))
     hint = report.hint(whole)
     if as_json or quiet:
         _tell(*(f"replay run: gate failed: {report.gate_text(gate)}" for gate in whole["gates"] if gate["failed"]))
@@ -196,19 +196,6 @@ def perform(
         _tell(f"replay run: {hint}")
     _print(whole, as_json, ["replay", *sends] if settings.dry_run and sends and whole["ledger"]["selected"] else [])
     return code
-
-
-def _code(replay: Replay, whole: dict[str, Any]) -> int:
-    """The exit code: what matters most comes first."""
-    if whole["guard"]:
-        return 3
-    if whole["interrupted"]:
-        return 130
-    if replay.errors or any(fault["fatal"] for fault in whole["faults"]) or not (whole["ledger"]["found"] or whole["other_shards"]):
-        return 4
-    if whole["never_connected"]:
-        return 5
-    return 1 if any(gate["failed"] for gate in whole["gates"]) else 0
 
 
 # ---- during ------------------------------------------------------------------------------------------------------------------
