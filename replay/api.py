@@ -218,7 +218,7 @@ def run(*captures: Path, to: str | Iterable[str] = (), progress: Callable[[dict[
 class Report(dict[str, Any]):
     """The report of a run, a dict as in docs/ledger.md, and some ways to ask it.
 
-    errors: captures that were named and could not be opened, while others could."""
+    errors: captures that were named and are not there (a glob, an empty folder), while others are; what could not be read is in `faults`."""
 
     def __init__(self, found: Mapping[str, Any], errors: Iterable[ReplayError] = ()) -> None:
         super().__init__(found)

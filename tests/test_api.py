@@ -204,7 +204,9 @@ def test_a_run_that_could_not_be_has_not_passed(tmp_path):
         refused = replay.run(capture, to=url, pace="max", fail_if="ledger.sent > 1")
         assert refused["guard"] and refused.exit_code == 3 and not refused.passed
         half = replay.run(DEMO, tmp_path / "nowhere.pcap", to=url, pace="max")
-        assert half["ledger"]["answered"] == 225 and half.exit_code == 4 and not half.passed and "nowhere" in str(half.errors[0])
+        assert half["ledger"]["answered"] == 225 and half.exit_code == 4 and not half.passed and half["faults"][0]["fatal"]
+        none = replay.run(DEMO, str(tmp_path / "none-*.pcap"), to=url, pace="max")
+        assert none["ledger"]["answered"] == 225 and none.exit_code == 4 and not none.passed and "none-" in str(none.errors[0])
         whole = replay.run(DEMO, to=url, pace="max", fail_if="ledger.unanswered > 1%")
         assert whole.exit_code == 0 and whole.passed and not whole.errors
         failed = replay.run(DEMO, to=url, pace="max", fail_if="ledger.answered > 1")
