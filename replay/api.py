@@ -208,7 +208,7 @@ def run(*captures: Path, to: str | Iterable[str] = (), progress: Callable[[dict[
         found = replay.result()
     found["limited_by"] = limits.verdict(found)
     report = Report(built(found, True), replay.errors)
-    report["gates"] = judged.judge(report)
+    report["gates"], report["stopped_by"] = judged.judge(report), judged.stopped_text
     for fault in found["faults"]:
         if fault["fatal"] and not report["ledger"]["found"]:
             raise as_error(fault)

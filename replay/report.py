@@ -378,6 +378,8 @@ def hint(report: dict[str, Any]) -> str | None:
         return "this shard has no connection of the capture; others have them"
     if not n["found"]:
         return _nothing(report)
+    if dropped.get("stopped") and report.get("stopped_by"):
+        return f"the run was stopped by --stop-if {report['stopped_by']!r}, {show_count(dropped['stopped'])} requests were left: see the gate"
     if dropped.get("stopped"):
         return f"the run ended at --duration, {show_count(dropped['stopped'])} requests were left: raise it, or leave it out"
     if dropped.get("target_down"):

@@ -183,6 +183,13 @@ def test_a_run_gives_the_report_of_the_command_line(tmp_path):
     assert dry["dry_run"] and dry["ledger"]["by_reason"]["dropped"] == {"dry_run": 225} and dry["digest"] == report["digest"]
 
 
+def test_a_run_that_stop_if_ends_says_so(tmp_path):
+    capture = endtoend.unique(tmp_path / "a.pcap", 2000, step_ns=5_000_000)
+    with replay.sink(status=503) as url:
+        report = replay.run(capture, to=url, stop_if="status.5xx > 50%")
+    assert report["stopped_by"] == "status.5xx > 50%" and report.exit_code == 1 and "stopped by --stop-if" in report.summary()
+
+
 def test_errors_of_a_run(tmp_path):
     with pytest.raises(UsageError, match="did you mean 'pace'"):
         replay.run(DEMO, pase="max")

@@ -295,7 +295,10 @@ def test_stop_if_ends_a_run_early(tmp_path):
     assert report["gates"][0]["expression"] == "status.5xx > 50%" and report["gates"][0]["failed"]
     assert 100 <= report["ledger"]["answered"] < 4000
     assert report["ledger"]["dropped"] == report["ledger"]["by_reason"]["dropped"]["stopped"] > 0
-    assert not report["interrupted"]
+    assert not report["interrupted"] and report["stopped_by"] == "status.5xx > 50%"
+    (tmp_path / "r.json").write_text(json.dumps(report))
+    said = endtoend.command("report", tmp_path / "r.json", code=1).stdout.decode()
+    assert "next: the run was stopped by --stop-if 'status.5xx > 50%'" in said and "--duration" not in said
 
 
 # ---- results --------------------------------------------------------------------------------------------------------------------

@@ -339,6 +339,8 @@ def test_a_target_that_is_down_when_a_short_run_ends(tmp_path, silent):
         else:
             server.close()
         done = endtoend.command("run", endtoend.DEMO, "--to", f"http://127.0.0.1:{port}", "--pace", "max", "--duration", "500ms", "--report", tmp_path / "r.json", code=5)
+    yet = f"http://127.0.0.1:{port} is not reachable yet (Connection refused), trying for up to 10 s\n"
+    assert done.stderr.decode().count("not reachable yet") == done.stderr.decode().count(yet) == (0 if silent else 1)
     report = endtoend.balanced(json.loads((tmp_path / "r.json").read_text()))
     assert report["ledger"]["by_reason"]["dropped"] == {"stopped": 225} and report["never_connected"]
     assert f"no connection to http://127.0.0.1:{port} succeeded ({'no answer' if silent else 'Connection refused'})" in done.stdout.decode()
