@@ -26,6 +26,7 @@ from replay.settings import Selection, Settings, Tls, host, methods, network, su
 __all__ = ["Capture", "ReadOptions", "Report", "RunOptions", "read", "run"]
 
 Path = str | os.PathLike[str]
+Headers = Mapping[str, str] | str | Iterable[str | tuple[str, str]]
 
 
 class ReadOptions(TypedDict, total=False):
@@ -49,8 +50,8 @@ class ReadOptions(TypedDict, total=False):
     split_by_network: bool
     shadow_suffix: str | None
     set_host: str
-    set_header: Mapping[str, str]
-    add_header: Mapping[str, str]
+    set_header: Headers
+    add_header: Headers
     remove_header: str | Iterable[str]
     trace: str
     auth_file: Path
@@ -162,7 +163,9 @@ class Capture:
 def run(*captures: Path, to: str | Iterable[str] = (), progress: Callable[[dict[str, Any]], object] | None = None, **options: Unpack[RunOptions]) -> Report:
     """Replays captures against shadow services and gives the report. Without `to` it is a dry run.
 
-    progress: called some 20 times a second with the engine's counters.
+    progress: called some 20 times a second with the engine's counters: `elapsed_s`, `read` (`bytes_read`, `bytes_total` or None), `passes`, `ingest` (None until
+    something was read; `found`, `selected` …) and `senders`, one a target (`sent`, `answered`, `unanswered`, `dropped`, `status`, `waiting`, `connections_open` …).
+    An exception of it ends the run.
 
     Raises UsageError for an option, CaptureError when no capture can be read, TargetError when a name cannot be resolved. What happens during the run (no
     connection, a guard, an interrupt) is in the report.
@@ -215,6 +218,9 @@ def run(*captures: Path, to: str | Iterable[str] = (), progress: Callable[[dict[
     return report
 
 
+_HISTOGRAMS = ("latency_us", "service_us", "response_us", "production_us", "lag_us")
+
+
 class Report(dict[str, Any]):
     """The report of a run, a dict as in docs/ledger.md, and some ways to ask it.
 
@@ -235,11 +241,13 @@ class Report(dict[str, Any]):
         return self.exit_code == 0
 
     def check(self, expression: str) -> gates.Outcome:
-        """A condition over its numbers, as `--fail-if` takes it: `.failed`, `.value`, `.bound`. Raises UsageError."""
+        """A condition over its numbers, as `--fail-if` takes it: `.failed`, `.value`, `.bound`, `.where`; true when it did not fail. Raises UsageError."""
         return gates.parse(expression).check(self)
 
     def histogram(self, name: str) -> Histogram:
-        """`latency_us`, `service_us`, `response_us`, `production_us` or `lag_us`: percentiles of any share, and sums of runs."""
+        """`latency_us`, `service_us`, `response_us`, `production_us` or `lag_us`: percentiles of any share, and sums of runs. Raises UsageError."""
+        if name not in _HISTOGRAMS:
+            raise UsageError(f"the report has no histogram {name!r}; there are {', '.join(_HISTOGRAMS)}")
         return Histogram.decode(self[name]["hdr"])
 
     def summary(self) -> str:
@@ -276,8 +284,20 @@ def _many(value: Any) -> tuple[str, ...]:
     return (str(value),) if isinstance(value, str | int) else tuple(str(one) for one in value)
 
 
-def _pairs(value: Mapping[str, str]) -> tuple[tuple[bytes, bytes], ...]:
-    return tuple((name.encode(), text.encode("utf-8", "surrogateescape")) for name, text in value.items())
+def _pairs(value: Headers) -> tuple[tuple[bytes, bytes], ...]:
+    """Headers of a mapping, of `Name: value`, or of a list of these or of pairs. Raises ValueError."""
+    found = []
+    for one in value.items() if isinstance(value, Mapping) else (value,) if isinstance(value, str) else value:
+        if isinstance(one, str):
+            name, colon, text = one.partition(":")
+            if not colon or not name.strip():
+                raise ValueError(f"{one!r} has no colon; write {{'Name': 'value'}}, or ['Name: value']")
+        elif isinstance(one, tuple | list) and len(one) == 2 and all(isinstance(part, str) for part in one):
+            name, text = one
+        else:
+            raise ValueError(f"{one!r} is no header; write {{'Name': 'value'}}, or ['Name: value']")
+        found.append((name.strip().encode(), text.strip().encode("utf-8", "surrogateescape")))
+    return tuple(found)
 
 
 def _flag(value: Any) -> bool:

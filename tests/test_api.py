@@ -120,6 +120,9 @@ def test_options_are_those_of_the_command_line():
     assert [r.number for r in replay.read(DEMO, methods=["POST", "PUT"])] == [r.number for r in whole if r.method in ("POST", "PUT") and not r.withheld]
     assert [r.number for r in replay.read(DEMO, percent="10%", seed=7)] == [row["n"] for row in endtoend.show("-p", "10", "--seed", "7", DEMO)]
     assert [r.number for r in replay.read(DEMO, client="10.9.0.1", limit=3)] == [row["n"] for row in endtoend.show("--client", "10.9.0.1", "--limit", "3", DEMO)]
+    for same in ({"X-A": "1", "X-B": "2"}, ["X-A: 1", "X-B:2"], [("X-A", "1"), ("X-B", "2")]):
+        batch = next(replay.read(DEMO, as_sent=True, limit=1, set_header=same).batches())
+        assert b"\r\nX-A: 1\r\n" in batch.data(0) and b"\r\nX-B: 2\r\n" in batch.data(0)
     halves = [{r.number for r in replay.read(DEMO, shard=f"{i}/2")} for i in (1, 2)]
     assert halves[0] | halves[1] == {r.number for r in whole} and not halves[0] & halves[1]
     assert {r.incomplete for r in replay.read(*endtoend.folder("packet-loss"), incomplete=True)} == {None, "gap"}
@@ -128,7 +131,8 @@ def test_options_are_those_of_the_command_line():
 WRONG = [
     ({"percnt": 5}, "did you mean 'percent'"), ({"percent": 101}, "more than 100"), ({"methods": "get"}, "did you mean 'GET'"), ({"client": "x"}, "no network"),
     ({"trace": "x"}, "keep"), ({"split_by_network": "yes"}, "neither True nor False"), ({"limit": 0}, "out of range"), ({"since": 5, "until": 4}, "leaves nothing"),
-    ({"path": "("}, "regular expression"), ({"shard": "3/2"}, "shard"),
+    ({"path": "("}, "regular expression"), ({"shard": "3/2"}, "shard"), ({"set_header": ["X-A"]}, "set_header: 'X-A' has no colon; write {'Name': 'value'}"),
+    ({"add_header": [5]}, "add_header: 5 is no header"), ({"set_header": {"X-A": 1}}, "set_header: ('X-A', 1) is no header"), ({"set_header": 5}, "set_header"),
 ]  # fmt: skip
 
 
@@ -175,6 +179,11 @@ def test_a_run_gives_the_report_of_the_command_line(tmp_path):
     assert report["ledger"]["answered"] == 225 and seen and not report.passed
     assert [gate["failed"] for gate in report["gates"]] == [True, False]
     assert len((tmp_path / "r.jsonl").read_text().splitlines()) == 225
+    assert set(seen[-1]) >= {"elapsed_s", "read", "passes", "ingest", "senders"} and seen[-1]["senders"][0]["sent"] <= 225
+    assert not report.check("status.404 >= 225") and report.check("status.404 > 225") and report.check("status.404 > 225").value == "225"
+    for wrong in ("latency", "ledger", "hdr"):
+        with pytest.raises(ReplayError, match="there are latency_us"):
+            report.histogram(wrong)
     assert report.check("status.404 >= 225").failed and report.histogram("latency_us").total == 225
     assert "gate failed" in report.summary() and "<svg" in report.html()
     report.save(tmp_path / "a.json")

@@ -116,13 +116,17 @@ class _Value:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What became of a condition. value and bound: of the comparison that decided, as text.  where: the endpoint, with `*`."""
+    """What became of a condition. value and bound: of the comparison that decided, as text.  where: the endpoint, with `*`.  It is true when it passed."""
 
     expression: str
     failed: bool
     value: str
     bound: str
     where: str | None = None
+
+    def __bool__(self) -> bool:
+        """It passed."""
+        return not self.failed
 
     def as_dict(self) -> dict[str, Any]:
         return {"expression": self.expression, "failed": self.failed, "value": self.value, "bound": self.bound, "where": self.where}
@@ -171,7 +175,7 @@ class Gate:
             failed = holds or (context.missing and not least)
             found = Outcome(self.expression, failed, value, bound, star["endpoint"] if star else None)
             if star and failed and not holds and context.of_nothing:  # the other endpoints can tell
-                nothing = nothing or found
+                nothing = found if nothing is None else nothing
                 continue
             last = found
             if failed:
