@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, TypedDict, Unpack
 
-from replay import credentials, units
+from replay import accesslog, credentials, units
 from replay import report as reporting
 from replay.batch import Batch, Request
 from replay.capture.source import as_error
@@ -61,6 +61,7 @@ class ReadOptions(TypedDict, total=False):
     max_memory: int | str
     max_connections: int
     max_gap: float | str
+    threads: int
 
 
 class RunOptions(ReadOptions, total=False):
@@ -87,6 +88,12 @@ class RunOptions(ReadOptions, total=False):
     fail_if: str | Iterable[str]
     stop_if: str | Iterable[str]
     allow_empty: bool
+    access_log: Path
+    policy: Path | Iterable[Path]
+    mesh: str
+    resolve: str | Iterable[str]
+    namespace: str
+    mirror_headers: str
 
 
 # ---- read ----------------------------------------------------------------------------------------------------------------------------
@@ -163,9 +170,9 @@ class Capture:
 def run(*captures: Path, to: str | Iterable[str] = (), progress: Callable[[dict[str, Any]], object] | None = None, **options: Unpack[RunOptions]) -> Report:
     """Replays captures against shadow services and gives the report. Without `to` it is a dry run.
 
-    progress: called some 20 times a second with the engine's counters: `elapsed_s`, `read` (`bytes_read`, `bytes_total` or None), `passes`, `ingest` (None until
-    something was read; `found`, `selected` …) and `senders`, one a target (`sent`, `answered`, `unanswered`, `dropped`, `status`, `waiting`, `connections_open` …).
-    An exception of it ends the run.
+    progress: called some 20 times a second with the engine's counters: `elapsed_s`, `read` (`bytes_read`, `bytes_total` or None), `passes`, `ingest`
+    (None until something was read; `found`, `selected` …) and `senders`, one a target (`sent`, `answered`, `unanswered`, `dropped`, `status`, `waiting`,
+    `connections_open` …). An exception of it ends the run.
 
     Raises UsageError for an option, CaptureError when no capture can be read, TargetError when a name cannot be resolved. What happens during the run (no
     connection, a guard, an interrupt) is in the report.
@@ -176,22 +183,22 @@ def run(*captures: Path, to: str | Iterable[str] = (), progress: Callable[[dict[
     >>> report["ledger"]["answered"], report.passed
     (225, True)
     """
-    settings, given = _settings(_paths(captures), to, dict(options))
+    settings, given, notes = _settings(_paths(captures), to, dict(options))
     judged = gating.parsed(_words(given.pop("fail_if", ())), _words(given.pop("stop_if", ())), bool(given.pop("allow_empty", False)))
-    file = given.pop("results", None)
+    file, log_file = (None if (path := given.pop(name, None)) is None else os.fspath(path) for name in ("results", "access_log"))
     if given:
         raise _unknown(given, RunOptions)
-    with opened(None if file is None else os.fspath(file)) as lines:
-        replay = Replay(settings, results=lines is not None)
+    with accesslog.opened(log_file) as log, opened(file) as lines:
+        replay = Replay(settings, log=log is not None, results=lines is not None)
         replay.prepare()
         if replay.errors and not replay.paths:
             raise replay.errors[0]
         limits = Limits(settings)
         replay.start()
-        writer = ResultsWriter(replay, lines)
+        writers = (ResultsWriter(replay, lines), accesslog.LogWriter(replay, log))
 
         def built(found: dict[str, Any], final: bool) -> dict[str, Any]:
-            return reporting.build(settings, found, command=["replay.run"], started=replay.started_at, ended=time.time(), final=final)
+            return reporting.build(settings, found, command=["replay.run"], started=replay.started_at, ended=time.time(), notes=notes, final=final)
 
         try:
             while replay.running:
@@ -207,7 +214,8 @@ def run(*captures: Path, to: str | Iterable[str] = (), progress: Callable[[dict[
             raise
         finally:
             replay.settle()
-            writer.end()
+            for writer in writers:
+                writer.end()
         found = replay.result()
     found["limited_by"] = limits.verdict(found)
     report = Report(built(found, True), replay.errors)
@@ -232,7 +240,7 @@ class Report(dict[str, Any]):
 
     @property
     def exit_code(self) -> int:
-        """What `replay run` would exit with: 0; 1 a gate failed; 3 a guard refused; 4 a capture could not be read; 5 a target was never reached; 130 stopped."""
+        """What `replay run` would exit with: 0; 1 a gate failed; 3 a guard refused; 4 a capture could not be read; 5 a target was never reached; 130."""
         return reporting.exit_code(self, unread=bool(self.errors))
 
     @property
@@ -359,6 +367,7 @@ _READ: dict[str, tuple[str, Callable[[Any], Any]]] = {  # option -> (field of Se
     "max_body": ("max_body", lambda value: units.size(str(value))),
     "max_memory": ("max_memory", lambda value: units.size(str(value))),
     "max_connections": ("max_connections", _within(1, 1 << 40)),
+    "threads": ("threads", _within(1, 2)),
     "max_gap": ("max_gap_ns", lambda value: units.duration(str(value))),
 }
 _RUN: dict[str, tuple[str, Callable[[Any], Any]]] = {  # option -> (field of Settings, how its value is read)
@@ -400,13 +409,36 @@ def _selection(given: dict[str, Any]) -> tuple[Selection, dict[str, Any]]:
     return chosen, given
 
 
-def _settings(captures: tuple[str, ...], to: str | Iterable[str], given: dict[str, Any]) -> tuple[Settings, dict[str, Any]]:
-    selection, rest = _selection(given)
-    targets = tuple(target(text) for text in _words(to))
+def _settings(captures: tuple[str, ...], to: str | Iterable[str], given: dict[str, Any]) -> tuple[Settings, dict[str, Any], tuple[str, ...]]:
+    """What is asked for, the options that are left, and warnings."""
+    files = given.pop("policy", ())
+    policy = tuple(os.fspath(one) for one in ((files,) if isinstance(files, str | os.PathLike) else files))
+    how = {name: given.pop(name, default) for name, default in (("mesh", None), ("resolve", ()), ("namespace", "default"), ("mirror_headers", "none"))}
+    selection, rest, warnings = _routed(policy, how, to, given)
+    targets = tuple(target(text) for text in _words(to)) if selection.routing is None else selection.routing.targets
     dry_run = bool(rest.pop("dry_run", False)) or not targets
     cacert, cert, key, sni = (None if (file := rest.pop(name, None)) is None else os.fspath(file) for name in ("cacert", "cert", "key", "sni"))
     tls = Tls(cacert, cert, key, sni, bool(rest.pop("insecure", False)))
-    return Settings(captures=captures, selection=selection, targets=targets, dry_run=dry_run, tls=tls, **_taken(rest, _RUN)), rest
+    return Settings(captures=captures, selection=selection, targets=targets, dry_run=dry_run, tls=tls, **_taken(rest, _RUN)), rest, warnings
+
+
+def _routed(policy: tuple[str, ...], how: dict[str, Any], to: str | Iterable[str], given: dict[str, Any]) -> tuple[Selection, dict[str, Any], tuple[str, ...]]:
+    """The selection with the policy in it, the options that are left, and warnings. Raises UsageError, PolicyError among them."""
+    if not policy and how == {"mesh": None, "resolve": (), "namespace": "default", "mirror_headers": "none"}:
+        return *_selection(given), ()
+    from replay.policy.routed import SAID_BY_A_POLICY, mirror_headers, routed
+
+    said = next((name for name in SAID_BY_A_POLICY if name in given or (name == "to" and to)), None) if policy else None
+    if said is not None:
+        raise UsageError(f"policy: not together with {said}, which a policy says itself" + ("; addresses are given with resolve" if said == "to" else ""))
+    try:
+        headers = mirror_headers(str(how["mirror_headers"]))
+    except ValueError as error:
+        raise UsageError(f"mirror_headers: {error}") from None
+    chosen, rest = _selection(given)
+    resolve, namespace = _words(how["resolve"]), str(how["namespace"])
+    chosen, warnings = routed(chosen, policy, mesh=how["mesh"], resolve=resolve, namespace=namespace, headers=headers, to=_words(to))
+    return chosen, rest, warnings
 
 
 def _unknown(rest: dict[str, Any], options: type) -> UsageError:

@@ -192,6 +192,34 @@ def test_a_run_gives_the_report_of_the_command_line(tmp_path):
     assert dry["dry_run"] and dry["ledger"]["by_reason"]["dropped"] == {"dry_run": 225} and dry["digest"] == report["digest"]
 
 
+def test_a_run_by_a_policy(tmp_path):
+    """policy, resolve, mesh, threads, access_log and mirror_headers are those of the command line, what does not go together too."""
+    (tmp_path / "vs.yaml").write_text(
+        "apiVersion: networking.istio.io/v1\nkind: VirtualService\nmetadata: {name: c, namespace: t}\nspec:\n  hosts: [customer]\n  http:\n"
+        "  - route: [{destination: {host: customer, subset: v1}}]\n    mirror: {host: customer, subset: v2}\n    mirror_percent: 50\n"
+    )
+    with replay.sink() as url:
+        names = {"mesh": "istio-1.27", "resolve": f"customer.t:v2={url}"}
+        ours = replay.run(DEMO, policy=tmp_path / "vs.yaml", **names, pace="max", threads=2, access_log=tmp_path / "access", mirror_headers="envoy:10.9.9.9")
+        theirs = endtoend.run(DEMO, "--policy", tmp_path / "vs.yaml", "--mesh", "istio-1.27", "--resolve", names["resolve"], "--pace", "max")
+        plain = replay.run(DEMO, to=url, pace="max", limit=5, mirror_headers="envoy")
+        warned = replay.run(DEMO, policy=tmp_path / "vs.yaml", mesh="istio-1.27", resolve=[names["resolve"], "nobody=http://127.0.0.1:9"], dry_run=True)
+    assert any("'nobody' is the address of no destination" in note for note in warned["notes"])
+    endtoend.balanced(ours)
+    assert 0 < ours["ledger"]["sent"] == ours["ledger"]["answered"] == len((tmp_path / "access").read_text().splitlines()) and plain["ledger"]["answered"] == 5
+    assert ours["routing"]["routes"] == theirs["routing"]["routes"] and ours["digest"] == theirs["digest"] and ours["ledger"] == theirs["ledger"]
+    for options, word in (
+        ({"percent": 5}, "not together with percent"), ({"to": "http://127.0.0.1:9"}, "not together with to"), ({"mesh": "no"}, "there are istio-1.27"),
+        ({"mirror_headers": "x"}, "mirror_headers: 'x' is neither"), ({"resolve": "nothing"}, "there is no ="), ({}, "give it with --resolve"),
+    ):  # fmt: skip
+        with pytest.raises(UsageError, match=re.escape(word)):
+            replay.run(DEMO, policy=[str(tmp_path / "vs.yaml")], **options)
+    with pytest.raises(UsageError, match="--mesh belongs to a policy"):
+        replay.run(DEMO, mesh="envoy")
+    with pytest.raises(UsageError, match="threads"):
+        replay.read(DEMO, threads=3)
+
+
 def test_a_run_that_stop_if_ends_says_so(tmp_path):
     capture = endtoend.unique(tmp_path / "a.pcap", 2000, step_ns=5_000_000)
     with replay.sink(status=503) as url:

@@ -14,9 +14,9 @@ from typing import IO, Any
 
 import click
 
-from replay import report, results, units
+from replay import accesslog, report, results, units
 from replay.capture.source import as_error
-from replay.cli import accesslog, options, planned
+from replay.cli import options, planned
 from replay.cli.group import close_stdout
 from replay.cli.progress import Progress
 from replay.engine import Replay
