@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, TypedDict, Unpack
 
-from replay import credentials, units
+from replay import accesslog, credentials, units
 from replay import report as reporting
 from replay.batch import Batch, Request
 from replay.capture.source import as_error
@@ -26,6 +26,7 @@ from replay.settings import Selection, Settings, Tls, host, methods, network, su
 __all__ = ["Capture", "ReadOptions", "Report", "RunOptions", "read", "run"]
 
 Path = str | os.PathLike[str]
+Headers = Mapping[str, str] | str | Iterable[str | tuple[str, str]]
 
 
 class ReadOptions(TypedDict, total=False):
@@ -49,8 +50,8 @@ class ReadOptions(TypedDict, total=False):
     split_by_network: bool
     shadow_suffix: str | None
     set_host: str
-    set_header: Mapping[str, str]
-    add_header: Mapping[str, str]
+    set_header: Headers
+    add_header: Headers
     remove_header: str | Iterable[str]
     trace: str
     auth_file: Path
@@ -60,6 +61,7 @@ class ReadOptions(TypedDict, total=False):
     max_memory: int | str
     max_connections: int
     max_gap: float | str
+    threads: int
 
 
 class RunOptions(ReadOptions, total=False):
@@ -86,6 +88,12 @@ class RunOptions(ReadOptions, total=False):
     fail_if: str | Iterable[str]
     stop_if: str | Iterable[str]
     allow_empty: bool
+    access_log: Path
+    policy: Path | Iterable[Path]
+    mesh: str
+    resolve: str | Iterable[str]
+    namespace: str
+    mirror_headers: str
 
 
 # ---- read ----------------------------------------------------------------------------------------------------------------------------
@@ -162,7 +170,9 @@ class Capture:
 def run(*captures: Path, to: str | Iterable[str] = (), progress: Callable[[dict[str, Any]], object] | None = None, **options: Unpack[RunOptions]) -> Report:
     """Replays captures against shadow services and gives the report. Without `to` it is a dry run.
 
-    progress: called some 20 times a second with the engine's counters.
+    progress: called some 20 times a second with the engine's counters: `elapsed_s`, `read` (`bytes_read`, `bytes_total` or None), `passes`, `ingest`
+    (None until something was read; `found`, `selected` …) and `senders`, one a target (`sent`, `answered`, `unanswered`, `dropped`, `status`, `waiting`,
+    `connections_open` …). An exception of it ends the run.
 
     Raises UsageError for an option, CaptureError when no capture can be read, TargetError when a name cannot be resolved. What happens during the run (no
     connection, a guard, an interrupt) is in the report.
@@ -173,22 +183,22 @@ def run(*captures: Path, to: str | Iterable[str] = (), progress: Callable[[dict[
     >>> report["ledger"]["answered"], report.passed
     (225, True)
     """
-    settings, given = _settings(_paths(captures), to, dict(options))
+    settings, given, notes = _settings(_paths(captures), to, dict(options))
     judged = gating.parsed(_words(given.pop("fail_if", ())), _words(given.pop("stop_if", ())), bool(given.pop("allow_empty", False)))
-    file = given.pop("results", None)
+    file, log_file = (None if (path := given.pop(name, None)) is None else os.fspath(path) for name in ("results", "access_log"))
     if given:
         raise _unknown(given, RunOptions)
-    with opened(None if file is None else os.fspath(file)) as lines:
-        replay = Replay(settings, results=lines is not None)
+    with accesslog.opened(log_file) as log, opened(file) as lines:
+        replay = Replay(settings, log=log is not None, results=lines is not None)
         replay.prepare()
         if replay.errors and not replay.paths:
             raise replay.errors[0]
         limits = Limits(settings)
         replay.start()
-        writer = ResultsWriter(replay, lines)
+        writers = (ResultsWriter(replay, lines), accesslog.LogWriter(replay, log))
 
         def built(found: dict[str, Any], final: bool) -> dict[str, Any]:
-            return reporting.build(settings, found, command=["replay.run"], started=replay.started_at, ended=time.time(), final=final)
+            return reporting.build(settings, found, command=["replay.run"], started=replay.started_at, ended=time.time(), notes=notes, final=final)
 
         try:
             while replay.running:
@@ -204,31 +214,48 @@ def run(*captures: Path, to: str | Iterable[str] = (), progress: Callable[[dict[
             raise
         finally:
             replay.settle()
-            writer.end()
+            for writer in writers:
+                writer.end()
         found = replay.result()
     found["limited_by"] = limits.verdict(found)
-    report = Report(built(found, True))
-    report["gates"] = judged.judge(report)
+    report = Report(built(found, True), replay.errors)
+    report["gates"], report["stopped_by"] = judged.judge(report), judged.stopped_text
     for fault in found["faults"]:
         if fault["fatal"] and not report["ledger"]["found"]:
             raise as_error(fault)
     return report
 
 
+_HISTOGRAMS = ("latency_us", "service_us", "response_us", "production_us", "lag_us")
+
+
 class Report(dict[str, Any]):
-    """The report of a run, a dict as in docs/ledger.md, and some ways to ask it."""
+    """The report of a run, a dict as in docs/ledger.md, and some ways to ask it.
+
+    errors: captures that were named and are not there (a glob, an empty folder), while others are; what could not be read is in `faults`."""
+
+    def __init__(self, found: Mapping[str, Any], errors: Iterable[ReplayError] = ()) -> None:
+        super().__init__(found)
+        self.errors = tuple(errors)
+
+    @property
+    def exit_code(self) -> int:
+        """What `replay run` would exit with: 0; 1 a gate failed; 3 a guard refused; 4 a capture could not be read; 5 a target was never reached; 130."""
+        return reporting.exit_code(self, unread=bool(self.errors))
 
     @property
     def passed(self) -> bool:
-        """No gate failed."""
-        return not any(gate["failed"] for gate in self["gates"])
+        """The run was what it was meant to be, and no gate failed: `exit_code` is 0."""
+        return self.exit_code == 0
 
     def check(self, expression: str) -> gates.Outcome:
-        """A condition over its numbers, as `--fail-if` takes it: `.failed`, `.value`, `.bound`. Raises UsageError."""
+        """A condition over its numbers, as `--fail-if` takes it: `.failed`, `.value`, `.bound`, `.where`; true when it did not fail. Raises UsageError."""
         return gates.parse(expression).check(self)
 
     def histogram(self, name: str) -> Histogram:
-        """`latency_us`, `service_us`, `response_us`, `production_us` or `lag_us`: percentiles of any share, and sums of runs."""
+        """`latency_us`, `service_us`, `response_us`, `production_us` or `lag_us`: percentiles of any share, and sums of runs. Raises UsageError."""
+        if name not in _HISTOGRAMS:
+            raise UsageError(f"the report has no histogram {name!r}; there are {', '.join(_HISTOGRAMS)}")
         return Histogram.decode(self[name]["hdr"])
 
     def summary(self) -> str:
@@ -265,8 +292,20 @@ def _many(value: Any) -> tuple[str, ...]:
     return (str(value),) if isinstance(value, str | int) else tuple(str(one) for one in value)
 
 
-def _pairs(value: Mapping[str, str]) -> tuple[tuple[bytes, bytes], ...]:
-    return tuple((name.encode(), text.encode("utf-8", "surrogateescape")) for name, text in value.items())
+def _pairs(value: Headers) -> tuple[tuple[bytes, bytes], ...]:
+    """Headers of a mapping, of `Name: value`, or of a list of these or of pairs. Raises ValueError."""
+    found = []
+    for one in value.items() if isinstance(value, Mapping) else (value,) if isinstance(value, str) else value:
+        if isinstance(one, str):
+            name, colon, text = one.partition(":")
+            if not colon or not name.strip():
+                raise ValueError(f"{one!r} has no colon; write {{'Name': 'value'}}, or ['Name: value']")
+        elif isinstance(one, tuple | list) and len(one) == 2 and all(isinstance(part, str) for part in one):
+            name, text = one
+        else:
+            raise ValueError(f"{one!r} is no header; write {{'Name': 'value'}}, or ['Name: value']")
+        found.append((name.strip().encode(), text.strip().encode("utf-8", "surrogateescape")))
+    return tuple(found)
 
 
 def _flag(value: Any) -> bool:
@@ -328,6 +367,7 @@ _READ: dict[str, tuple[str, Callable[[Any], Any]]] = {  # option -> (field of Se
     "max_body": ("max_body", lambda value: units.size(str(value))),
     "max_memory": ("max_memory", lambda value: units.size(str(value))),
     "max_connections": ("max_connections", _within(1, 1 << 40)),
+    "threads": ("threads", _within(1, 2)),
     "max_gap": ("max_gap_ns", lambda value: units.duration(str(value))),
 }
 _RUN: dict[str, tuple[str, Callable[[Any], Any]]] = {  # option -> (field of Settings, how its value is read)
@@ -369,13 +409,36 @@ def _selection(given: dict[str, Any]) -> tuple[Selection, dict[str, Any]]:
     return chosen, given
 
 
-def _settings(captures: tuple[str, ...], to: str | Iterable[str], given: dict[str, Any]) -> tuple[Settings, dict[str, Any]]:
-    selection, rest = _selection(given)
-    targets = tuple(target(text) for text in _words(to))
+def _settings(captures: tuple[str, ...], to: str | Iterable[str], given: dict[str, Any]) -> tuple[Settings, dict[str, Any], tuple[str, ...]]:
+    """What is asked for, the options that are left, and warnings."""
+    files = given.pop("policy", ())
+    policy = tuple(os.fspath(one) for one in ((files,) if isinstance(files, str | os.PathLike) else files))
+    how = {name: given.pop(name, default) for name, default in (("mesh", None), ("resolve", ()), ("namespace", "default"), ("mirror_headers", "none"))}
+    selection, rest, warnings = _routed(policy, how, to, given)
+    targets = tuple(target(text) for text in _words(to)) if selection.routing is None else selection.routing.targets
     dry_run = bool(rest.pop("dry_run", False)) or not targets
     cacert, cert, key, sni = (None if (file := rest.pop(name, None)) is None else os.fspath(file) for name in ("cacert", "cert", "key", "sni"))
     tls = Tls(cacert, cert, key, sni, bool(rest.pop("insecure", False)))
-    return Settings(captures=captures, selection=selection, targets=targets, dry_run=dry_run, tls=tls, **_taken(rest, _RUN)), rest
+    return Settings(captures=captures, selection=selection, targets=targets, dry_run=dry_run, tls=tls, **_taken(rest, _RUN)), rest, warnings
+
+
+def _routed(policy: tuple[str, ...], how: dict[str, Any], to: str | Iterable[str], given: dict[str, Any]) -> tuple[Selection, dict[str, Any], tuple[str, ...]]:
+    """The selection with the policy in it, the options that are left, and warnings. Raises UsageError, PolicyError among them."""
+    if not policy and how == {"mesh": None, "resolve": (), "namespace": "default", "mirror_headers": "none"}:
+        return *_selection(given), ()
+    from replay.policy.routed import SAID_BY_A_POLICY, mirror_headers, routed
+
+    said = next((name for name in SAID_BY_A_POLICY if name in given or (name == "to" and to)), None) if policy else None
+    if said is not None:
+        raise UsageError(f"policy: not together with {said}, which a policy says itself" + ("; addresses are given with resolve" if said == "to" else ""))
+    try:
+        headers = mirror_headers(str(how["mirror_headers"]))
+    except ValueError as error:
+        raise UsageError(f"mirror_headers: {error}") from None
+    chosen, rest = _selection(given)
+    resolve, namespace = _words(how["resolve"]), str(how["namespace"])
+    chosen, warnings = routed(chosen, policy, mesh=how["mesh"], resolve=resolve, namespace=namespace, headers=headers, to=_words(to))
+    return chosen, rest, warnings
 
 
 def _unknown(rest: dict[str, Any], options: type) -> UsageError:

@@ -330,6 +330,7 @@ class _Way:
     onward: _fastpath.Outcomes | None = None
     relay: Relay | None = None
     thread: threading.Thread | None = None
+    late: bool = False  # requests waited for a connection when the run ended
 
 
 @dataclass(slots=True)
@@ -550,6 +551,7 @@ class Replay:
             self._finishing = True
             self._stop_reading.set()
             for way in self._ways:
+                way.late = bool(way.sender.counters()["waiting"])
                 way.sender.finish()
 
     def settle(self) -> None:
@@ -653,6 +655,7 @@ class Replay:
         }
 
     def _never(self, way: _Way) -> bool:
-        """Requests were to be sent, and no connection ever stood."""
+        """Requests were to be sent, and no connection ever stood, whatever ended the run."""
         counts = way.sender.counters()
-        return way.target is not None and bool(counts["never_connected"] or (counts["dropped"].get("target_down") and not counts["connections_opened"]))
+        tried = way.late or counts["connect_failed"] or counts["dropped"].get("target_down")
+        return way.target is not None and bool(counts["never_connected"] or (tried and not counts["connections_opened"]))

@@ -264,6 +264,15 @@ def _planned_s(settings: Settings, ingest: dict[str, Any]) -> float | None:
 # ---- the summary -----------------------------------------------------------------------------------------------------------
 
 
+#: (number, its label, what it is of): first byte and production are of the same kind, and stand beside each other.
+_TIMES = (
+    ("lag_us", "lag", ""),
+    ("latency_us", "latency", "  (whole reply, from due time)"),
+    ("response_us", "first byte", "  (of the reply, from sent)"),
+    ("production_us", "in production", "  (first byte)"),
+)
+
+
 def summary(report: dict[str, Any]) -> list[str]:
     """At most 25 lines for a person; the last one says what to do next when something was lost."""
     n = report["ledger"]
@@ -299,9 +308,9 @@ def summary(report: dict[str, Any]) -> list[str]:
         text += f", {show_rate(rate['asked'])} asked" if rate["asked"] else ""
         text += f", limited by: {rate['limited_by']}" if rate["limited_by"] else ""
         lines.append(_line("rate", None, text))
-        for name, label in (("lag_us", "lag"), ("latency_us", "latency"), ("production_us", "in production")):
+        for name, label, what in _TIMES:
             if report[name]["p50"] is not None:
-                lines.append(_line(label, None, _quantiles(report[name])))
+                lines.append(_line(label, None, _quantiles(report[name]) + what))
     if report["dry_run"] and n["selected"]:
         planned = report["rate"]["planned_s"]
         lines.append(_line("would take", None, "as long as it takes (pace max)" if planned is None else show_duration(planned * 1e9)))
@@ -314,6 +323,19 @@ def summary(report: dict[str, Any]) -> list[str]:
     if advice:
         lines.append(f"next: {advice}")
     return lines
+
+
+def exit_code(report: dict[str, Any], *, unread: bool = False) -> int:
+    """What `replay run` exits with: what matters most comes first. unread: a capture that was named is not there."""
+    if report["guard"]:
+        return 3
+    if report["interrupted"]:
+        return 130
+    if unread or any(fault["fatal"] for fault in report["faults"]) or not (report["ledger"]["found"] or report["other_shards"]):
+        return 4
+    if report["never_connected"]:
+        return 5
+    return 1 if any(gate["failed"] for gate in report.get("gates", [])) else 0
 
 
 def gate_text(gate: dict[str, Any]) -> str:
@@ -356,6 +378,8 @@ def hint(report: dict[str, Any]) -> str | None:
         return "this shard has no connection of the capture; others have them"
     if not n["found"]:
         return _nothing(report)
+    if dropped.get("stopped") and report.get("stopped_by"):
+        return f"the run was stopped by --stop-if {report['stopped_by']!r}, {show_count(dropped['stopped'])} requests were left: see the gate"
     if dropped.get("stopped"):
         return f"the run ended at --duration, {show_count(dropped['stopped'])} requests were left: raise it, or leave it out"
     if dropped.get("target_down"):

@@ -120,6 +120,9 @@ def test_options_are_those_of_the_command_line():
     assert [r.number for r in replay.read(DEMO, methods=["POST", "PUT"])] == [r.number for r in whole if r.method in ("POST", "PUT") and not r.withheld]
     assert [r.number for r in replay.read(DEMO, percent="10%", seed=7)] == [row["n"] for row in endtoend.show("-p", "10", "--seed", "7", DEMO)]
     assert [r.number for r in replay.read(DEMO, client="10.9.0.1", limit=3)] == [row["n"] for row in endtoend.show("--client", "10.9.0.1", "--limit", "3", DEMO)]
+    for same in ({"X-A": "1", "X-B": "2"}, ["X-A: 1", "X-B:2"], [("X-A", "1"), ("X-B", "2")]):
+        batch = next(replay.read(DEMO, as_sent=True, limit=1, set_header=same).batches())
+        assert b"\r\nX-A: 1\r\n" in batch.data(0) and b"\r\nX-B: 2\r\n" in batch.data(0)
     halves = [{r.number for r in replay.read(DEMO, shard=f"{i}/2")} for i in (1, 2)]
     assert halves[0] | halves[1] == {r.number for r in whole} and not halves[0] & halves[1]
     assert {r.incomplete for r in replay.read(*endtoend.folder("packet-loss"), incomplete=True)} == {None, "gap"}
@@ -128,7 +131,8 @@ def test_options_are_those_of_the_command_line():
 WRONG = [
     ({"percnt": 5}, "did you mean 'percent'"), ({"percent": 101}, "more than 100"), ({"methods": "get"}, "did you mean 'GET'"), ({"client": "x"}, "no network"),
     ({"trace": "x"}, "keep"), ({"split_by_network": "yes"}, "neither True nor False"), ({"limit": 0}, "out of range"), ({"since": 5, "until": 4}, "leaves nothing"),
-    ({"path": "("}, "regular expression"), ({"shard": "3/2"}, "shard"),
+    ({"path": "("}, "regular expression"), ({"shard": "3/2"}, "shard"), ({"set_header": ["X-A"]}, "set_header: 'X-A' has no colon; write {'Name': 'value'}"),
+    ({"add_header": [5]}, "add_header: 5 is no header"), ({"set_header": {"X-A": 1}}, "set_header: ('X-A', 1) is no header"), ({"set_header": 5}, "set_header"),
 ]  # fmt: skip
 
 
@@ -175,12 +179,52 @@ def test_a_run_gives_the_report_of_the_command_line(tmp_path):
     assert report["ledger"]["answered"] == 225 and seen and not report.passed
     assert [gate["failed"] for gate in report["gates"]] == [True, False]
     assert len((tmp_path / "r.jsonl").read_text().splitlines()) == 225
+    assert set(seen[-1]) >= {"elapsed_s", "read", "passes", "ingest", "senders"} and seen[-1]["senders"][0]["sent"] <= 225
+    assert not report.check("status.404 >= 225") and report.check("status.404 > 225") and report.check("status.404 > 225").value == "225"
+    for wrong in ("latency", "ledger", "hdr"):
+        with pytest.raises(ReplayError, match="there are latency_us"):
+            report.histogram(wrong)
     assert report.check("status.404 >= 225").failed and report.histogram("latency_us").total == 225
     assert "gate failed" in report.summary() and "<svg" in report.html()
     report.save(tmp_path / "a.json")
     assert json.loads((tmp_path / "a.json").read_text()) == json.loads(json.dumps(report))
     dry = replay.run(pathlib.Path(DEMO))
     assert dry["dry_run"] and dry["ledger"]["by_reason"]["dropped"] == {"dry_run": 225} and dry["digest"] == report["digest"]
+
+
+def test_a_run_by_a_policy(tmp_path):
+    """policy, resolve, mesh, threads, access_log and mirror_headers are those of the command line, what does not go together too."""
+    (tmp_path / "vs.yaml").write_text(
+        "apiVersion: networking.istio.io/v1\nkind: VirtualService\nmetadata: {name: c, namespace: t}\nspec:\n  hosts: [customer]\n  http:\n"
+        "  - route: [{destination: {host: customer, subset: v1}}]\n    mirror: {host: customer, subset: v2}\n    mirror_percent: 50\n"
+    )
+    with replay.sink() as url:
+        names = {"mesh": "istio-1.27", "resolve": f"customer.t:v2={url}"}
+        ours = replay.run(DEMO, policy=tmp_path / "vs.yaml", **names, pace="max", threads=2, access_log=tmp_path / "access", mirror_headers="envoy:10.9.9.9")
+        theirs = endtoend.run(DEMO, "--policy", tmp_path / "vs.yaml", "--mesh", "istio-1.27", "--resolve", names["resolve"], "--pace", "max")
+        plain = replay.run(DEMO, to=url, pace="max", limit=5, mirror_headers="envoy")
+        warned = replay.run(DEMO, policy=tmp_path / "vs.yaml", mesh="istio-1.27", resolve=[names["resolve"], "nobody=http://127.0.0.1:9"], dry_run=True)
+    assert any("'nobody' is the address of no destination" in note for note in warned["notes"])
+    endtoend.balanced(ours)
+    assert 0 < ours["ledger"]["sent"] == ours["ledger"]["answered"] == len((tmp_path / "access").read_text().splitlines()) and plain["ledger"]["answered"] == 5
+    assert ours["routing"]["routes"] == theirs["routing"]["routes"] and ours["digest"] == theirs["digest"] and ours["ledger"] == theirs["ledger"]
+    for options, word in (
+        ({"percent": 5}, "not together with percent"), ({"to": "http://127.0.0.1:9"}, "not together with to"), ({"mesh": "no"}, "there are istio-1.27"),
+        ({"mirror_headers": "x"}, "mirror_headers: 'x' is neither"), ({"resolve": "nothing"}, "there is no ="), ({}, "give it with --resolve"),
+    ):  # fmt: skip
+        with pytest.raises(UsageError, match=re.escape(word)):
+            replay.run(DEMO, policy=[str(tmp_path / "vs.yaml")], **options)
+    with pytest.raises(UsageError, match="--mesh belongs to a policy"):
+        replay.run(DEMO, mesh="envoy")
+    with pytest.raises(UsageError, match="threads"):
+        replay.read(DEMO, threads=3)
+
+
+def test_a_run_that_stop_if_ends_says_so(tmp_path):
+    capture = endtoend.unique(tmp_path / "a.pcap", 2000, step_ns=5_000_000)
+    with replay.sink(status=503) as url:
+        report = replay.run(capture, to=url, stop_if="status.5xx > 50%")
+    assert report["stopped_by"] == "status.5xx > 50%" and report.exit_code == 1 and "stopped by --stop-if" in report.summary()
 
 
 def test_errors_of_a_run(tmp_path):
@@ -192,6 +236,26 @@ def test_errors_of_a_run(tmp_path):
         replay.run(tmp_path / "nowhere.pcap")
     with pytest.raises(TargetError):
         replay.run(DEMO, to="http://no-such-host.invalid")
+
+
+def test_a_run_that_could_not_be_has_not_passed(tmp_path):
+    """The exit codes of the command line, from Python."""
+    down = replay.run(DEMO, to=f"http://127.0.0.1:{endtoend.free_port()}", pace="max", duration=0.3)
+    assert down["never_connected"] and down.exit_code == 5 and not down.passed and not down["gates"]
+    with replay.sink() as url:
+        port = int(url.rpartition(":")[2])
+        capture = endtoend.write(tmp_path / "own.pcap", endtoend.conversation([endtoend.request(b"/")], server=(b"\x7f\0\0\1", port)))
+        refused = replay.run(capture, to=url, pace="max", fail_if="ledger.sent > 1")
+        assert refused["guard"] and refused.exit_code == 3 and not refused.passed
+        half = replay.run(DEMO, tmp_path / "nowhere.pcap", to=url, pace="max")
+        assert half["ledger"]["answered"] == 225 and half.exit_code == 4 and not half.passed and half["faults"][0]["fatal"]
+        none = replay.run(DEMO, str(tmp_path / "none-*.pcap"), to=url, pace="max")
+        assert none["ledger"]["answered"] == 225 and none.exit_code == 4 and not none.passed and "none-" in str(none.errors[0])
+        whole = replay.run(DEMO, to=url, pace="max", fail_if="ledger.unanswered > 1%")
+        assert whole.exit_code == 0 and whole.passed and not whole.errors
+        failed = replay.run(DEMO, to=url, pace="max", fail_if="ledger.answered > 1")
+        assert failed.exit_code == 1 and not failed.passed
+    assert replay.run(DEMO).passed  # a dry run
 
 
 def test_an_exception_in_the_callback_ends_the_run(tmp_path):

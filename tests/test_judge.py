@@ -154,7 +154,38 @@ GATES = [  # expression, whether it fails, value, bound
     ('endpoints["GET /users/{n}"].changed > 50%', False, "40 %", "50 %"),
     ('endpoints."GET /users/{n}".status.5xx > 3', True, "4", "3"),
     ("endpoints['GET /nowhere'].changed > 0", False, "0", "0"),
+    ("endpoints['GET /nowhere'].changed > 5%", True, "no value", "5 %"),
+    ("endpoints.*.slower > 5%", True, "no value", "5 %"),
+    ("packets.skipped > 1%", False, "0 %", "1 %"),
 ]
+
+
+DEAD = REPORT | {
+    "ledger": {"found": 100, "selected": 100, "fanout": 0, "sent": 0, "answered": 0, "unanswered": 0, "dropped": 100, "by_reason": {"dropped": {"target_down": 100}}},
+    "status": {}, "status_known": 0, "status_change": {},
+    "endpoints": [{"endpoint": "GET /", "requests": 100, "dropped": 100, "answered": 0, "known": 0, "changed": 0}],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "expression, failed",
+    [
+        ("status_change > 0.5%", True), ("status_change == 0%", True), ("not (status_change > 0.5%)", True), ("ledger.unanswered > 1%", True),
+        ("ledger.by_reason.unanswered.timeout > 1%", True), ("status.5xx > 1%", True), ("endpoints.*.changed > 5%", True), ("ledger.dropped > 1%", True),
+        ("ledger.answered < 99%", True), ("ledger.unanswered > 0", False), ("ledger.sent > 0 and status_change > 0.5%", False), ("incomplete > 1%", False),
+        ("endpoints.*.unanswered > 1%", False), ("endpoints.*.dropped > 1%", True),
+    ],
+)  # fmt: skip
+def test_a_percentage_of_nothing_fails(expression, failed):
+    """Nothing was sent: no gate over shares of the sent or the answered may pass."""
+    assert gates.parse(expression).check(DEAD).failed is failed
+    assert not gates.parse(expression).check(DEAD, least=100).failed or "dropped" in expression
+
+
+def test_endpoints_that_cannot_tell_are_passed_over():
+    some = REPORT | {"endpoints": [DEAD["endpoints"][0], REPORT["endpoints"][0]]}
+    assert gates.parse("endpoints.*.changed > 5%").check(some).where == "GET /users/{n}"
+    assert not gates.parse("endpoints.*.changed > 50%").check(some).failed
 
 
 @pytest.mark.parametrize("expression, failed, value, bound", GATES, ids=[row[0] for row in GATES])
@@ -246,6 +277,15 @@ def test_a_gate_over_nothing_fails_unless_allowed(tmp_path):
         endtoend.run(endtoend.DEMO, "--to", sink.url, *nothing, "--allow-empty", code=0)
 
 
+def test_no_gate_passes_when_the_target_is_down(tmp_path):
+    wanted = ("--fail-if", "status_change > 0.5%", "--fail-if", "ledger.unanswered > 1%", "--fail-if", "ledger.dropped > 1%")
+    common = (endtoend.DEMO, "--to", f"http://127.0.0.1:{endtoend.free_port()}", "--pace", "max", "--duration", "300ms")
+    report = endtoend.run(*common, "--report", tmp_path / "dead.json", *wanted, code=5)
+    assert [(gate["failed"], gate["value"]) for gate in report["gates"]] == [(True, "no value"), (True, "no value"), (True, "100 %")]
+    done = endtoend.command("report", tmp_path / "dead.json", *wanted[:4], code=1)
+    assert b"gate failed: status_change > 0.5%: no value, bound 0.5 %" in done.stdout
+
+
 def test_stop_if_ends_a_run_early(tmp_path):
     capture = endtoend.unique(tmp_path / "a.pcap", 4000, connections=50, step_ns=5_000_000)  # 20 s at its own pace
     began = time.monotonic()
@@ -255,7 +295,10 @@ def test_stop_if_ends_a_run_early(tmp_path):
     assert report["gates"][0]["expression"] == "status.5xx > 50%" and report["gates"][0]["failed"]
     assert 100 <= report["ledger"]["answered"] < 4000
     assert report["ledger"]["dropped"] == report["ledger"]["by_reason"]["dropped"]["stopped"] > 0
-    assert not report["interrupted"]
+    assert not report["interrupted"] and report["stopped_by"] == "status.5xx > 50%"
+    (tmp_path / "r.json").write_text(json.dumps(report))
+    said = endtoend.command("report", tmp_path / "r.json", code=1).stdout.decode()
+    assert "next: the run was stopped by --stop-if 'status.5xx > 50%'" in said and "--duration" not in said
 
 
 # ---- results --------------------------------------------------------------------------------------------------------------------

@@ -1,6 +1,7 @@
 """Servers that start anew, fail and vanish, and people who interrupt: the books balance, nothing comes twice, the exit code is honest."""
 
 import collections
+import contextlib
 import json
 import os
 import signal
@@ -323,6 +324,26 @@ def test_a_target_that_is_down(long_ones):
     report, lines = ended(long_ones, "down", 5)
     assert report["ledger"]["selected"] == 1000 == len(lines)
     assert report["ledger"]["by_reason"]["dropped"] == {"target_down": 1000} and report["ledger"]["sent"] == 0
+
+
+@pytest.mark.parametrize("silent", [False, True], ids=["refused", "silent"])
+def test_a_target_that_is_down_when_a_short_run_ends(tmp_path, silent):
+    """--duration ends it before the target was given up: exit 5 all the same, and the reason."""
+    with socket.create_server(("127.0.0.1", 0), backlog=0) as server, contextlib.ExitStack() as stack:
+        port = server.getsockname()[1]
+        if silent:  # the backlog is full, so that a connection is neither taken nor refused
+            for _ in range(4):
+                one = stack.enter_context(socket.socket())
+                one.setblocking(False)
+                one.connect_ex(("127.0.0.1", port))
+        else:
+            server.close()
+        done = endtoend.command("run", endtoend.DEMO, "--to", f"http://127.0.0.1:{port}", "--pace", "max", "--duration", "500ms", "--report", tmp_path / "r.json", code=5)
+    yet = f"http://127.0.0.1:{port} is not reachable yet (Connection refused), trying for up to 10 s\n"
+    assert done.stderr.decode().count("not reachable yet") == done.stderr.decode().count(yet) == (0 if silent else 1)
+    report = endtoend.balanced(json.loads((tmp_path / "r.json").read_text()))
+    assert report["ledger"]["by_reason"]["dropped"] == {"stopped": 225} and report["never_connected"]
+    assert f"no connection to http://127.0.0.1:{port} succeeded ({'no answer' if silent else 'Connection refused'})" in done.stdout.decode()
 
 
 def test_a_target_that_goes_away_for_good(long_ones):

@@ -17,6 +17,7 @@ import pytest
 import story
 
 from replay.histogram import Histogram
+from replay.units import show_duration
 
 
 @contextlib.contextmanager
@@ -84,6 +85,20 @@ def judged(capture):
             "run", capture, "--to", f"http://127.0.0.1:{port}", "--pace", "4x", "--report", folder / "v2.json", "--html", folder / "v2.html", *GATES, code=1
         )
     return done.stdout.decode(), endtoend.balanced(json.loads((folder / "v2.json").read_text())), folder / "v2.html"
+
+
+def test_the_first_byte_stands_beside_production(judged):
+    """What is compared is of one kind: `latency` is the whole reply from due time, production is known to its first byte."""
+    said, report, page = judged
+    lines = {line[:16].strip(): line for line in said.splitlines()}
+    order = [line[:16].strip() for line in said.splitlines()]
+    assert order.index("latency") + 1 == order.index("first byte") == order.index("in production") - 1
+    for label, name in (("latency", "latency_us"), ("first byte", "response_us"), ("in production", "production_us")):
+        assert f"p99 {show_duration(report[name]['p99'] * 1000)}," in lines[label]
+    assert "whole reply" in lines["latency"] and "first byte" in lines["in production"] and len(said.splitlines()) <= 25
+    text = page.read_text()
+    for label, name in (("p99 whole reply, from due time", "latency_us"), ("p99 first byte", "response_us"), ("p99 first byte in production", "production_us")):
+        assert f"<span>{label}</span><b>{show_duration(report[name]['p99'] * 1000)}</b>" in text
 
 
 def test_one_command_names_all_three(judged):

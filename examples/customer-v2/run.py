@@ -61,13 +61,6 @@ def captured(path, ports):
         said += line
     try:
         yield
-<<<<<<< HEAD
-        size = -1
-        while size != path.stat().st_size:
-            size = path.stat().st_size
-            time.sleep(0.5)
-=======
->>>>>>> policy
     finally:
         recorder.send_signal(signal.SIGINT)
         recorder.communicate(timeout=20)
@@ -139,14 +132,11 @@ def story(count, out):
         capture = out / "customer.pcap"
         with captured(capture, [port for name, port in ports.items() if name != "customer v2"]):
             visit(ports["customer v1"], count)
-<<<<<<< HEAD
-=======
             for _ in range(40):  # a recorder may lag behind
                 time.sleep(0.5)
                 shown = subprocess.run([sys.executable, "-m", "replay", "show", "--json", capture], capture_output=True)
                 if len(shown.stdout.splitlines()) == 3 * count:
                     break
->>>>>>> policy
         log.take()
         print(f"recorded {capture}: {count} requests to customer v1, and what followed at preference and recommendation")
         resolve = f"customer.tutorial:version-v2=127.0.0.1:{ports['customer v2']}"

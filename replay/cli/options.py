@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
@@ -262,68 +261,26 @@ def policy_file(command: F) -> F:
     return _apply([*_POLICY_FILE, *_POLICY], command)
 
 
-_POLICY_HAS = ("percent", "sample_by", "shadow_suffix", "set_host", "set_header", "add_header", "remove_header", "trace", "to")
-
-
 def routed(ctx: click.Context, given: dict[str, Any], chosen: Selection) -> tuple[Selection, tuple[str, ...]]:
     """The selection with the policy of --policy in it, and its warnings; takes those options out of `given`. Raises PolicyError, UsageError."""
     words, mesh, resolve, namespace, headers = (given.pop(name) for name in ("policy", "mesh", "resolve", "namespace", "mirror_headers"))
-    if not words:
-        for name, value in (("--mesh", mesh), ("--resolve", resolve)):
-            if value:
-                raise UsageError(f"{name} belongs to a policy; give one with --policy")
-        if headers != "none":
-            address = _proxy(headers, given.get("to") or ())
-            chosen = dataclasses.replace(
-                chosen,
-                set_headers=(*chosen.set_headers, (b"x-envoy-internal", b"true")),
-                append_headers=(*chosen.append_headers, (b"x-forwarded-for", address.encode())),
-            )
+    if not (words or mesh or resolve or headers != "none"):
         return chosen, ()
-    for param in ctx.command.params:
-        if param.name in _POLICY_HAS and ctx.get_parameter_source(param.name) not in (ParameterSource.DEFAULT, None):
+    from replay.policy import routed as policies  # not for a run without
+
+    for param in ctx.command.params if words else ():
+        if param.name in policies.SAID_BY_A_POLICY and ctx.get_parameter_source(param.name) not in (ParameterSource.DEFAULT, None):
             more = "; the address of a destination is given with --resolve" if param.name == "to" else "; write it into the policy"
             raise UsageError(f"--policy: not together with {max(param.opts, key=len)}, which a policy says itself{more}")
-    from replay.policy import Names, load
-    from replay.policy.compiled import compile_policy
-
-    loaded, diagnoses = load(words, mesh=mesh, names=Names(resolve), namespace=namespace)
-    urls = tuple(mirror.target.url for mirror in loaded.mirrors if mirror.target is not None)
-    routing = compile_policy(loaded, like_envoy=headers != "none", proxy=_proxy(headers, urls))
-    return dataclasses.replace(chosen, routing=routing), tuple(str(one) for one in diagnoses.warnings)
-
-
-def _proxy(headers: str, urls: tuple[str, ...]) -> str:
-    """The address that is appended to x-forwarded-for: the one given, else that of this machine towards the first target."""
-    given = headers.partition(":")[2]
-    if given or not urls:
-        return given or "127.0.0.1"
-    import socket
-
-    from replay.settings import target
-
-    to = target(urls[0])
-    try:
-        family, kind, *_, where = socket.getaddrinfo(to.host, to.port, type=socket.SOCK_DGRAM)[0]
-        with socket.socket(family, kind) as probe:  # a datagram socket sends nothing when it connects
-            probe.connect(where)
-            return str(probe.getsockname()[0])
-    except OSError:
-        return "127.0.0.1"
+    return policies.routed(chosen, words, mesh=mesh, resolve=resolve, namespace=namespace, headers=headers, to=given.get("to") or ())
 
 
 def _mirror_headers(text: str) -> str:
-    import ipaddress
+    if text == "none":
+        return text
+    from replay.policy.routed import mirror_headers
 
-    kind, colon, address = text.partition(":")
-    if kind not in ("none", "envoy") or (kind == "none" and colon):
-        raise ValueError(f"{text!r} is neither none nor envoy (envoy:ADDRESS for the address that goes into x-forwarded-for)")
-    if colon:
-        try:
-            ipaddress.ip_address(address)
-        except ValueError:
-            raise ValueError(f"{address!r} is no address; write envoy:10.0.0.5") from None
-    return text
+    return mirror_headers(text)
 
 
 _POLICY_FILE = [

@@ -14,9 +14,9 @@ from typing import IO, Any
 
 import click
 
-from replay import report, results, units
+from replay import accesslog, report, results, units
 from replay.capture.source import as_error
-from replay.cli import accesslog, options, planned
+from replay.cli import options, planned
 from replay.cli.group import close_stdout
 from replay.cli.progress import Progress
 from replay.engine import Replay
@@ -163,10 +163,13 @@ def perform(
         with Progress(enabled=not quiet and not as_json and not settings.dry_run, span_ns=planned.duration(settings, plan), asked=asked) as progress:
             writer = accesslog.LogWriter(replay, log)
             results_writer = results.ResultsWriter(replay, lines)
+            reached = False
             while replay.running:
                 replay.wait(_POLL_S)
                 seen = replay.snapshot()
                 limits.look(seen)
+                if not reached:
+                    reached = quiet or settings.dry_run or _reached(seen)
                 if progress.shown:
                     progress.update(seen, replay.lag_us())
                 if seen["ingest"] is not None and gates.look(so_far):
@@ -177,7 +180,7 @@ def perform(
         found = replay.result()
     found["limited_by"] = limits.verdict(found)
     whole = report.build(settings, found, command=["replay", *words], started=replay.started_at, ended=replay.ended_at, notes=planned.notes(settings, found))
-    whole["gates"] = gates.judge(whole)
+    whole["gates"], whole["stopped_by"] = gates.judge(whole), gates.stopped_text
     for fault in found["faults"]:
         _tell(f"replay run: {'' if fault['fatal'] else 'warning: '}{as_error(fault)}")
     if settings.dry_run and sends:
@@ -188,7 +191,7 @@ def perform(
         from replay.judge import page
 
         _write_report("--html", html_file, page.page(whole).encode("utf-8", "replace"), whole)
-    code = _code(replay, whole)
+    code = report.exit_code(whole, unread=bool(replay.errors))
     hint = report.hint(whole)
     if as_json or quiet:
         _tell(*(f"replay run: gate failed: {report.gate_text(gate)}" for gate in whole["gates"] if gate["failed"]))
@@ -198,17 +201,14 @@ def perform(
     return code
 
 
-def _code(replay: Replay, whole: dict[str, Any]) -> int:
-    """The exit code: what matters most comes first."""
-    if whole["guard"]:
-        return 3
-    if whole["interrupted"]:
-        return 130
-    if replay.errors or any(fault["fatal"] for fault in whole["faults"]) or not (whole["ledger"]["found"] or whole["other_shards"]):
-        return 4
-    if whole["never_connected"]:
-        return 5
-    return 1 if any(gate["failed"] for gate in whole["gates"]) else 0
+def _reached(seen: dict[str, Any]) -> bool:
+    """Whether it need not be asked again: each target was reached, or it was said that one is not."""
+    ways = [(to, sender) for to, sender in zip(seen["targets"], seen["senders"], strict=True) if not sender["connections_opened"]]
+    for to, sender in ways:
+        if sender["connect_failed"]:
+            why = os.strerror(sender["errno"]) if sender["errno"] else "no answer"
+            _tell(f"{to.url} is not reachable yet ({why}), trying for up to 10 s")
+    return not ways or any(sender["connect_failed"] for _, sender in ways)
 
 
 # ---- during ------------------------------------------------------------------------------------------------------------------

@@ -7,7 +7,7 @@
     PATH = name ("." name | "[" string "]")*        unit = % ns us ms s m h k M
 
 A number of the report knows its unit by its name (`latency_us`), and what it is a part of (`ledger.unanswered` of `ledger.sent`): `1%` compares with that
-part. A name that is unknown is an error before the run; a status or a reason that did not occur is 0.
+part; of nothing there is no percentage, and no value fails. A name that is unknown is an error before the run; a status or a reason that did not occur is 0.
 """
 
 from __future__ import annotations
@@ -97,6 +97,8 @@ _WHOLE: dict[str, tuple[tuple[str, ...], ...]] = {
 }
 for _name in ("filtered", "sampled_out", "withheld", "dropped", "unanswered"):
     _WHOLE[f"ledger.by_reason.{_name}"] = _WHOLE[f"ledger.{_name}"]
+#: What says how much of something was lost: of nothing, nothing was.
+_LOSSES = ("incomplete", "lost_estimated", "packets", "results")
 _ENDPOINT_WHOLE = {
     "answered": "requests", "unanswered": "requests", "dropped": "requests", "known": "answered", "changed": "known", "worse": "known", "compared": "answered",
     "slower": "compared", "status": "answered", "captured": "known", "status_change": "known",
@@ -114,13 +116,17 @@ class _Value:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What became of a condition. value and bound: of the comparison that decided, as text.  where: the endpoint, with `*`."""
+    """What became of a condition. value and bound: of the comparison that decided, as text.  where: the endpoint, with `*`.  It is true when it passed."""
 
     expression: str
     failed: bool
     value: str
     bound: str
     where: str | None = None
+
+    def __bool__(self) -> bool:
+        """It passed."""
+        return not self.failed
 
     def as_dict(self) -> dict[str, Any]:
         return {"expression": self.expression, "failed": self.failed, "value": self.value, "bound": self.bound, "where": self.where}
@@ -136,6 +142,7 @@ class _Context:
         self.report, self.star, self.least = report, star, least
         self.decided: tuple[str, str] | None = None
         self.missing = False
+        self.of_nothing = False  # it is missing because it would be a percentage of nothing
 
 
 _Node = Callable[[_Context], Any]
@@ -150,13 +157,15 @@ class Gate:
     _starred: bool
 
     def check(self, report: dict[str, Any], *, least: int = 0) -> Outcome:
-        """Whether it holds for this report (`failed`). A number that is not there (no request was answered) fails too.
+        """Whether it holds for this report (`failed`). A number that is not there (no request was answered) fails too; of `endpoints.*` those that a
+        percentage cannot be taken of are passed over, unless that is all of them.
 
         least: a percentage of fewer than so many is left alone, for a run that has only begun."""
         where: list[dict[str, Any] | None] = [None]
         if self._starred:
             where = list(report.get("endpoints") or []) or [None]
         last: Outcome | None = None
+        nothing: Outcome | None = None
         for star in where:
             context = _Context(report, star, least)
             holds = bool(self._test(context))
@@ -164,10 +173,16 @@ class Gate:
                 holds = False
             value, bound = context.decided or ("", "")
             failed = holds or (context.missing and not least)
-            last = Outcome(self.expression, failed, value, bound, star["endpoint"] if star else None)
+            found = Outcome(self.expression, failed, value, bound, star["endpoint"] if star else None)
+            if star and failed and not holds and context.of_nothing:  # the other endpoints can tell
+                nothing = found if nothing is None else nothing
+                continue
+            last = found
             if failed:
                 return last
-        assert last is not None
+        if last is None:
+            assert nothing is not None
+            return nothing
         return last if not self._starred else Outcome(self.expression, False, last.value, last.bound, None)
 
 
@@ -382,7 +397,8 @@ class _Parser:
 
         def read(context: _Context) -> _Value:
             number = _number(context.report, parts)
-            return _typed(number, node, None if whole is None else sum(_number(context.report, one) or 0 for one in whole))
+            total = None if whole is None else sum(_number(context.report, one) or 0 for one in whole)
+            return _typed(number, node, total or 1 if parts[0] in _LOSSES and whole is not None else total)
 
         return read
 
@@ -431,7 +447,8 @@ def _as_share(a: _Value, b: _Value, context: _Context) -> _Value:
     if b.kind != "share" or a.kind != "count" or a.whole is None or a.number is None:
         return a
     if a.whole < max(context.least, 1):
-        return _Value(None if context.least else 0.0, "share")
+        context.of_nothing = True
+        return _Value(None, "share")
     return _Value(a.number / a.whole, "share")
 
 

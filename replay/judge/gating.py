@@ -42,6 +42,11 @@ class Gates:
         self._next = time.monotonic() + max(_LOOK_S, 10 * (time.monotonic() - now))
         return False
 
+    @property
+    def stopped_text(self) -> str | None:
+        """The `--stop-if` that ended the run; the `stopped_by` of the report."""
+        return None if self.stopped_by is None else self.stopped_by.expression
+
     def judge(self, report: dict[str, Any]) -> list[dict[str, Any]]:
         """The `gates` of the report."""
         found: list[gates.Outcome] = []

@@ -73,6 +73,7 @@ def merged(reports: list[dict[str, Any]]) -> dict[str, Any]:
     whole["passes"] = max(one["passes"] for one in reports)
     for key in ("interrupted", "guard", "never_connected"):
         whole[key] = any(one[key] for one in reports)
+    whole["stopped_by"] = next((one["stopped_by"] for one in reports if one.get("stopped_by")), None)
     whole["dry_run"] = all(one["dry_run"] for one in reports)
     whole["notes"] = list(dict.fromkeys(note for one in reports for note in one["notes"]))
     whole["faults"] = first["faults"] if one_capture else [fault for one in reports for fault in one["faults"]]

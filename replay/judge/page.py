@@ -123,8 +123,9 @@ def _cards(report: dict[str, Any]) -> str:
         ("sent", show_count(n["sent"]), show_rate(report["rate"]["achieved"])),
         ("answered", _share(n["answered"], n["sent"]), f"{show_count(n['unanswered'])} unanswered"),
         ("status changed", _share(changed, report["status_known"]), f"{show_count(changed)} answers"),
-        ("p99 from due time", _us(report["latency_us"]["p99"]), f"p50 {_us(report['latency_us']['p50'])}"),
-        ("p99 in production", _us(report["production_us"]["p99"]), f"p50 {_us(report['production_us']['p50'])}"),
+        ("p99 whole reply, from due time", _us(report["latency_us"]["p99"]), f"p50 {_us(report['latency_us']['p50'])}"),
+        ("p99 first byte", _us(report["response_us"]["p99"]), f"p50 {_us(report['response_us']['p50'])}"),
+        ("p99 first byte in production", _us(report["production_us"]["p99"]), f"p50 {_us(report['production_us']['p50'])}"),
         ("lag p99", _us(report["lag_us"]["p99"]), f"limited by {report['rate']['limited_by'] or 'nothing'}"),
     ]
     return '<div class="cards">' + "".join(f'<div class="card"><span>{a}</span><b>{escape(b)}</b><span>{escape(c)}</span></div>' for a, b, c in cards) + "</div>"

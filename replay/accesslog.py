@@ -13,6 +13,8 @@ from replay import report
 from replay.engine import Replay
 from replay.errors import UsageError
 
+__all__ = ["LogWriter", "opened"]
+
 
 def _tell(text: str) -> None:
     print(text, file=sys.stderr)
@@ -59,6 +61,7 @@ class LogWriter:
 
 @contextlib.contextmanager
 def opened(path: str | None) -> Iterator[IO[str] | None]:
+    """The file of `--access-log`, standard error for `-`. Raises UsageError."""
     if path is None:
         yield None
         return
