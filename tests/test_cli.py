@@ -159,6 +159,30 @@ def test_the_options_of_a_tap_are_told_as_people_write_them():
     assert "capture time" not in replay("tap", "--help")[1]
 
 
+def test_the_demo_names_a_command_that_is_there(monkeypatch, tmp_path):
+    """As after `make demo`, where nobody has put .venv/bin on the path."""
+    from replay.cli.demo import _command
+
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "replay").touch(mode=0o755)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "bin" / "python"))
+    monkeypatch.setenv("PATH", "/nowhere")
+    assert _command() == "bin/replay"
+    monkeypatch.setenv("PATH", str(tmp_path / "bin"))
+    assert _command() == "replay"
+
+
+@pytest.mark.parametrize(("names", "said"), [(["lo"], "1 interface"), (["a", "b"], "2 interfaces"), ([], "0 interfaces")])
+def test_the_live_ledger_counts_interfaces(names, said):
+    from replay.cli.tapped import live_lines
+
+    tap = {"kernel_packets": 1, "kernel_drops": 0, "cut_frames": 0, "interfaces": dict.fromkeys(names), "breakers": [], "effective_ppm": 1, "share_ppm": 1}
+    ingest = {"connections": 1, "found": 0, "filtered": {}, "withheld": {}, "sampled_out": {}, "selected": 0, "incomplete": {}, "queue_full": 0}
+    lines = live_lines({"state": "capturing", "elapsed_s": 1.0, "tap": tap, "ingest": ingest, "targets": [], "senders": []})
+    assert lines[0].endswith(f", {said}")
+
+
 def test_a_target_that_is_not_there_yet_is_told_of_at_once():
     with socket.socket() as taken:  # bound, and not listening: refused
         taken.bind(("127.0.0.1", 0))

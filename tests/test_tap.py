@@ -483,6 +483,14 @@ def test_files_that_a_recording_did_not_get_to_are_removed(tmp_path):
     assert set(left) == {"tap-0.pcapng", "tap-3.pcapng", "tap-4.pcapng"} and left["tap-0.pcapng"] > 0 and left["tap-3.pcapng"] == 12
 
 
+def test_a_tap_that_saw_nothing_asks_whether_there_was_traffic():
+    with socket.socket() as nobody:  # a port at which nobody listens
+        nobody.bind(("127.0.0.1", 0))
+        free_port = str(nobody.getsockname()[1])
+    done = subprocess.run([*COMMAND, "tap", "lo", "--port", free_port, "-p", "1", "--dry-run", "--duration", "300ms"], capture_output=True, text=True)
+    assert done.returncode == 0 and "no connection was seen on lo: was there traffic while it listened?" in done.stdout
+
+
 def test_a_full_disk_ends_the_recording_only(nginx):  # noqa: F811
     with ended(Sink()) as shadow:
         words = ("lo", "--port", nginx.port, "--to", f"http://{shadow.address}", "-p", 100, "--record", "/dev/full", "--record-files", 1)
