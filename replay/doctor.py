@@ -254,7 +254,8 @@ def target(subject: Subject) -> Finding | None:
             why = os.strerror(error.errno) if error.errno else "no answer within 2 s"
             advice = "is the shadow service started, and does it listen on this address?" if error.errno == errno.ECONNREFUSED else "is there a firewall or network policy between?"
             return Finding("target", BAD, f"{one.url}: {why}", advice)
-        texts.append(f"{one.url}: {len({entry[4][0] for entry in found})} addresses, a connection stands after {show_duration(took)}")
+        n = len({entry[4][0] for entry in found})
+        texts.append(f"{one.url}: {n} address{'' if n == 1 else 'es'}, a connection stands after {show_duration(took)}")
     return Finding("target", OK, "; ".join(texts))
 
 

@@ -4,6 +4,7 @@ import json
 import os
 import pathlib
 import shlex
+import socket
 import subprocess
 import sys
 
@@ -129,6 +130,69 @@ def test_a_bad_capture_ends_with_4_and_says_what_was_found(verb, name, content, 
     assert str(path) in error and said in error
 
 
+@pytest.mark.parametrize("verb", ["show", "run", "inspect"])
+def test_an_empty_file_beside_others_is_a_warning(verb, tmp_path):
+    """A ring of files that a recorder did not come round leaves such ones."""
+    (tmp_path / "rec-0.pcap").write_bytes(DEMO.read_bytes())
+    (tmp_path / "rec-1.pcap").write_bytes(b"")
+    code, out, error = replay(verb, tmp_path / "rec-*.pcap")
+    assert code == 0 and "226" in out + error
+    assert f"warning: {tmp_path / 'rec-1.pcap'}, offset 0: is empty" in error
+    (tmp_path / "rec-0.pcap").write_bytes(b"")
+    code, _, error = replay(verb, tmp_path)
+    assert code == 4 and "warning" not in error and error.count("is empty") == 2
+
+
+def test_what_a_file_may_be_is_told_whole(tmp_path):
+    (tmp_path / "notes.txt").write_text("neither")
+    assert "expected pcap or pcapng, plain or compressed with gzip or zstd, Envoy tap files, or .gor; found" in replay("show", tmp_path / "notes.txt")[2]
+
+
+def test_the_options_of_a_tap_are_told_as_people_write_them():
+    code, _, error = replay("tap", "-v", "lo", "--since", "2026-08-01T10:00:00Z")  # no share: it does not begin
+    told = {line.split()[0]: " ".join(line.split()[1:]) for line in error.splitlines() if line.startswith("  ")}
+    assert code == 2 and "no default share" in error
+    assert told["percent"] == "- (default)"
+    assert (told["ring"], told["record-size"], told["block-timeout"], told["max-age"]) == (
+        "64 MiB (default)", "256 MiB (default)", "5 ms (default)", "10 s (default)",
+    )  # fmt: skip
+    assert "capture time" not in replay("tap", "--help")[1]
+
+
+def test_the_demo_names_a_command_that_is_there(monkeypatch, tmp_path):
+    """As after `make demo`, where nobody has put .venv/bin on the path."""
+    from replay.cli.demo import _command
+
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "replay").touch(mode=0o755)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "bin" / "python"))
+    monkeypatch.setenv("PATH", "/nowhere")
+    assert _command() == "bin/replay"
+    monkeypatch.setenv("PATH", str(tmp_path / "bin"))
+    assert _command() == "replay"
+
+
+@pytest.mark.parametrize(("names", "said"), [(["lo"], "1 interface"), (["a", "b"], "2 interfaces"), ([], "0 interfaces")])
+def test_the_live_ledger_counts_interfaces(names, said):
+    from replay.cli.tapped import live_lines
+
+    tap = {"kernel_packets": 1, "kernel_drops": 0, "cut_frames": 0, "interfaces": dict.fromkeys(names), "breakers": [], "effective_ppm": 1, "share_ppm": 1}
+    ingest = {"connections": 1, "found": 0, "filtered": {}, "withheld": {}, "sampled_out": {}, "selected": 0, "incomplete": {}, "queue_full": 0}
+    lines = live_lines({"state": "capturing", "elapsed_s": 1.0, "tap": tap, "ingest": ingest, "targets": [], "senders": []})
+    assert lines[0].endswith(f", {said}")
+
+
+def test_a_target_that_is_not_there_yet_is_told_of_at_once():
+    with socket.socket() as taken:  # bound, and not listening: refused
+        taken.bind(("127.0.0.1", 0))
+        words = ("run", "--to", f"http://127.0.0.1:{taken.getsockname()[1]}", "--pace", "max", "--duration", "1s", DEMO)
+        _, _, error = replay(*words)
+        quiet = replay(*words, "-q")[2]
+    assert error.count("is not reachable yet (Connection refused), trying for up to 10 s") == 1
+    assert "yet" not in quiet
+
+
 @pytest.mark.parametrize("verb", ["show", "run"])
 def test_of_several_captures_a_bad_one_does_not_stop_the_others(verb, tmp_path):
     bad = tmp_path / "bad.pcap"
@@ -190,6 +254,15 @@ def test_show_for_people_is_a_line_a_request():
     assert code == 0 and len(lines) == 226
     assert sum("POST" in line for line in lines) > 3
     assert sum("[withheld: upgrade]" in line for line in lines) == 1
+
+
+def test_the_first_column_of_show_is_the_number_that_explain_takes():
+    words = ("--path", "^/orders", "--incomplete", DEMO)
+    rows = [json.loads(line) for line in replay("show", "--json", *words)[1].splitlines()]
+    assert [int(line.split()[0]) for line in replay("show", *words)[1].splitlines()] == [row["n"] for row in rows] and len(rows) > 3
+    loss = DEMO.parents[2] / "captures" / "packet-loss"
+    lines = replay("show", "--incomplete", loss)[1].splitlines()
+    assert {line.split()[0] == "-" for line in lines if "[incomplete: " in line} == {True}
 
 
 @pytest.mark.parametrize(

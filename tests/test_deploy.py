@@ -176,10 +176,28 @@ def test_the_config_map_is_a_configuration(everything, tmp_path):
     assert f"{mount['mountPath']}/tap.yaml" in made["DaemonSet"]["spec"]["template"]["spec"]["containers"][0]["args"]
 
 
+def test_a_policy_in_place_of_target_and_share():
+    """As an object or as text; the pods roll when it changes, for a tap takes it up by a restart only."""
+    routes = {"version": 1, "routes": [{"mirror": {"to": "http://10.0.0.7:8080", "percent": 1}}]}
+    sums = set()
+    for policy in (routes, yaml.safe_dump(routes), routes | {"version": "1"}):
+        made = rendered({"config": {"port": [8080]}, "policy": policy})
+        assert yaml.safe_load(made["ConfigMap"]["data"]["policy.yaml"])["routes"] == routes["routes"]
+        template = made["DaemonSet"]["spec"]["template"]
+        words = template["spec"]["containers"][0]["args"]
+        assert words[words.index("--policy") + 1] == "/etc/replay/policy.yaml"
+        sums.add(template["metadata"]["annotations"]["checksum/policy"])
+    assert len(sums) == 3
+    made = rendered(LEAST)
+    assert "policy.yaml" not in made["ConfigMap"]["data"] and "--policy" not in made["DaemonSet"]["spec"]["template"]["spec"]["containers"][0]["args"]
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
         ({"config": {}}, "missing properties 'to', 'percent'"),
+        ({"policy": {"routes": []}}, "/config/"),
+        ({"config": {"policy": "/etc/x"}}, "policy"),
         ({"config": {"to": "http://x"}}, "missing property 'percent'"),
         ({"config": {"to": "shadow", "percent": 1}}, "'/config/to'"),
         ({"config": {"to": "http://x", "percent": 101}}, "maximum"),

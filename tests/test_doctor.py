@@ -40,7 +40,8 @@ def test_too_few_open_files(limit, connections, code):
 def test_the_target_is_looked_at():
     with socket.create_server(("127.0.0.1", 0)) as server:
         url = f"http://127.0.0.1:{server.getsockname()[1]}"
-        assert doctor.target(doctor.Subject((target(url),))).state == "ok"
+        there = doctor.target(doctor.Subject((target(url),)))
+        assert there.state == "ok" and "1 address, a connection stands" in there.text
     gone = doctor.target(doctor.Subject((target(url),)))
     assert gone.state == "bad" and "refused" in gone.text and "listen" in gone.fix
     nowhere = doctor.target(doctor.Subject((target("http://no-such-host.invalid"),)))

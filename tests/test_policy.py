@@ -10,7 +10,7 @@ import yaml
 
 from replay.errors import UsageError
 from replay.policy import Names, ours
-from replay.policy.diagnose import Diagnoses
+from replay.policy.diagnose import Diagnoses, PolicyError
 from replay.policy.explain import words
 from replay.policy.kubernetes import millionths, short_names
 from replay.policy.load import load_documents
@@ -109,6 +109,20 @@ def test_what_is_converted_reads_the_same():
             b.share, b.sample_by, b.authority, b.suffix, b.literal, b.path, b.max_body, b.limit, b.trace,
         )  # fmt: skip
         assert changes(a) == changes(b) and a.target == b.target
+
+
+@pytest.mark.parametrize("key", ["customer:version-v2", "customer.tutorial:version-v2", "customer.tutorial.svc.cluster.local:version-v2"])
+def test_what_is_converted_takes_the_same_addresses(key):
+    """Converted without addresses, the names are those that --resolve has them by; with a subset, only by it."""
+    for resolve in ((f"{key}=10.0.0.7:8080",), ("{name}-{subset}.{namespace}.svc:80",)):
+        first = policy(VIRTUAL_SERVICE, resolve=resolve)
+        again = policy(ours.dump(policy(VIRTUAL_SERVICE, require=False)), resolve=resolve)
+        assert [one.target for one in again.mirrors] == [one.target for one in first.mirrors] != [None]
+        assert ours.dump(again) == ours.dump(first)
+        written, diagnoses = load(ours.dump(first), resolve=resolve)
+        assert written.mirrors[0].target == first.mirrors[0].target and not diagnoses.warnings
+    with pytest.raises(PolicyError):
+        policy(ours.dump(policy(VIRTUAL_SERVICE, require=False)), resolve=("customer.tutorial=10.0.0.7:8080",), require=True)
 
 
 def test_the_schema_accepts_what_the_reader_accepts_and_knows_the_same_names():

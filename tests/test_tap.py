@@ -14,6 +14,8 @@ import pytest
 from endtoend import balanced
 from tapmake import COMMAND, Sink, Tap, ended, eventually, get, needs, needs_root, nginx  # noqa: F401
 
+from replay.capture.recording import Recording
+
 pytestmark = [needs_root, needs("nginx", "ip")]
 
 
@@ -468,6 +470,25 @@ def test_recordings_take_turns(nginx, tmp_path):  # noqa: F811
     assert names == ["tap-0.pcapng", "tap-1.pcapng", "tap-2.pcapng"]
     shown = subprocess.run([*COMMAND, "show", *map(str, tmp_path.glob("tap-*"))], capture_output=True, text=True, check=True)
     assert 2 <= len(shown.stdout.splitlines()) <= 4  # the oldest were written over
+
+
+def test_files_that_a_recording_did_not_get_to_are_removed(tmp_path):
+    (tmp_path / "tap-3.pcapng").write_bytes(b"of yesterday")
+    (tmp_path / "tap-4.pcapng").write_bytes(b"")
+    recording = Recording(str(tmp_path / "tap.pcapng"), [], size=1 << 20, every_ns=0, files=8)
+    assert len(list(tmp_path.iterdir())) == 8
+    recording.start()
+    recording.end()
+    left = {path.name: path.stat().st_size for path in tmp_path.iterdir()}
+    assert set(left) == {"tap-0.pcapng", "tap-3.pcapng", "tap-4.pcapng"} and left["tap-0.pcapng"] > 0 and left["tap-3.pcapng"] == 12
+
+
+def test_a_tap_that_saw_nothing_asks_whether_there_was_traffic():
+    with socket.socket() as nobody:  # a port at which nobody listens
+        nobody.bind(("127.0.0.1", 0))
+        free_port = str(nobody.getsockname()[1])
+    done = subprocess.run([*COMMAND, "tap", "lo", "--port", free_port, "-p", "1", "--dry-run", "--duration", "300ms"], capture_output=True, text=True)
+    assert done.returncode == 0 and "no connection was seen on lo: was there traffic while it listened?" in done.stdout
 
 
 def test_a_full_disk_ends_the_recording_only(nginx):  # noqa: F811

@@ -6,6 +6,7 @@ full or slow ends or thins out the recording, never the tap.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import stat
@@ -70,8 +71,10 @@ class Recording:
         self._recorders, self._size, self._every_s = list(recorders), size, every_ns / 1e9
         self._zstd: Any = blocks_zstd() if path.endswith(".zst") else None
         self._handles: list[int] = []
+        self._new: list[bool] = []
         for one in self.paths:
             try:
+                self._new.append(not os.path.lexists(one))
                 self._handles.append(os.open(one, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600))
                 if stat.S_ISREG(os.fstat(self._handles[-1]).st_mode):
                     os.fchmod(self._handles[-1], 0o600)
@@ -104,9 +107,15 @@ class Recording:
         self.close()
 
     def close(self) -> None:
+        """Files that were made for this recording and that it did not get to go, where we may remove them: root's folders are closed to who we became."""
         handles, self._handles = self._handles, []
-        for handle in handles:
+        for path, new, handle in zip(self.paths, self._new, handles, strict=False):
+            about = os.fstat(handle)
             os.close(handle)
+            if new and stat.S_ISREG(about.st_mode) and about.st_size == 0:
+                with contextlib.suppress(OSError):
+                    if os.path.samestat(about, os.lstat(path)):
+                        os.unlink(path)
 
     def counters(self) -> dict[str, int]:
         found = [one.counters() for one in self._recorders]

@@ -6,6 +6,8 @@ import collections
 import importlib.resources
 import json
 import os
+import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -41,7 +43,7 @@ def demo(ctx: click.Context, percent: int, pace: Pace, save: str | None) -> None
             sink, where = _start_sink(log)
             try:
                 print(f"1. An embedded shadow service listens on {where}.")
-                print("2. The capture of a small shop is replayed to it. By hand:")
+                print("2. The capture of a small shop is replayed to it, as by:")
                 print(f"   replay run {capture} --to http://{where} -p {percent / 10_000:g} --pace {pace}")
                 print(flush=True)
                 settings = Settings(captures=(str(capture),), selection=Selection(share=percent), targets=(target(f"http://{where}"),), pace=pace)
@@ -57,8 +59,15 @@ def demo(ctx: click.Context, percent: int, pace: Pace, save: str | None) -> None
             raise ReplayError(f"the ledger says {ledger['sent']} sent, the shadow service saw {totals['requests']}: please report this")
         if code == 0:
             print(f"\nThe ledger and the shadow service agree: {totals['requests']:,} requests, each exactly once.")
-            print("Next, a capture of your own: replay show CAPTURE")
+            print(f"By hand (that service is gone; this one stays): {_command()} sink --listen 127.0.0.1:9090")
+            print(f"Next, a capture of your own: {_command()} show CAPTURE")
     ctx.exit(code)
+
+
+def _command() -> str:
+    """What to type for `replay`: where it is not on the path, as in a checkout after `make demo`, its file."""
+    own = os.path.join(os.path.dirname(os.path.abspath(sys.executable)), "replay")
+    return "replay" if shutil.which("replay") or not os.access(own, os.X_OK) else shlex.quote(os.path.relpath(own))
 
 
 def _save(path: str) -> None:

@@ -455,8 +455,8 @@ def _scalar(value: Any) -> str:
     return value.isoformat() if hasattr(value, "isoformat") else str(value)
 
 
-def effective(ctx: click.Context) -> list[str]:
-    """`name = value  (from)`, a line an option, for -v."""
+def effective(ctx: click.Context, *, without: tuple[str, ...] = ()) -> list[str]:
+    """`name = value  (from)`, a line an option, for -v. without: those that have no default in this verb, whatever they have in others."""
     sources = {
         ParameterSource.COMMANDLINE: "command line",
         ParameterSource.DEFAULT_MAP: ctx.meta.get("replay.config", "configuration"),
@@ -468,7 +468,9 @@ def effective(ctx: click.Context) -> list[str]:
             continue
         source = ctx.get_parameter_source(param.name)
         origin = sources.get(source, "default") if source is not None else "default"
-        lines.append(f"  {long_name(param):<18} {shown(param, ctx.params[param.name]):<24} ({origin})")
+        value = ctx.params[param.name]
+        text = "-" if param.name in without and value is None else shown(param, value)
+        lines.append(f"  {long_name(param):<18} {text:<24} ({origin})")
     return lines
 
 
@@ -482,9 +484,9 @@ def shown(param: click.Option, value: Any) -> str:
         return "-"
     if param.type is SHARE:
         return units.show_share(value)
-    if param.type in (DURATION, LONGER_THAN_0):
+    if param.type.name == "TIME" and param.type not in (MOMENT, AHEAD):
         return units.show_duration(value)
-    if param.type in (SIZE, HEAD_SIZE):
+    if param.type.name == "SIZE":
         return units.show_bytes(value)
     if param.type is SHARD:
         return f"{value[0] + 1}/{value[1]}"

@@ -29,7 +29,9 @@ from replay.settings import Selection
 @click.option("--convert", is_flag=True, help="Print it in our own language.")
 @click.option("--schema", is_flag=True, help="Print the JSON Schema of our own language.")
 @click.option("--test", "captures", multiple=True, metavar="CAPTURE", help="How many requests of a capture take each route (repeatable).")
-@click.option("--explain", "number", type=options.COUNT_OR_0, metavar="N", help="With --test: why request N (of `replay show`) is mirrored or not.")
+@click.option(
+    "--explain", "number", type=options.COUNT_OR_0, metavar="N", help="With --test: why request N (the first column of `replay show`) is mirrored or not."
+)
 @options.policy
 @click.option("--seed", type=options.COUNT_OR_0, default="0", help="The sample of --test; as for run.  [default: 0]")
 @click.option("--json", "as_json", is_flag=True, help="The result as one JSON object.")

@@ -159,17 +159,16 @@ def perform(
             _tell(*planned.introduction(settings, plan))
         replay.start()
         limits = Limits(settings)
+        waits = _Waits(enabled=not quiet)
         asked = planned.asked(settings, plan)
         with Progress(enabled=not quiet and not as_json and not settings.dry_run, span_ns=planned.duration(settings, plan), asked=asked) as progress:
             writer = accesslog.LogWriter(replay, log)
             results_writer = results.ResultsWriter(replay, lines)
-            reached = False
             while replay.running:
                 replay.wait(_POLL_S)
                 seen = replay.snapshot()
                 limits.look(seen)
-                if not reached:
-                    reached = quiet or settings.dry_run or _reached(seen)
+                waits.look(seen)
                 if progress.shown:
                     progress.update(seen, replay.lag_us())
                 if seen["ingest"] is not None and gates.look(so_far):
@@ -201,17 +200,26 @@ def perform(
     return code
 
 
-def _reached(seen: dict[str, Any]) -> bool:
-    """Whether it need not be asked again: each target was reached, or it was said that one is not."""
-    ways = [(to, sender) for to, sender in zip(seen["targets"], seen["senders"], strict=True) if not sender["connections_opened"]]
-    for to, sender in ways:
-        if sender["connect_failed"]:
-            why = os.strerror(sender["errno"]) if sender["errno"] else "no answer"
-            _tell(f"{to.url} is not reachable yet ({why}), trying for up to 10 s")
-    return not ways or any(sender["connect_failed"] for _, sender in ways)
-
-
 # ---- during ------------------------------------------------------------------------------------------------------------------
+
+
+class _Waits:
+    """Says, once a target, that it is not there yet: a run gives it some time, and silence would look like a hang."""
+
+    def __init__(self, *, enabled: bool) -> None:
+        self._enabled = enabled
+        self._told: set[int] = set()
+
+    def look(self, seen: dict[str, Any]) -> None:
+        if not self._enabled:
+            return
+        for n, (to, sender) in enumerate(zip(seen["targets"], seen["senders"], strict=False)):
+            if n in self._told or to is None or sender["connections_opened"] or sender["never_connected"]:
+                continue
+            if sender["connect_failed"]:
+                self._told.add(n)
+                why = f" ({os.strerror(sender['errno'])})" if sender["errno"] else ""
+                _tell(f"replay run: {to.url} is not reachable yet{why}, trying for up to 10 s")
 
 
 @contextlib.contextmanager

@@ -30,7 +30,7 @@ _WRITE = 1 << 16
 @options.config
 @click.pass_context
 def show(ctx: click.Context, /, captures: tuple[str, ...], as_json: bool, incomplete: bool, quiet: bool, verbose: bool, **given: Any) -> None:
-    """The requests in captures, a line each, ordered by time.
+    """The requests in captures, a line each, ordered by time; the first column is the number that `policy --explain` takes.
 
     A CAPTURE is a file, a folder, a glob, or - for standard input; pcap or pcapng, plain, gzip or zstd.
     """
@@ -162,9 +162,10 @@ def _printable(value: bytes, most: int) -> str:
 
 
 def _text_line(row: dict[str, Any]) -> bytes:
-    """TIME CLIENT > SERVER METHOD HOST TARGET STATUS TIME-TO-RESPONSE BODY, and why it would not be sent."""
+    """N TIME CLIENT > SERVER METHOD HOST TARGET STATUS TIME-TO-RESPONSE BODY, and why it would not be sent."""
     host = row["host"]
     words = [
+        f"{'-' if row['incomplete'] else row['n']:>5}",
         when(row["ts_ns"] / 1e9),
         f"{endpoint(*row['client']):>21} > {endpoint(*row['server']):<21}",
         f"{_printable(row['method'], 12):<7}",

@@ -58,11 +58,12 @@ def _at_least(text: str, least: int) -> int:
     return value
 
 
-def _block_ms(text: str) -> int:
+def _block(text: str) -> int:
+    """Whole milliseconds, as the kernel takes them, in nanoseconds like every other time."""
     value = units.duration(text)
     if not 10**6 <= value <= 10**9:
         raise ValueError(f"{text!r} is out of range: 1ms to 1s")
-    return value // 10**6
+    return value // 10**6 * 10**6
 
 
 def _rate(text: str) -> float:
@@ -83,7 +84,7 @@ def _cpu(text: str) -> float:
 
 
 _RING = options.Unit("SIZE", _megabytes)
-_BLOCK = options.Unit("TIME", _block_ms)
+_BLOCK = options.Unit("TIME", _block)
 _UP_TO_64 = options.Unit("N", lambda text: _between(text, 1, 64))
 _CONNECTIONS = options.Unit("N", lambda text: _between(text, 1, 1 << 20))
 _RECORD_SIZE = options.Unit("SIZE", lambda text: _at_least(text, 1 << 20))
@@ -147,7 +148,7 @@ def tap(ctx: click.Context, /, quiet: bool, verbose: bool, **given: Any) -> None
     SIGTERM drains and ends, SIGUSR1 prints the ledger, SIGHUP (or a change of --config) reloads percentages, filters and targets.
     """
     if verbose:
-        print("options:", *options.effective(ctx), sep="\n", file=sys.stderr, flush=True)
+        print("options:", *options.effective(ctx, without=("percent",)), sep="\n", file=sys.stderr, flush=True)
     settings = _settings(ctx, given)
     if given["nice"] is not None:
         try:
@@ -156,6 +157,12 @@ def tap(ctx: click.Context, /, quiet: bool, verbose: bool, **given: Any) -> None
             raise UsageError(f"--nice {given['nice']}: only root may raise a priority") from None
     ctx.exit(_run(ctx, Tap(settings), given, quiet=quiet))
 
+
+_HELP = {
+    "since": "Only requests that come from this time on (2026-08-01T10:00:00Z, or seconds since 1970).",
+    "until": "Only requests that come before this time.",
+    "threads": "Of no effect here; a tap reads with --workers.",
+}
 
 for _parameter in tap.params:  # what a tap has otherwise than a run
     if _parameter.name == "max_body":
@@ -166,6 +173,8 @@ for _parameter in tap.params:  # what a tap has otherwise than a run
         _parameter.default = "65536"
     elif _parameter.name == "percent" and isinstance(_parameter, click.Option):
         _parameter.help = "Take this share of the requests, exact to a millionth (1, 0.5, 5%). Must be given."
+    elif _parameter.name in _HELP and isinstance(_parameter, click.Option):
+        _parameter.help = _HELP[_parameter.name]
 
 
 def _settings(ctx: click.Context, given: dict[str, Any]) -> TapSettings:
@@ -199,7 +208,7 @@ def _settings(ctx: click.Context, given: dict[str, Any]) -> TapSettings:
         netns=given["netns"],
         exclude_clients=_excluded(given["exclude_client"]),
         ring_bytes=given["ring"],
-        block_ms=given["block_timeout"],
+        block_ms=given["block_timeout"] // 10**6,
         workers=given["workers"],
         connections=given["connections"],
         pipeline=given["pipeline"],
@@ -356,6 +365,9 @@ def _introduction(tap: Tap) -> list[str]:
 def _notes(found: dict[str, Any]) -> list[str]:
     notes = []
     tapped, ingest = found["tap"], found["ingest"]
+    if not ingest["found"] and not ingest["connections"]:
+        listened = ", ".join(tapped["interfaces"]) or "no interface"
+        notes.append(f"no connection was seen on {listened}: was there traffic while it listened? `replay doctor -i any` says on which interface requests are")
     if tapped["kernel_drops"]:
         notes.append(f"the kernel dropped {tapped['kernel_drops']:,} packets: the ring was full; raise --ring, or narrow the filter")
     if tapped["cut_frames"]:

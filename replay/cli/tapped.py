@@ -18,7 +18,8 @@ def live_lines(seen: dict[str, Any]) -> list[str]:
     """A snapshot of the tap as a few lines."""
     ingest, tap = seen["ingest"], seen["tap"]
     lines = [f"{seen['state']} for {units.show_duration(seen['elapsed_s'] * 1e9)}: {tap['kernel_packets']:,} packets, kernel drops {tap['kernel_drops']:,}"]
-    lines[0] += f", cut frames {tap['cut_frames']:,}, {ingest['connections']:,} connections, {len(tap['interfaces'])} interfaces"
+    lines[0] += f", cut frames {tap['cut_frames']:,}, {ingest['connections']:,} connections, {len(tap['interfaces'])} interface"
+    lines[0] += "" if len(tap["interfaces"]) == 1 else "s"
     parts = (_part(name.replace("_", " "), ingest[name]) for name in ("filtered", "withheld", "sampled_out"))
     lines.append(f"found {ingest['found']:,}{''.join(parts)}, selected {ingest['selected']:,}{_part('incomplete', ingest['incomplete'])}")
     if ingest["queue_full"]:

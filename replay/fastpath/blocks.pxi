@@ -741,8 +741,11 @@ cdef class Capture(PacketSource):
         return [self.fault(*each) for each in found]
 
     def fault(self, uint32_t file, kind, offset, packet, count, a, b, first, begun):
+        cdef int32_t i
         code, always, message = FAULT_TEXT[kind]
         packets = count_get(&self.files[file].packets)
+        if code == "empty":  # beside files with packets it is one that a recorder did not get to
+            always = not any(count_get(&self.files[i].packets) > 0 for i in range(self.count))
         return {
             "path": self.names[file],
             "code": code,

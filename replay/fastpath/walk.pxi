@@ -539,7 +539,7 @@ FAULT_TEXT = (
     ("changed", None, lambda a, b, first: "was replaced by another file while it was read; what precedes was used, start again with files that rest"),
     ("memory", None, lambda a, b, first: "not enough memory to read on"),
     ("empty", True, lambda a, b, first: "is empty, expected a pcap or pcapng capture; record it again"),
-    ("unknown_format", True, lambda a, b, first: f"is no capture: expected pcap or pcapng{'' if a else ', plain or compressed with gzip or zstd'}; found {walk_found(first)}" + (", inside the compression" if a else "")),
+    ("unknown_format", True, lambda a, b, first: f"is no capture: expected pcap or pcapng{'' if a else ', plain or compressed with gzip or zstd, Envoy tap files, or .gor'}; found {walk_found(first)}" + (", inside the compression" if a else "")),
     ("no_zstd", True, lambda a, b, first: "is compressed with zstd, and no module here reads that; pip install backports.zstd, or decompress it first (zstd -dc FILE | … -)"),
     ("nested", True, lambda a, b, first: "is compressed twice, expected a capture inside the compression; decompress it once"),
     ("compression", None, lambda a, b, first: "the compressed data is damaged here; what comes out before it was used, make the file anew or copy it again"),

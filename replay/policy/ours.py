@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -265,14 +266,14 @@ class _Reader:
         if not text:
             return None
         if text in self.targets:
-            return Destination(text, host=text, url=self.targets[text])
+            return replace(_named(text), url=self.targets[text])
         if "://" in text:
             url = node.parsed(_url)
             return None if url is None else Destination(url, host=text, url=url)
         if self.targets:
             node.error(f"{text!r} is no name of `targets` and no URL{nearest(text, self.targets)}")
             return None
-        return Destination(text, host=text)
+        return _named(text)
 
     def host_rule(self, node: Node | None) -> tuple[str | None, str | None, str | None]:
         """(authority, suffix, literal)."""
@@ -359,6 +360,21 @@ class _Reader:
         return PathRewrite("full", text)
 
 
+def _named(text: str) -> Destination:
+    """`host`, `host:port`, `host:subset` or `host:subset:port`, as `--resolve` has them; any other text is a name as it stands."""
+    found = re.fullmatch(r"([\w.-]+)(?::([A-Za-z][\w.-]*))?(?::(\d{1,5}))?", text, re.ASCII)
+    if found is None:
+        return Destination(text, host=text)
+    name, subset, port = found[1], found[2] or "", found[3]
+    space = re.fullmatch(r"[^.]+\.([^.]+)\.svc\..*", name)
+    return Destination(text, name, int(port) if port else None, subset, space[1] if space else "")
+
+
+def _spelled(to: Destination) -> str:
+    """What `_named` reads as the same destination."""
+    return ":".join(str(one) for one in (to.host, to.subset, to.port) if one) if to.host and to.url is None else to.name
+
+
 def _url(text: str) -> str:
     from replay.errors import UsageError
 
@@ -380,7 +396,7 @@ def dump(policy: Policy) -> str:
     """The policy in our own language; reading it gives the same routes."""
     import yaml
 
-    targets = {m.to.name: m.target.url if m.target is not None else m.to.url for m in policy.mirrors}
+    targets = {_spelled(m.to): m.target.url if m.target is not None else m.to.url for m in policy.mirrors}
     named = {name: url for name, url in targets.items() if url is not None and url != name}
     tree: dict[str, Any] = {"version": 1}
     if named and all(url is not None for url in targets.values()):
@@ -445,7 +461,7 @@ def _block(block: Block) -> dict[str, Any]:
 
 
 def _mirror(mirror: Mirror, named: dict[str, Any]) -> dict[str, Any]:
-    to = mirror.to.name
+    to = _spelled(mirror.to)
     if to not in named:
         to = mirror.target.url if mirror.target is not None else mirror.to.url or to
     found: dict[str, Any] = {"to": to}
