@@ -187,6 +187,14 @@ def ended(process, seconds=PATIENCE_S):
     return process.returncode
 
 
+def until_logged(log, lines):
+    """Waits until a log has so many lines: what a busy machine has done by then, not what a quiet one does in a second."""
+    end = time.monotonic() + PATIENCE_S
+    while not log.exists() or log.read_bytes().count(b"\n") < lines:
+        assert time.monotonic() < end, f"{log.name} has fewer than {lines} lines"
+        time.sleep(0.01)
+
+
 class Sink:
     """`replay sink` as a process. `rows` after `stop`."""
 

@@ -28,7 +28,7 @@ def long_ones(tmp_path_factory):
         name: (folder / name, endtoend.started("run", "--quiet", "--pace", "200/s", "--report", folder / name, "--access-log", folder / f"{name}.log", "--to", url, captures.get(name, capture)))
         for name, url in names.items()
     }
-    time.sleep(1)
+    endtoend.until_logged(sink.log, 80)
     sink.stop(signal.SIGKILL)
     yield runs
     for _, process in runs.values():

@@ -62,8 +62,8 @@ def test_a_reader_that_is_stopped_changes_nothing(tmp_path):
     """The process stands still for two seconds in the middle: capture time is the only clock of reading, nothing expires."""
     capture = endtoend.unique(tmp_path / "unique.pcap", 2_000, 20)
     with endtoend.Sink(tmp_path / "log") as sink:
-        run = endtoend.started("run", "--json", "--pace", "2000/s", "--to", sink.url, capture)
-        time.sleep(0.5)
+        run = endtoend.started("run", "--json", "--pace", "1000/s", "--to", sink.url, capture)
+        endtoend.until_logged(sink.log, 50)
         run.send_signal(signal.SIGSTOP)
         time.sleep(2)
         run.send_signal(signal.SIGCONT)
