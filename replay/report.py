@@ -434,8 +434,8 @@ def _nothing(report: dict[str, Any]) -> str:
     if other.get("http2"):
         return "the traffic is HTTP/2, which is not read yet: record where HTTP/1 is spoken"
     if not report["connections"]:
-        where = "listened on; was there traffic meanwhile?" if report["command"].startswith("replay tap") else "recorded with"
-        return f"there is no TCP connection with data: check the filter and the interface it was {where}"
+        where = "it listened on; was there traffic meanwhile?" if report["command"].startswith("replay tap") else "it was recorded with"
+        return f"there is no TCP connection with data: check the filter and the interface {where}"
     return "there is no HTTP/1 request: check what was recorded with `replay show -v`"
 
 
