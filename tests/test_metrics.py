@@ -327,6 +327,6 @@ def test_metrics_need_their_extra(tmp_path):
     """Without prometheus-client it is said what to install, before anything is read."""
     (tmp_path / "prometheus_client.py").write_text("raise ModuleNotFoundError('no', name='prometheus_client')")
     path = endtoend.unique(tmp_path / "a.pcap", 2)
-    environment = os.environ | {"PYTHONPATH": f"{tmp_path}:{os.environ.get('PYTHONPATH', '')}"}
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, (str(tmp_path), os.environ.get("PYTHONPATH"))))}  # an empty part would be the checkout
     done = endtoend.command("run", path, "--metrics", "127.0.0.1:0", code=2, env=environment)
     assert b"pip install 'shadow-replay[metrics]'" in done.stderr
