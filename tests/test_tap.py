@@ -415,7 +415,7 @@ def test_a_dead_shadow_comes_back(nginx):  # noqa: F811
                 pressed(nginx, 3)
                 return "answered 0" not in [tap.ask(), tap.wait_for("http://")][1]
 
-            eventually(back, every=0.3)
+            eventually(back, seconds=60, every=0.3)  # the breaker waits up to 30 s
             time.sleep(0.5)
             before = shadow.port and int(tap.process.poll() is None)
             pressed(nginx, 50)
