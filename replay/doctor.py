@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from replay.settings import Target
 from replay.units import show_bytes, show_count, show_duration
 
-__all__ = ["CHECKS", "Check", "Finding", "Subject", "examine"]
+__all__ = ["CHECKS", "Check", "Finding", "Subject", "examine", "read_text"]
 
 OK, WARN, BAD = "ok", "warn", "bad"
 
@@ -72,7 +72,8 @@ def examine(subject: Subject, more: Iterable[Check] = ()) -> list[Finding]:
     return found
 
 
-def _read(path: str) -> str | None:
+def read_text(path: str) -> str | None:
+    """What a file of /proc or /sys says, without the line end; None when it cannot be read."""
     try:
         with open(path, encoding="ascii") as file:
             return file.read().strip()
@@ -125,7 +126,7 @@ def packet_filter(subject: Subject) -> Finding | None:
 def processors(subject: Subject) -> Finding | None:
     count = len(os.sched_getaffinity(0))
     text = f"{count} of {os.cpu_count()} usable"
-    quota = (_read("/sys/fs/cgroup/cpu.max") or "max").split()
+    quota = (read_text("/sys/fs/cgroup/cpu.max") or "max").split()
     if quota[0] != "max" and len(quota) == 2 and int(quota[0]) / int(quota[1]) < count:
         share = int(quota[0]) / int(quota[1])
         return Finding("processors", WARN, f"{text}, but this container may use {share:.2g} of them and is then put to sleep", "raise its CPU limit: sleep shows as lag")
@@ -135,10 +136,10 @@ def processors(subject: Subject) -> Finding | None:
 
 
 def memory(subject: Subject) -> Finding | None:
-    available = next((int(line.split()[1]) << 10 for line in (_read("/proc/meminfo") or "").splitlines() if line.startswith("MemAvailable")), None)
-    limit = _read("/sys/fs/cgroup/memory.max")
+    available = next((int(line.split()[1]) << 10 for line in (read_text("/proc/meminfo") or "").splitlines() if line.startswith("MemAvailable")), None)
+    limit = read_text("/sys/fs/cgroup/memory.max")
     if limit and limit != "max":
-        used = int(_read("/sys/fs/cgroup/memory.current") or 0)
+        used = int(read_text("/sys/fs/cgroup/memory.current") or 0)
         available = min(available if available is not None else int(limit), int(limit) - used)
     if available is None:
         return None
@@ -158,7 +159,7 @@ def open_files(subject: Subject) -> Finding | None:
 
 
 def local_ports(subject: Subject) -> Finding | None:
-    low, high = (int(word) for word in (_read("/proc/sys/net/ipv4/ip_local_port_range") or "32768 60999").split())
+    low, high = (int(word) for word in (read_text("/proc/sys/net/ipv4/ip_local_port_range") or "32768 60999").split())
     count = high - low + 1
     if count < 2 * subject.connections:
         return Finding("local ports", BAD, f"{show_count(count)} for {show_count(subject.connections)} connections", "sysctl net.ipv4.ip_local_port_range='1024 65535', or lower --connections")

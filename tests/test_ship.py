@@ -64,7 +64,7 @@ def test_completion(words, wanted, shell):
 
 
 def test_the_tutorial_runs_as_it_stands(tmp_path, shell):
-    """Each command, in one shell; what stands below it comes out."""
+    """Each command, in one shell; what stands below it comes out, in this order."""
     text = (ROOT / "docs" / "tutorial.md").read_text()
     script, wanted = ["set -u"], []
     for at, block in enumerate(re.findall(r"(?ms)^```console\n(.*?)^```", text)):
@@ -76,10 +76,13 @@ def test_the_tutorial_runs_as_it_stands(tmp_path, shell):
     blocks = re.split(r"(?m)^== \d+\n", done.stdout)[1:]
     assert len(blocks) == len(wanted) > 8
     for block, lines in zip(blocks, wanted, strict=True):
+        place = 0
         for line in lines:
             words = line.split()
-            found = re.compile(r"\s+".join(map(re.escape, words))).search(block)  # equally bad endpoints may change places
+            found = re.compile(r"\s+".join(map(re.escape, words))).search(block, place)
             assert found, (line, block, done.stderr)
+            if words[0] not in ("GET", "POST"):  # equally bad endpoints may change places
+                place = found.end()
     assert (tmp_path / "v2.html").stat().st_size > 10_000
 
 

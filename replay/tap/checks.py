@@ -23,7 +23,7 @@ import replay
 from replay.capture.afpacket import GRANTS, TapError, choose, open_socket
 from replay.capture.bpfasm import Rules, build
 from replay.capture.netlink import Interface, Netlink
-from replay.doctor import BAD, OK, WARN, Check, Finding, Subject
+from replay.doctor import BAD, OK, WARN, Check, Finding, Subject, read_text
 from replay.tap.place import REJECT_ALL, own_ports
 from replay.units import show_bytes, show_count
 
@@ -220,18 +220,10 @@ def cni(subject: Subject) -> Finding | None:
 # ---- the kernel --------------------------------------------------------------------------------------------------------------------------
 
 
-def _read(path: str) -> str | None:
-    try:
-        with open(path, encoding="ascii") as file:
-            return file.read().strip()
-    except (OSError, ValueError):
-        return None
-
-
 def kernel_filter(subject: Subject) -> Finding | None:
     if not subject.interfaces:
         return None
-    jit = _read("/proc/sys/net/core/bpf_jit_enable")
+    jit = read_text("/proc/sys/net/core/bpf_jit_enable")
     if jit == "0":
         return Finding("kernel filter", WARN, "filters are interpreted, which costs each packet of this node some 100 ns", "sysctl net.core.bpf_jit_enable=1")
     return Finding("kernel filter", OK, "filters are compiled" if jit else "whether filters are compiled cannot be told here")
@@ -241,7 +233,7 @@ def time_stamps(subject: Subject) -> Finding | None:
     """Each packet is stamped; a slow clock costs production."""
     if not subject.interfaces:
         return None
-    source = _read("/sys/devices/system/clocksource/clocksource0/current_clocksource")
+    source = read_text("/sys/devices/system/clocksource/clocksource0/current_clocksource")
     if source in ("hpet", "acpi_pm", "jiffies", "refined-jiffies"):
         return Finding("time stamps", WARN, f"the kernel's clock is {source}: each packet's time stamp is slow or coarse", "see dmesg for why the TSC is not used (clocksource=tsc)")
     return Finding("time stamps", OK, f"from {source or 'the kernel'}")
@@ -252,7 +244,7 @@ def reserved_ports(subject: Subject) -> Finding | None:
     if not subject.interfaces:
         return None
     first, last = own_ports()
-    low, high = (int(word) for word in (_read("/proc/sys/net/ipv4/ip_local_port_range") or "32768 60999").split()[:2])
+    low, high = (int(word) for word in (read_text("/proc/sys/net/ipv4/ip_local_port_range") or "32768 60999").split()[:2])
     if first <= high and last >= low:
         return Finding("own ports", WARN, f"{first} to {last} overlap those of others ({low} to {high})", "sysctl net.ipv4.ip_local_port_range='32768 60999'")
     return Finding("own ports", OK, f"{first} to {last} are left for connections to the shadow")
