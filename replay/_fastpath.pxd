@@ -285,9 +285,12 @@ cdef class Queue:
     cdef PointerRing ring
     cdef Pool pool                # kept alive
     cdef readonly int fd          # becomes readable when a batch was pushed or the end was marked
+    cdef uint64_t slots
     cdef int64_t waiting          # atomic: the consumer is about to sleep on fd
     cdef int64_t ended            # atomic
     cdef int push(self, Batch* batch) noexcept nogil
+    cdef int push_quietly(self, Batch* batch) noexcept nogil
+    cdef void nudge(self) noexcept nogil
     cdef void wake(self) noexcept nogil
     cdef Batch* pop(self) noexcept nogil
     cdef void finish(self) noexcept nogil

@@ -146,6 +146,17 @@ cdef int queue_push(void* queue, Batch* batch) noexcept nogil:
     return (<Queue>queue).push(batch)
 
 
+cdef int queue_push_quietly(void* queue, Batch* batch) noexcept nogil:
+    return (<Queue>queue).push_quietly(batch)
+
+
+cdef void queues_nudge(Engine* g) noexcept nogil:
+    """Nothing comes for a while: whoever sleeps sees to what was pushed quietly."""
+    cdef int i
+    for i in range(g.queue_count):
+        (<Queue><void*>g.queues[i]).nudge()
+
+
 cdef bint guard_meets(Engine* g, Message* m) noexcept nogil:
     return (<Guard>g.guard).is_target(m.server, m.server_port)
 
@@ -594,6 +605,7 @@ cdef class Ingest:
             elif kind == GROUP_IDLE:
                 window_release(g, False)
                 batch_publish(g)
+                queues_nudge(g)
             elif kind == GROUP_READ:
                 self.note_times(group.first_ns, group.last_ns)
                 if atomic_get(g.stop):
@@ -628,6 +640,7 @@ cdef class Ingest:
                     live_tick(g, live_clock() - g.slack_ns)
                 window_release(g, False)
                 batch_publish(g)  # a quiet pipe: what is there is not kept waiting
+                queues_nudge(g)
                 continue
             self.note_times(packets[0].ts_ns, packets[n - 1].ts_ns)
             at = 0
@@ -662,6 +675,7 @@ cdef class Ingest:
             self.forget()
             window_release(g, True)
         batch_publish(g)
+        queues_nudge(g)
 
     cdef void read_records(self) noexcept with gil:
         """Requests that come as requests, behind the packets; an exception is kept for `run`."""

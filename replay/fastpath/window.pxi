@@ -239,7 +239,8 @@ cdef void batch_publish(Engine* g) noexcept nogil:
     batch_keep(batch, g.queue_count)
     count_add(&g.n.copies, <int64_t>batch.count * g.queue_count)
     for i in range(g.queue_count):
-        while not queue_push(<void*>g.queues[i], batch):
+        # Live, each batch counts; so do the first ones. Else one wake-up serves many.
+        while not (queue_push(<void*>g.queues[i], batch) if g.wire or g.published < 10 else queue_push_quietly(<void*>g.queues[i], batch)):
             if g.wire:
                 count_add(&g.n.queue_full, batch.count)
                 batch_release(batch)
@@ -298,6 +299,8 @@ cdef void batch_row(Engine* g, Message* m, uint8_t withheld, int64_t offset, int
         batch_publish(g)
         batch = NULL
     if batch == NULL:
+        if batch_waits(g.pool, need):
+            queues_nudge(g)
         batch = batch_take(g.pool, need, now_or_never if g.wire else g.stop)
         if batch == NULL:
             if g.wire:
