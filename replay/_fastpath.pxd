@@ -143,6 +143,7 @@ cdef extern from "fastpath/headfast.h" nogil:
     enum:
         HEAD_DROPS                # hop-by-hop fields of a head whose place is noted
         HEAD_BEGUN                # head_scan: a usual first line, no end yet
+        HS_STRICT                 # a sanitizer looks on
 
     ctypedef struct Head:         # of a request or a reply; offsets are from its first byte
         uint32_t length           # through the empty line

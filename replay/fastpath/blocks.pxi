@@ -26,7 +26,7 @@ cdef enum:
     BLOCKS_READ = 256 * 1024             # at once, so that it is still in the second cache when it is looked at
     BLOCKS_STEP = 8 * 1024 * 1024        # of a mapped file, before what lies behind is given back
     BLOCKS_PAGE = 4096
-    BLOCKS_AHEAD = 24 * 1024             # of a mapped file: beyond what one take walks, within the second cache
+    BLOCKS_AHEAD = 24 * 1024             # of a mapped file: about what one take walks
     BLOCKS_LEFT = 64 * 1024              # what is left of a window is moved to its beginning when it is less
     BLOCKS_BUDGET = 64 * 1024 * 1024     # of all windows; when most of it is spent, windows get smaller, down to …
     BLOCKS_SMALL = 16 * 1024

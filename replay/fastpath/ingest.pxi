@@ -104,6 +104,8 @@ cdef struct Engine:               # owned by one Ingest; one thread writes, othe
     bint lasting                  # the bytes that are being read stay where they are until the source moves on
     # messages
     Message* message_spare
+    uint8_t* spare_first          # owns: pieces of SPARE_BYTES, each begins with the address of the next
+    uint32_t spares
     uint64_t live
     uint64_t message_bytes
     Message* window_first
@@ -436,6 +438,7 @@ cdef class Ingest:
         cdef Engine* g = &self.g
         cdef Message* m
         cdef Conn* c
+        cdef uint8_t* piece
         if g.table != NULL:
             self.forget()
             free(g.table)
@@ -447,6 +450,10 @@ cdef class Ingest:
             m = g.message_spare
             g.message_spare = m.after
             free(m)
+        while g.spare_first != NULL:
+            piece = g.spare_first
+            g.spare_first = (<uint8_t**>piece)[0]
+            free(piece)
         if g.batch != NULL:
             batch_release(g.batch)
         router_free(g.router, self.routes.table.queue_count if self.routes is not None else 0)
