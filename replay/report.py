@@ -441,8 +441,8 @@ def _nothing(report: dict[str, Any]) -> str:
 
 # ---- lines and texts --------------------------------------------------------------------------------------------------------
 
-# Envoy's response flags (access log, %RESPONSE_FLAGS%) of what became of a request.
-_FLAGS = {"target_down": "UF", "reset": "UR", "closed": "UC", "timeout": "UT", "garbage": "UPE", "stopped": "DC", "memory": "UO"}
+# Envoy's response flags (access log, %RESPONSE_FLAGS%) of what became of a request; over HTTP/1 a reset is a connection that ended (UR is HTTP/2's).
+_FLAGS = {"target_down": "UF", "reset": "UC", "closed": "UC", "timeout": "UT", "garbage": "UPE", "stopped": "DC", "memory": "UO"}
 
 
 def access_line(row: dict[str, Any], addresses: list[tuple[bytes, int]]) -> str:
@@ -456,23 +456,26 @@ def access_line(row: dict[str, Any], addresses: list[tuple[bytes, int]]) -> str:
     authority = _text(fields.get("host"))
     upstream = endpoint(*addresses[row["address"]]) if row["address"] is not None and row["address"] < len(addresses) and row["outcome"] != "dropped" else "-"
     reached = row["first_byte_ns"]
+    flag = "UPE" if row["reason"] in ("closed", "reset") and reached else _FLAGS.get(row["reason"], "-")  # Envoy: a reply that ends too early breaks the protocol
+    path = _text(fields.get("x-envoy-original-path") or row["target"])
     who = " ".join(f'"{_text(fields.get(name))}"' for name in ("x-forwarded-for", "user-agent", "x-request-id"))
     return (
-        f'[{when(began / 1e9)}] "{_text(row["method"])} {_text(row["target"])} HTTP/{row["version"] // 10}.{row["version"] % 10}"'
-        f" {row['shadow_status'] or 0} {_FLAGS.get(row['reason'], '-')} {row['body_len']} {row['shadow_body_len']}"
+        f'[{when(began / 1e9)}] "{_text(row["method"])} {path} HTTP/{row["version"] // 10}.{row["version"] % 10}"'
+        f" {row['shadow_status'] or 0} {flag} {row['body_len']} {row['shadow_body_len']}"
         f" {max(0, ended - began) // 1_000_000} {max(0, reached - began) // 1_000_000 if reached else '-'}"
         f' {who} "{authority}" "{upstream}"'
     )
 
 
 def _fields(head: bytes) -> dict[str, bytes]:
-    """The first value of each field of a head, names lower-case."""
+    """The values of each field of a head, joined by commas as Envoy does it for those that the log shows; names lower-case."""
     found: dict[str, bytes] = {}
     for line in head.split(b"\n")[1:]:
         name, colon, value = line.partition(b":")
         if not colon:
             break
-        found.setdefault(name.decode("latin-1").lower(), value.strip())
+        key, value = name.decode("latin-1").lower(), value.strip()
+        found[key] = found[key] + b"," + value if found.get(key) and value else found.get(key) or value
     return found
 
 
