@@ -456,7 +456,7 @@ def access_line(row: dict[str, Any], addresses: list[tuple[bytes, int]]) -> str:
     authority = _text(fields.get("host"))
     upstream = endpoint(*addresses[row["address"]]) if row["address"] is not None and row["address"] < len(addresses) and row["outcome"] != "dropped" else "-"
     reached = row["first_byte_ns"]
-    flag = "UPE" if row["reason"] in ("closed", "reset") and reached else _FLAGS.get(row["reason"], "-")  # Envoy: a reply that ends too early breaks the protocol
+    flag = "UPE" if row["reason"] in ("closed", "reset") and reached else _FLAGS.get(row["reason"], "-")
     path = _text(fields.get("x-envoy-original-path") or row["target"])
     who = " ".join(f'"{_text(fields.get(name))}"' for name in ("x-forwarded-for", "user-agent", "x-request-id"))
     return (

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 import click
 from click.core import ParameterSource
 
-from replay import credentials, units
+from replay import credentials, extras, units
 from replay.daemon.address import listen_address
 from replay.errors import UsageError
 from replay.settings import Selection, host, methods, network, suffix
@@ -247,7 +247,7 @@ def served(address: tuple[str, int] | None, counted: Any) -> Iterator[str | None
     except ImportError as error:
         if error.name is None or error.name.partition(".")[0] != "prometheus_client":
             raise
-        raise UsageError("--metrics needs prometheus-client: pip install 'shadow-replay[metrics]'") from None
+        raise UsageError(f"--metrics needs prometheus-client: {extras.how('metrics')}") from None
     with MetricsServer(address, counted) as server:
         yield server.address
 
