@@ -16,6 +16,7 @@ from typing import Any
 from replay import __version__
 from replay.histogram import Histogram
 from replay.judge import endpoints as judging
+from replay.judge import loss
 from replay.judge.hints import hints as judge_hints
 from replay.judge.hints import worst
 from replay.settings import Routing, Settings
@@ -64,7 +65,7 @@ def build(
             "kernel_drops": found["tap"]["kernel_drops"] if "tap" in found else 0,
             "cut_frames": ingest["packets"]["cut_frames"],
         },
-        "lost_estimated": ingest["lost_estimated"],
+        **_lost(ingest, senders),
         "status": _status(senders),
         "status_change": _sum(sender["status_change"] for sender in senders),
         "status_captured": {str(code): n for code, n in sorted(_sum(sender["status_captured"] for sender in senders).items())},
@@ -110,13 +111,23 @@ def build(
     return report
 
 
+def _lost(ingest: dict[str, Any], senders: list[dict[str, Any]]) -> dict[str, Any]:
+    """`lost_estimated`, by the estimator of `inspect`, and what it stands on (`loss`)."""
+    known = ingest["found"] + ingest["other_shards"] + sum(ingest["incomplete"].values())
+    sent = sum(sender["sent"] for sender in senders)
+    mean = sum(sender["bytes_sent"] for sender in senders) / sent if sent else 0.0
+    found = loss.estimate(ingest, known, round(known * mean))
+    told = {"packets": found.rate, "from": found.source, "orphans": ingest["lost_estimated"], "matched": ingest["matched"]}
+    return {"lost_estimated": found.lost, "loss": told}
+
+
 def _judged(report: dict[str, Any], judged: dict[str, Any] | None) -> None:
     """Adds what the judge counted: `response_us`, `endpoints` (worst first), `timeline`, `results`."""
     if judged is None:
         report |= {"response_us": Histogram().as_dict(), "endpoints": [], "timeline": judging.timeline(None, 100_000_000, []), "not_judged": 0}
         return
     report["response_us"] = Histogram(judged["response"]).as_dict()
-    report["endpoints"] = judging.build(judged["endpoints"])
+    report["endpoints"] = judging.build(judged["endpoints"], report["targets"])
     report["timeline"] = judging.timeline(*judged["timeline"])
     report["not_judged"] = sum(target["log_lost"] for target in report["targets"].values()) + judged["not_judged"]
     if judged["results"] is not None:
