@@ -41,7 +41,8 @@ def adds_up(report):
         (["shwo", DEMO], "did you mean 'show'"),
         ([DEMO], "replay run"),
         (["run"], "CAPTURE"),
-        (["run", "--precent", "5", DEMO], "--percent"),
+        (["run", "--precent", "5", DEMO], "No such option: --precent Did you mean --percent?"),
+        (["run", "--seed", str(1 << 64), DEMO], "has more than 64 bits"),
         (["run", "-p", "101", DEMO], "more than 100 %"),
         (["run", "-p", "0.00001", DEMO], "finer than a millionth"),
         (["run", "-p", "five", DEMO], "no percentage"),
@@ -348,6 +349,7 @@ def test_samples_are_repeatable_and_nest():
     assert 0 < ten["selected"] < fifty["selected"] < 225
     assert json.loads(replay("run", "--json", "-p", "0", DEMO)[1])["ledger"]["selected"] == 0
     assert digest("-p", "50") == digest("-p", "50") != digest("-p", "50", "--seed", "1")
+    assert len({digest("-p", "50", "--seed", seed) for seed in ("0", str(1 << 62), str((1 << 64) - 1))}) == 3
 
 
 def test_credentials_are_masked_in_the_report():

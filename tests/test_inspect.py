@@ -45,6 +45,9 @@ def test_the_estimate_against_the_truth(loss, most, tmp_path):
         assert abs(card["mix"]["method"]["POST"]["found"] - 0.22) > 0.05
         assert card["mix"]["distortion"]["points"] > 5
         assert any("points too" in hint for hint in card["hints"]) and any("larger buffer" in hint for hint in card["hints"])
+    # A run says the same of it.
+    report = endtoend.run(tmp_path / "a.pcap", "--dry-run")
+    assert report["lost_estimated"] == card["lost_estimated"] and report["loss"]["packets"] == card["loss"]["packets"]
     if loss == 0:
         assert card["lost_estimated"] == 0 and card["mix"]["distortion"]["points"] == 0 and card["hints"] == []
 
@@ -58,6 +61,9 @@ def test_loss_without_replies_is_told_by_the_gaps(tmp_path):
     (tmp_path / "a.pcap").write_bytes(pcapmake.pcap(sorted(packets), nanoseconds=True))
     card = inspect(tmp_path / "a.pcap")
     assert card["shares"]["one_sided"] > 0.95 and card["loss"]["from"] == "gaps"
+    with endtoend.Sink(tmp_path / "log") as sink:  # where nothing is sent, the length of a request is not known, nor is the rate
+        report = endtoend.run(tmp_path / "a.pcap", "--to", sink.url, "--pace", "max")
+    assert report["loss"]["from"] == "gaps" and abs(report["loss"]["packets"] - card["loss"]["packets"]) < 0.02
     assert 0.1 < card["loss"]["packets"] < 0.25
     assert 0.85 * 3600 <= card["loss"]["requests"] <= 1.05 * 3600
 

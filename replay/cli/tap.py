@@ -11,7 +11,7 @@ from typing import Any
 
 import click
 
-from replay import report, units
+from replay import extras, report, units
 from replay.capture.bpf import compile_filter
 from replay.cli import options
 from replay.cli.again import Words
@@ -288,7 +288,7 @@ def _metrics_there() -> None:
     except ImportError as error:
         if error.name is None or error.name.partition(".")[0] != "prometheus_client":
             raise
-        raise UsageError("--metrics needs prometheus-client: pip install 'shadow-replay[metrics]'") from None
+        raise UsageError(f"--metrics needs prometheus-client: {extras.how('metrics')}") from None
 
 
 def _serve(stack: contextlib.ExitStack, address: tuple[str, int], counted: Any) -> None:

@@ -9,6 +9,7 @@ cdef enum:
     JUDGE_PAIRS = 16              # status changes of one endpoint told apart
     JUDGE_BUCKETS = 512           # of the time line; full, two become one
     JUDGE_TURN = 4096             # records of one sender in one turn
+    JUDGE_TARGETS = 64            # so many targets are told apart at each endpoint; with more, none
     COARSE_HALF = 128             # as HISTOGRAM_HALF, for 2 significant digits
     COARSE_BUCKETS = 25
     COARSE_SLOTS = (COARSE_BUCKETS + 1) * COARSE_HALF
@@ -21,6 +22,20 @@ cdef struct Coarse:               # a histogram of microseconds with 2 significa
 cdef struct JudgePair:
     int32_t key                   # captured status * 1000 + shadow status
     int64_t count
+
+cdef struct JudgeShare:           # of one target at one endpoint; the same names as there
+    int64_t requests
+    int64_t answered
+    int64_t unanswered
+    int64_t dropped
+    int64_t known
+    int64_t changed
+    int64_t worse
+    int64_t compared
+    int64_t slower
+    int64_t status[6]
+    int64_t response_sum_us       # of those compared
+    int64_t response_max_us
 
 cdef struct JudgeEndpoint:        # counters: one thread writes, others read
     uint64_t hash
@@ -35,6 +50,7 @@ cdef struct JudgeEndpoint:        # counters: one thread writes, others read
     int64_t slower
     int64_t status[6]             # of the shadow's answers, by their first digit
     int64_t captured[6]           # of the same requests
+    JudgeShare* shares            # owns, one a target; NULL where there is one target
     int64_t pairs_other
     int64_t pairs_used
     JudgePair pairs[JUDGE_PAIRS]
@@ -188,6 +204,7 @@ cdef struct JudgeState:
     JudgeBucket buckets[JUDGE_BUCKETS]
     int64_t bucket_ns
     int64_t origin_ns             # CLOCK_MONOTONIC of the first bucket; 0 not yet
+    int targets                   # whose shares are told; 0 none
     int64_t merges                # times that two buckets became one; odd while it happens
     int64_t base_ns
     int64_t judged
@@ -214,6 +231,11 @@ cdef JudgeEndpoint* judge_endpoint(JudgeState* j, const Request* r) noexcept nog
     e = <JudgeEndpoint*>calloc(1, sizeof(JudgeEndpoint))
     if e == NULL:
         return NULL
+    if j.targets:
+        e.shares = <JudgeShare*>calloc(j.targets, sizeof(JudgeShare))
+        if e.shares == NULL:
+            free(e)
+            return NULL
     if other:
         n = 7
         memcpy(name, b"(other)", 7)
@@ -275,18 +297,24 @@ cdef JudgeBucket* judge_bucket(JudgeState* j, int64_t at_ns) noexcept nogil:
     return &j.buckets[i // j.bucket_ns]
 
 
-cdef void judge_note(JudgeState* j, const SenderNote* note) noexcept nogil:
-    """Counts one request that ended."""
+cdef void judge_note(JudgeState* j, const SenderNote* note, int which) noexcept nogil:
+    """Counts one request that ended. which: its target."""
     cdef const Request* r = &note.row
     cdef JudgeEndpoint* e = judge_endpoint(j, r)
     cdef JudgeBucket* b
+    cdef JudgeShare* s = NULL
+    cdef JudgeShare none
     cdef int64_t took, lag
     cdef int kind
     if e == NULL:
         count_add(&j.not_judged, 1)
         return
+    s = &e.shares[which] if e.shares != NULL else &none
+    if e.shares == NULL:
+        none.response_max_us = 0
     count_add(&j.judged, 1)
     count_add(&e.requests, 1)
+    count_add(&s.requests, 1)
     if j.origin_ns == 0:
         j.base_ns = note.base_ns
         j.origin_ns = note.due_ns if 0 < note.due_ns < note.end_ns else note.end_ns
@@ -303,17 +331,21 @@ cdef void judge_note(JudgeState* j, const SenderNote* note) noexcept nogil:
     b = judge_bucket(j, note.end_ns)
     if note.outcome == OUTCOME_DROPPED:
         count_add(&e.dropped, 1)
+        count_add(&s.dropped, 1)
         count_add(&b.dropped, 1)
         return
     if note.outcome == OUTCOME_UNANSWERED:
         count_add(&e.unanswered, 1)
+        count_add(&s.unanswered, 1)
         count_add(&b.unanswered, 1)
         return
     count_add(&e.answered, 1)
+    count_add(&s.answered, 1)
     count_add(&b.answered, 1)
     kind = note.status // 100
     kind = kind if 0 <= kind <= 5 else 0
     count_add(&e.status[kind], 1)
+    count_add(&s.status[kind], 1)
     count_add(&b.status[kind], 1)
     took = (note.end_ns - note.sent_ns) // 1000
     count_add(&b.service_sum_us, took)
@@ -328,20 +360,28 @@ cdef void judge_note(JudgeState* j, const SenderNote* note) noexcept nogil:
         kind = r.status // 100
         count_add(&e.captured[kind if 0 <= kind <= 5 else 0], 1)
         count_add(&e.known, 1)
+        count_add(&s.known, 1)
         if note.status != r.status:
             count_add(&e.changed, 1)
+            count_add(&s.changed, 1)
             judge_pair(e, <int32_t>(r.status * 1000 + note.status))
             if note.status >= 400 and note.status // 100 > kind:
                 count_add(&e.worse, 1)
+                count_add(&s.worse, 1)
     if note.first_byte_ns:
         took = note.first_byte_ns - note.sent_ns
         histogram_record(&j.response, took, 1)
         if r.response_ns >= 0:
             count_add(&e.compared, 1)
+            count_add(&s.compared, 1)
+            count_add(&s.response_sum_us, took // 1000)
+            if took // 1000 > s.response_max_us:
+                s.response_max_us = took // 1000
             coarse_record(&e.production, r.response_ns)
             coarse_record(&e.response, took)
             if took > 2 * r.response_ns and took - r.response_ns > JUDGE_SLOWER_NS:
                 count_add(&e.slower, 1)
+                count_add(&s.slower, 1)
 
 
 # ---- the thread ----------------------------------------------------------------------------------------------------------------
@@ -366,6 +406,8 @@ cdef class Judge:
         self.sources, self.forward, self.lines = list(sources), list(forward), lines
         if len(self.sources) > LINES_TARGETS:
             raise ValueError("sources: at most 1024")
+        if 1 < len(self.sources) <= JUDGE_TARGETS:
+            self.j.targets = <int>len(self.sources)
         for one in self.sources + self.forward:
             if not isinstance(one, Outcomes):
                 raise TypeError("sources and forward are of class Outcomes")
@@ -379,6 +421,8 @@ cdef class Judge:
         cdef int i
         if self.j != NULL:
             for i in range(<int>JUDGE_ENDPOINTS + 1):
+                if self.j.endpoints[i] != NULL:
+                    free(self.j.endpoints[i].shares)
                 free(self.j.endpoints[i])
             free(self.j)
 
@@ -420,7 +464,7 @@ cdef class Judge:
             if note == NULL:
                 break
             got += 1
-            judge_note(self.j, note)
+            judge_note(self.j, note, which)
             if self.lines is not None:
                 self.lines.write(note, which)
             if onward == NULL:
@@ -444,9 +488,9 @@ cdef class Judge:
         cdef JudgeEndpoint* e
         found = []
         for i in range(atomic_get(&self.j.count)):
-            found.append(judge_dict(self.j.endpoints[i]))
+            found.append(judge_dict(self.j.endpoints[i], self.j.targets))
         if self.j.endpoints[<int>JUDGE_ENDPOINTS] != NULL:
-            found.append(judge_dict(self.j.endpoints[<int>JUDGE_ENDPOINTS]))
+            found.append(judge_dict(self.j.endpoints[<int>JUDGE_ENDPOINTS], self.j.targets))
         return found
 
     def timeline(self):
@@ -478,7 +522,16 @@ cdef dict judge_bucket_dict(JudgeBucket* b):
     }
 
 
-cdef dict judge_dict(JudgeEndpoint* e):
+cdef dict judge_share(JudgeShare* s):
+    cdef int i
+    return {
+        "requests": s.requests, "answered": s.answered, "unanswered": s.unanswered, "dropped": s.dropped, "known": s.known, "changed": s.changed,
+        "worse": s.worse, "compared": s.compared, "slower": s.slower, "status": {f"{i}xx": s.status[i] for i in range(1, 6) if s.status[i]},
+        "response_sum_us": s.response_sum_us, "response_max_us": s.response_max_us,
+    }
+
+
+cdef dict judge_dict(JudgeEndpoint* e, int targets):
     cdef int i
     cdef int used = <int>atomic_get(&e.pairs_used)
     return {
@@ -487,7 +540,7 @@ cdef dict judge_dict(JudgeEndpoint* e):
         "status": {f"{i}xx": e.status[i] for i in range(1, 6) if e.status[i]},
         "captured": {f"{i}xx": e.captured[i] for i in range(1, 6) if e.captured[i]},
         "status_change": {f"{e.pairs[i].key // 1000}>{e.pairs[i].key % 1000}": e.pairs[i].count for i in range(used)},
-        "status_change_other": e.pairs_other,
+        "status_change_other": e.pairs_other, "shares": [judge_share(&e.shares[i]) for i in range(targets)],
         "production_us": coarse_bytes(&e.production), "response_us": coarse_bytes(&e.response), "latency_us": coarse_bytes(&e.latency),
     }
 

@@ -253,9 +253,22 @@ def _endpoints(report: dict[str, Any]) -> str:
         changes = ", ".join(f"{pair} {show_count(count)}" for pair, count in sorted(row["status_change"].items(), key=lambda item: -item[1])[:4])
         texts = "".join(f"<td{' class=bad' if bad else ''}>{escape(text)}</td>" for text, bad in cells)
         body += f'<tr><td class="mono">{escape(row["endpoint"])}</td>{texts}<td class="text">{escape(changes)}</td></tr>'
+        body += "".join(_at_target(url, share) for url, share in row.get("targets", {}).items())
     more = len(report["endpoints"]) - _MOST_ENDPOINTS
     note = f'<p class="soft">{more} more are in the JSON report.</p>' if more > 0 else ""
     return f'<div class="scroll"><table><tr><th>endpoint</th>{head}</tr>{body}</table></div>{note}'
+
+
+def _at_target(url: str, share: dict[str, Any]) -> str:
+    """What one of several targets did at an endpoint."""
+    mean = _us(share["response_sum_us"] / share["compared"]) if share["compared"] else "-"
+    cells = [
+        (show_count(share["requests"]), False), (_share(share["changed"], share["known"]), share["changed"] > 0), (_share(share["unanswered"], share["requests"]), share["unanswered"] > 0),
+        (_share(share["slower"], share["compared"]), share["slower"] * 20 > share["compared"]),
+    ]  # fmt: skip
+    texts = "".join(f"<td{' class=bad' if bad else ''}>{escape(text)}</td>" for text, bad in cells)
+    status = ", ".join(f"{kind} {show_count(count)}" for kind, count in share["status"].items())
+    return f'<tr class="soft"><td class="mono">\u00a0\u00a0at {escape(url)}</td>{texts}<td colspan="5" class="text">first byte after {mean} on average</td><td class="text">{escape(status)}</td></tr>'
 
 
 def _timeline(report: dict[str, Any]) -> str:

@@ -52,4 +52,4 @@ def taken(mirror: Mirror, row: dict[str, Any], seed: int) -> bool:
     key = key_of(mirror.sample_by, row)
     if key is None:
         return False
-    return mirror.share == MILLION or _fastpath.xxh64_for_tests(key, seed) < (mirror.share << 64) // MILLION
+    return mirror.share == MILLION or _fastpath.sample_hash(key, seed) < (mirror.share << 64) // MILLION
