@@ -61,6 +61,37 @@ cdef void sender_note(SenderState* s, SenderItem* item, int32_t address, int out
         count_add(&s.ledger.outcomes_lost, 1)
 
 
+cdef inline void sender_mark(SenderState* s, const SenderItem* item, int outcome, int status, int64_t now) noexcept nogil:
+    """Tells the judge of the request."""
+    cdef Mark* mark = marks_next(s.marks)
+    if mark == NULL:
+        return
+    mark.due_ns = item.due_ns
+    mark.sent_ns = item.sent_ns if item.flags & ITEM_SENT else 0
+    mark.first_byte_ns = item.first_byte_ns if item.flags & ITEM_SENT else 0
+    mark.end_ns = now
+    mark.response_ns = item.response_ns
+    mark.endpoint = item.endpoint
+    mark.captured = item.status
+    mark.status = <uint16_t>status
+    mark.outcome = <uint8_t>outcome
+
+
+cdef void sender_mark_row(SenderState* s, const Request* row, int64_t due_ns, int64_t now) noexcept nogil:
+    """Tells the judge of a row that never became an item."""
+    cdef Mark* mark = marks_next(s.marks)
+    if mark == NULL:
+        return
+    mark.due_ns = due_ns
+    mark.sent_ns = mark.first_byte_ns = 0
+    mark.end_ns = now
+    mark.response_ns = row.response_ns
+    mark.endpoint = endpoint_of(&s.marks.endpoints, row)
+    mark.captured = row.status
+    mark.status = 0
+    mark.outcome = OUTCOME_DROPPED
+
+
 cdef void sender_finish(SenderState* s, SenderItem* item, int32_t address, int reason, int status, int64_t now) noexcept nogil:
     """The one place where a request ends. reason 0: answered with `status`; else unanswered when a byte of it was sent, dropped when none was."""
     cdef SenderLedger* l = s.ledger
@@ -79,8 +110,10 @@ cdef void sender_finish(SenderState* s, SenderItem* item, int32_t address, int r
     else:
         outcome = OUTCOME_DROPPED
         count_add(&l.dropped[reason], 1)
-    if s.outcomes != NULL:
-        sender_note(s, item, address, outcome, reason, status, now)
+    if s.marks != NULL:
+        sender_mark(s, item, outcome, status, now)
+        if s.outcomes != NULL:
+            sender_note(s, item, address, outcome, reason, status, now)
     if item.batch != NULL:
         batch_release(item.batch)
     if item.copy != NULL:
@@ -634,6 +667,8 @@ cdef void sender_drop_row(SenderState* s, Request* row, int64_t due_ns, int reas
     """A row that never becomes an item."""
     cdef SenderNote* note
     count_add(&s.ledger.dropped[reason], 1)
+    if s.marks != NULL:
+        sender_mark_row(s, row, due_ns, now)
     if s.outcomes == NULL:
         return
     while s.outcomes_wait and ring_count(s.outcomes) >= s.outcomes_slots and not atomic_get(s.stop_flag):
@@ -724,6 +759,9 @@ cdef void sender_accept(SenderState* s, Batch* batch, Request* row, int64_t due_
     item.length = row.length
     item.due_ns = due_ns
     item.status = row.status
+    item.response_ns = row.response_ns
+    if s.marks != NULL:
+        item.endpoint = endpoint_of(&s.marks.endpoints, row)
     if row.flags & REQUEST_HEAD:
         item.flags |= ITEM_HEAD
     if row.flags & REQUEST_HTTP10:
@@ -761,7 +799,7 @@ cdef void sender_whole_batch(SenderState* s, int reason, int64_t now) noexcept n
     cdef SenderLedger* l = s.ledger
     cdef int64_t count = <int64_t>(batch.count - s.at)
     cdef uint32_t i
-    if s.guard_hit != NULL or s.outcomes != NULL:
+    if s.guard_hit != NULL or s.marks != NULL:
         for i in range(s.at, batch.count):
             if s.guard_hit != NULL and reason == REASON_DRY_RUN and sender_is_own(s, &batch.rows[i]):
                 sender_drop_row(s, &batch.rows[i], now, REASON_GUARD, now)
@@ -1025,6 +1063,8 @@ cdef void sender_loop(SenderState* s) noexcept nogil:
         s.dirty_count = 0
         if s.uring != NULL:
             uring_driver_submit(s)
+        if s.marks != NULL:
+            marks_tell(s.marks)
         if s.stop_ns:
             if s.out and now - s.stop_ns >= STOP_GRACE_NS:
                 sender_cut(s, now)
@@ -1091,7 +1131,8 @@ cdef class Sender:
         if guard is not None:
             s.guard_hit = &guard.hit
         if outcomes is not None:
-            s.outcomes = &outcomes.ring
+            s.marks = &outcomes.marks
+            s.outcomes = &outcomes.ring if outcomes.records else NULL
             s.outcomes_slots = outcomes.slots
             s.outcomes_head = outcomes.head
             s.outcomes_wait = dry_run and outcomes.wait
@@ -1196,6 +1237,8 @@ cdef class Sender:
         with nogil:
             clock_gettime(CLOCK_REALTIME, &wall)
             s.base_ns = <int64_t>wall.tv_sec * 1000000000 + wall.tv_nsec - now_ns()
+            if s.marks != NULL:
+                s.marks.base_ns = s.base_ns
             if self.start_at_ns:
                 s.pacer.started = True
                 s.pacer.start_ns = self.start_at_ns - s.base_ns
@@ -1205,6 +1248,8 @@ cdef class Sender:
             if s.wanted == DRIVER_EPOLL or uring_driver_open(s) < 0:
                 s.uring = NULL               # allowed a moment ago, and not now: epoll does it as well
             sender_loop(s)
+            if s.marks != NULL:
+                marks_tell(s.marks)
             if slack > 0:
                 prctl(PR_SET_TIMERSLACK, <unsigned long>slack)
             for i in range(s.most):
@@ -1240,6 +1285,8 @@ cdef class Sender:
         self.s.halt = self.s.halt or REASON_STOPPED
         while self.s.batch != NULL or ring_count(self.s.ring):
             sender_take(&self.s, now_ns())
+        if self.s.marks != NULL:
+            marks_tell(self.s.marks)
         return self.s.ledger.taken - before
 
     def counters(self):
