@@ -30,6 +30,7 @@ cdef int64_t LEAD_MOST_NS = 50000
 cdef int64_t LEAD_STEP_NS = 50
 cdef int64_t PATIENCE_BUNCH_NS = 2000000     # where a connection has many under way
 cdef int64_t BUNCH_LATE_NS = 2000000         # replies that are so much later than usual are not waited for together
+cdef int64_t BUNCH_USUAL_NS = 25000000       # usual is at most this
 
 
 # ---- the end of a request -------------------------------------------------------------------------------------------------
@@ -396,6 +397,9 @@ cdef inline void sender_bunch(SenderState* s, SenderConnection* c) noexcept nogi
     cdef int64_t wanted = 1
     if c.way >= BUNCH_LEAST and s.reply_least and not s.halt:
         wanted = c.way * s.reply_least if s.open >= 8 else c.way * s.reply_least // 2
+        wanted -= c.reply_bytes              # of a reply that came in part
+        if wanted < 1:
+            wanted = 1
         if wanted > BUNCH_MOST:
             wanted = BUNCH_MOST
         if wanted >= c.lowat and wanted <= c.lowat + c.lowat // 8:
@@ -496,6 +500,8 @@ cdef bint sender_bytes(SenderState* s, SenderConnection* c, const uint8_t* data,
         c.reply_bytes += <int64_t>used
         if got == OK and sender_answered(s, c, now):
             return True
+    if c.lowat > 1 and c.way:                # some came before we could say that we wait for all: what is left may never be as much
+        sender_bunch(s, c)
     return False
 
 
@@ -895,6 +901,8 @@ cdef void sender_tick(SenderState* s, int64_t now) noexcept nogil:
     cdef SenderItem* item
     cdef int32_t i
     cdef int32_t address
+    # what is held up makes service_ns longer, which must not make it be held up for longer
+    cdef int64_t late = BUNCH_LATE_NS + (2 * s.service_ns if s.service_ns < BUNCH_USUAL_NS else 2 * BUNCH_USUAL_NS)
     for i in range(s.most):
         c = &s.connections[i]
         if c.state == CONNECTION_CONNECTING:
@@ -910,7 +918,7 @@ cdef void sender_tick(SenderState* s, int64_t now) noexcept nogil:
                 while item != NULL and item.flags & ITEM_WAY:
                     sender_own(s, item)
                     item = item.next
-            if c.lowat > 1 and c.state == CONNECTION_OPEN and now - c.first.sent_ns >= 2 * s.service_ns + BUNCH_LATE_NS:
+            if c.lowat > 1 and c.state == CONNECTION_OPEN and now - c.first.sent_ns >= late:
                 sender_lowat(c, 1)
     if s.halt:
         return
