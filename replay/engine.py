@@ -435,7 +435,7 @@ class Replay:
         queue = _fastpath.Queue(self._pool, _QUEUE_BATCHES)
         waiting = max(_OUTCOMES // max(len(s.targets), 1), 4096)
         wanted = self.log or self.results or (self.judged and not s.dry_run)
-        outcomes = _fastpath.Outcomes(waiting, head=_LOGGED_HEAD if self.log else 0, wait=s.dry_run) if wanted else None
+        outcomes = _fastpath.Outcomes(waiting, head=_LOGGED_HEAD if self.log else 0, wait=s.dry_run, records=self.log or self.results) if wanted else None
         rate = s.pace.value if s.pace.kind == "rate" else 0.0
         speed = s.pace.value if s.pace.kind == "original" else 1.0
         relay = None

@@ -129,7 +129,7 @@ def _judged(report: dict[str, Any], judged: dict[str, Any] | None) -> None:
     report["response_us"] = Histogram(judged["response"]).as_dict()
     report["endpoints"] = judging.build(judged["endpoints"], report["targets"])
     report["timeline"] = judging.timeline(*judged["timeline"])
-    report["not_judged"] = sum(target["log_lost"] for target in report["targets"].values()) + judged["not_judged"]
+    report["not_judged"] = judged["not_judged"]
     if judged["results"] is not None:
         lost = judged["results"]["lost"] + sum(target["log_lost"] for target in report["targets"].values())
         report["results"] = {"lines": judged["results"]["lines"], "lost": lost}
