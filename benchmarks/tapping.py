@@ -7,6 +7,7 @@ import ctypes
 import json
 import os
 import pathlib
+import re
 import shutil
 import signal
 import subprocess
@@ -142,6 +143,22 @@ class Tap(Tool):
         if one["selected"] + one["fanout"] != one["sent"] + one["dropped"] or one["sent"] != one["answered"] + one["unanswered"]:
             raise SystemExit(f"what was selected does not add up: {one}")
         return report
+
+
+    def ask(self):
+        """SIGUSR1: {found, selected, sent, answered, breaker} of now."""
+        before = len(self.said())
+        self.process.send_signal(signal.SIGUSR1)
+        until = time.monotonic() + PATIENCE_S
+        while (said := _LEDGER.findall(self.said()[before:])) == []:
+            if time.monotonic() > until or self.process.poll() is not None:
+                raise SystemExit(f"the tap does not say its ledger: {self.said()[-3000:]}")
+            time.sleep(0.02)
+        found, selected, sent, answered, breaker = said[-1]
+        return {name: int(value.replace(",", "")) for name, value in zip(("found", "selected", "sent", "answered"), (found, selected, sent, answered), strict=True)} | {"breaker": breaker}
+
+
+_LEDGER = re.compile(r"found ([\d,]+), selected ([\d,]+)(?:.*\n)+?.*: sent ([\d,]+), answered ([\d,]+), .*breaker (\w+)")
 
 
 def tcpdump(port, path):
