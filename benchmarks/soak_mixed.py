@@ -111,9 +111,9 @@ def main():
         tap = stack.enter_context(tapping.Tap("lo", [nginx.port, other.port], *words))
         asks, ended, loads, spoken = nginx.asked, threading.Event(), [], []
         link = json.loads(subprocess.run(["ip", "-j", "link", "show", there.device], capture_output=True, check=True).stdout)[0]["address"]
-        flood = tapping.Tool(
+        flood = stack.enter_context(tapping.Tool(
             there.inside([sys.executable, measure.HERE / "flooding.py", "eth0", link, there.address, nginx.port, "--flows", asked.flows, "--rate", max(1000, int(asked.flows / max(asked.seconds - 10, 1)))])
-        )
+        ))
         first = without_connections(tap.pid, sinks)
         threads = [
             threading.Thread(target=in_rounds, args=(nginx, asked.seconds, loads), kwargs={"connections": 32}),
@@ -134,7 +134,7 @@ def main():
                 one.join()
         used = tap.used()
         until = time.monotonic() + 60  # old senders drain, and are forgotten
-        while (now := without_connections(tap.pid, sinks)) and (now["threads"] > first["threads"] or now["files"] > first["files"]) and time.monotonic() < until:
+        while (now := without_connections(tap.pid, sinks)) and (now["threads"] > first["threads"] or now["files"] > first["files"] + 1) and time.monotonic() < until:
             time.sleep(0.5)
         asks = nginx.asked - asks
         said = tap.said()
@@ -157,7 +157,8 @@ def main():
     checks.holds("reloads, refused ones", reloads, f"≥ {asked.seconds // 3}, ≥ {asked.seconds // 30}", reloads[0] >= asked.seconds // 3 and reloads[1] >= asked.seconds // 30)
     checks.at_most("resident memory at most, MB", tapping.mb(watch.most("rss")), tapping.mb(tapping.RING + MEMORY + BESIDE))
     checks.holds("the second half's most, of the first half's", round(later / earlier, 3), "≤ 1.05", later <= 1.05 * earlier)
-    checks.is_("open files but connections in the end, of the beginning's", now["files"], first["files"])
+    # The queue of the rules before is kept until the next ones come: one more, however many reloads there were.
+    checks.holds("open files but connections in the end, of the beginning's", now["files"], f"≤ {first['files']} + 1", now["files"] <= first["files"] + 1)
     checks.is_("threads in the end, of the beginning's", now["threads"], first["threads"])
     checks.is_("errors at wrk", [line for load in loads for line in load.errors], [])
     more = {
