@@ -27,6 +27,7 @@ import tapping
 QUESTION = "Does a tap stay what it is under everything at once: load, connections that come and go, a flood, garbage, and a reload every second?"
 ROUND_S = 20  # of wrk, between two others
 BODIES_RATE = 300
+SETTLED_S = 120  # before that its tables still fill
 MEMORY = 64 << 20  # --max-memory
 BESIDE = 48 << 20  # beside the ring and that
 
@@ -156,7 +157,8 @@ def main():
     checks.holds("each sink had its share", [one["requests"] for one in totals], "> 0", all(one["requests"] for one in totals))
     checks.holds("reloads, refused ones", reloads, f"≥ {asked.seconds // 3}, ≥ {asked.seconds // 30}", reloads[0] >= asked.seconds // 3 and reloads[1] >= asked.seconds // 30)
     checks.at_most("resident memory at most, MB", tapping.mb(watch.most("rss")), tapping.mb(tapping.RING + MEMORY + BESIDE))
-    checks.holds("the second half's most, of the first half's", round(later / earlier, 3), "≤ 1.05", later <= 1.05 * earlier)
+    if asked.seconds >= SETTLED_S:
+        checks.holds("the second half's most, of the first half's", round(later / earlier, 3), "≤ 1.05", later <= 1.05 * earlier)
     # The queue of the rules before is kept until the next ones come: one more, however many reloads there were.
     checks.holds("open files but connections in the end, of the beginning's", now["files"], f"≤ {first['files']} + 1", now["files"] <= first["files"] + 1)
     checks.is_("threads in the end, of the beginning's", now["threads"], first["threads"])
