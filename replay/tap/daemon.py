@@ -261,7 +261,7 @@ class Tap:
                 raise ReplayError(f"cannot make a sender: {error.strerror}; raise the limit on open files (ulimit -n)") from None
             ways.append(_Way(target, addresses, queue, sender, self._thread(f"sender {target.url if target else ''}", sender.run)))
             if target is not None:
-                self.breakers.setdefault(target.url, Breaker(s.timeout_ns / 1e9))
+                sender.set_gate(self.breakers.setdefault(target.url, Breaker(s.timeout_ns / 1e9)).passes)
         return ways
 
     def _ingest(self, source: Any, ways: list[_Way]) -> _fastpath.Ingest:
@@ -545,6 +545,8 @@ class Tap:
                 lane.ways = ways
                 if new_ways:
                     self._old = self._old + before
+                    for breaker in self.breakers.values():
+                        breaker.renewed()
             if new_ways:
                 for way in before:
                     way.queue.end()
