@@ -94,6 +94,7 @@ cdef struct JudgeState:
     int64_t bucket_ns
     int64_t origin_ns             # CLOCK_MONOTONIC of the first bucket; 0 not yet
     int targets                   # whose shares are told; 0 none
+    JudgeShare nobody             # what is counted where none are
     int64_t merges                # times that two buckets became one; odd while it happens
     int64_t base_ns
     int64_t judged
@@ -189,13 +190,9 @@ cdef JudgeBucket* judge_bucket(JudgeState* j, int64_t at_ns) noexcept nogil:
 cdef void judge_mark(JudgeState* j, JudgeEndpoint* e, const Mark* note, int64_t base_ns, int which) noexcept nogil:
     """Counts one request that ended. which: its target."""
     cdef JudgeBucket* b
-    cdef JudgeShare* s = NULL
-    cdef JudgeShare none
+    cdef JudgeShare* s = &e.shares[which] if e.shares != NULL else &j.nobody
     cdef int64_t took, lag
     cdef int kind
-    s = &e.shares[which] if e.shares != NULL else &none
-    if e.shares == NULL:
-        none.response_max_us = 0
     count_add(&j.judged, 1)
     count_add(&e.requests, 1)
     count_add(&s.requests, 1)
