@@ -78,7 +78,7 @@ def without_connections(pid, sinks):
     """What the tap holds; open files without its connections to the shadow, which are there as they are needed."""
     found = tapping.held(pid)
     for one in sinks:
-        found["files"] -= len(subprocess.run(["ss", "-tnH", "state", "established", "dport", "=", f":{one.port}"], capture_output=True, text=True, check=True).stdout.splitlines())
+        found["files"] -= len(subprocess.run(["ss", "-tnH", "state", "established", "state", "close-wait", "state", "syn-sent", "dport", "=", f":{one.port}"], capture_output=True, text=True, check=True).stdout.splitlines())
     return found
 
 
@@ -99,7 +99,7 @@ def main():
     asked = parser.parse_args()
     tapping.apart("wrk", "nginx", "nsenter", "unshare", "ss")
     if not measure.importable("prometheus_client"):
-        raise SystemExit("needs prometheus-client: pip install 'replay[metrics]'")
+        raise SystemExit("needs prometheus-client: pip install 'shadow-replay[metrics]'")
     checks = tapping.Checks()
     bodies, _ = inputs.cached(requests=BODIES_RATE * asked.seconds, connections=200, bodies=0.5)
     with measure.scratch() as folder, contextlib.ExitStack() as stack:
