@@ -218,9 +218,9 @@ function request() return batch end
 class Wrk:
     """wrk at production, while it runs and afterwards. As a context manager; `rate`, `errors` once it has ended; a reply that takes two seconds is none: that is the machine's.
 
-    mark: begins each target, which is then each request's own.  depth: requests in one write."""
+    mark: begins each target, which is then each request's own.  depth: requests in one write.  inside: of an `Elsewhere`."""
 
-    def __init__(self, url, seconds, connections=CONNECTIONS, mark=None, header=None, depth=1, core=measure.CLIENT):
+    def __init__(self, url, seconds, connections=CONNECTIONS, mark=None, header=None, depth=1, core=measure.CLIENT, inside=list):
         words = ["wrk", "-t1", f"-c{connections}", f"-d{seconds}s", "--timeout", "60s", *(["-H", header] if header else [])]
         argument = [mark] if mark is not None else [str(depth)] if depth > 1 else []
         if argument:
@@ -229,7 +229,7 @@ class Wrk:
             script.flush()
             self._script = script  # owns: until wrk has read it
             words += ["-s", script.name]
-        self.process = subprocess.Popen([*words, f"{url}/", *argument], stdout=subprocess.PIPE, text=True, **measure.on(core))
+        self.process = subprocess.Popen(inside([*words, f"{url}/", *argument]), stdout=subprocess.PIPE, text=True, **measure.on(core))
 
     def __enter__(self):
         return self
