@@ -145,6 +145,10 @@ cdef int queue_push(void* queue, Batch* batch) noexcept nogil:
     return (<Queue>queue).push(batch)
 
 
+cdef bint queue_is_behind(void* queue) noexcept nogil:
+    return ring_is_behind(&(<Queue>queue).ring)
+
+
 cdef bint guard_meets(Engine* g, Message* m) noexcept nogil:
     return (<Guard>g.guard).is_target(m.server, m.server_port)
 
@@ -623,7 +627,8 @@ cdef class Ingest:
                 if g.wire:
                     live_tick(g, live_clock() - g.slack_ns)
                 window_release(g, False)
-                batch_publish(g)  # a quiet pipe: what is there is not kept waiting
+                if not batch_may_grow(g):
+                    batch_publish(g)  # a quiet pipe: what is there is not kept waiting
                 continue
             self.note_times(packets[0].ts_ns, packets[n - 1].ts_ns)
             at = 0
@@ -634,7 +639,7 @@ cdef class Ingest:
                 self.read_seen(seen, some)
                 at += some
             count_add(&g.n.packets, at)
-            if g.wire and (g.batch != NULL or g.router != NULL) and now_ns() - g.batch_since_ns >= g.batch_ns:
+            if g.wire and (g.batch != NULL or g.router != NULL) and now_ns() - g.batch_since_ns >= g.batch_ns and not batch_may_grow(g):
                 batch_publish(g)
                 g.batch_since_ns = now_ns()
 
