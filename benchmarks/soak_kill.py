@@ -19,7 +19,7 @@ import servers
 import tapping
 
 QUESTION = "Does production notice when a tap is killed at any time, and does anything stay behind?"
-LONGEST_S = 2.5
+LONGEST_S = 5.0
 
 
 def said(*words):

@@ -11,13 +11,13 @@ import contextlib
 import json
 import os
 import random
-import re
 import signal
 import socket
 import subprocess
 import sys
 import threading
 import time
+import urllib.request
 
 import inputs
 import measure
@@ -29,7 +29,7 @@ ROUND_S = 20  # of wrk, between two others
 BODIES_RATE = 300
 SETTLED_S = 120  # before that its tables still fill
 MEMORY = 64 << 20  # --max-memory
-BESIDE = 48 << 20  # beside the ring and that
+BESIDE = 64 << 20  # beside the ring and that: the program, and what it knows of the 65,536 connections that it follows at a time
 
 
 def garbage(port, ended, seed):
@@ -78,8 +78,14 @@ def without_connections(pid, sinks):
     """What the tap holds; open files without its connections to the shadow, which are there as they are needed."""
     found = tapping.held(pid)
     for one in sinks:
-        found["files"] -= len(subprocess.run(["ss", "-tnH", "state", "established", "dport", "=", f":{one.port}"], capture_output=True, text=True, check=True).stdout.splitlines())
+        found["files"] -= len(subprocess.run(["ss", "-tnH", "state", "established", "state", "close-wait", "state", "syn-sent", "dport", "=", f":{one.port}"], capture_output=True, text=True, check=True).stdout.splitlines())
     return found
+
+
+def counted(port, name):
+    """A number that the metrics tell; the log leaves out what it said too often."""
+    text = urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10).read().decode()
+    return next((int(float(line.split()[-1])) for line in text.splitlines() if line.startswith(name)), 0)
 
 
 def in_rounds(nginx, seconds, found, **how):
@@ -92,6 +98,8 @@ def main():
     parser = measure.arguments(__doc__, seconds=600, flows=1_000_000)
     asked = parser.parse_args()
     tapping.apart("wrk", "nginx", "nsenter", "unshare", "ss")
+    if not measure.importable("prometheus_client"):
+        raise SystemExit("needs prometheus-client: pip install 'shadow-replay[metrics]'")
     checks = tapping.Checks()
     bodies, _ = inputs.cached(requests=BODIES_RATE * asked.seconds, connections=200, bodies=0.5)
     with measure.scratch() as folder, contextlib.ExitStack() as stack:
@@ -108,7 +116,8 @@ def main():
         config.write_text(f"percent: 10\nto: {targets[0]}\n")
         before = nginx.count()
         # Nothing is old enough to be dropped for it, and what waits may take its time: the clock is not what is asked here.
-        words = ["veth1", "--config", config, "--ring", tapping.RING, "--max-memory", MEMORY, "--pipeline", 16, "-c", 16, "--timeout", "20s", "--max-age", "20s"]
+        metrics = servers.free_port()
+        words = ["veth1", "--metrics", f"127.0.0.1:{metrics}", "--config", config, "--ring", tapping.RING, "--max-memory", MEMORY, "--pipeline", 16, "-c", 16, "--timeout", "20s", "--max-age", "20s"]
         tap = stack.enter_context(tapping.Tap("lo", [nginx.port, other.port], *words))
         asks, ended, loads, spoken = nginx.asked, threading.Event(), [], []
         link = json.loads(subprocess.run(["ip", "-j", "link", "show", there.device], capture_output=True, check=True).stdout)[0]["address"]
@@ -138,7 +147,7 @@ def main():
         while (now := without_connections(tap.pid, sinks)) and (now["threads"] > first["threads"] or now["files"] > first["files"] + 1) and time.monotonic() < until:
             time.sleep(0.5)
         asks = nginx.asked - asks
-        said = tap.said()
+        reloads = [counted(metrics, f'replay_config_reloads_total{{result="{one}"}}') for one in ("applied", "refused")]
         report = tap.report()
         served = nginx.count() - before
         totals = [tapping.totals(one) for one in sinks]
@@ -147,7 +156,6 @@ def main():
     half = len(watch.seen) // 2
     earlier, later = (max(one["rss"] for one in some) for some in (watch.seen[half // 4 : half], watch.seen[half:]))
     rounds = 20 * len(loads) + 64  # 32 and 8 connections in turn
-    reloads = len(re.findall(r"reloaded", said)), len(re.findall(r"is refused|refused", said))
     checks.holds("flood", flooded, f"{asked.flows:,} flows", str(asked.flows) in flooded)
     checks.holds("kernel drops (each counted; with them requests may be missing)", packets["kernel_drops"], "told", True)
     missing = served - (ledger["found"] - asks)

@@ -20,6 +20,7 @@ cdef extern from "fastpath/atomics.h" nogil:
     int ring_push(PointerRing* r, void* p)
     void* ring_pop(PointerRing* r)
     uint64_t ring_count(const PointerRing* r)
+    bint ring_is_behind(const PointerRing* r)
 
 
 cdef extern from "fastpath/hints.h" nogil:

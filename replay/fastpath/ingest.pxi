@@ -159,6 +159,10 @@ cdef void queues_nudge(Engine* g) noexcept nogil:
         (<Queue><void*>g.queues[i]).nudge()
 
 
+cdef bint queue_is_behind(void* queue) noexcept nogil:
+    return ring_is_behind(&(<Queue>queue).ring)
+
+
 cdef bint guard_meets(Engine* g, Message* m) noexcept nogil:
     return (<Guard>g.guard).is_target(m.server, m.server_port)
 
@@ -646,7 +650,8 @@ cdef class Ingest:
                 if g.wire:
                     live_tick(g, live_clock() - g.slack_ns)
                 window_release(g, False)
-                batch_publish(g)  # a quiet pipe: what is there is not kept waiting
+                if not batch_may_grow(g):
+                    batch_publish(g)  # a quiet pipe: what is there is not kept waiting
                 queues_nudge(g)
                 continue
             self.note_times(packets[0].ts_ns, packets[n - 1].ts_ns)
@@ -658,7 +663,7 @@ cdef class Ingest:
                 self.read_seen(seen, some)
                 at += some
             count_add(&g.n.packets, at)
-            if g.wire and (g.batch != NULL or g.router != NULL) and now_ns() - g.batch_since_ns >= g.batch_ns:
+            if g.wire and (g.batch != NULL or g.router != NULL) and now_ns() - g.batch_since_ns >= g.batch_ns and not batch_may_grow(g):
                 batch_publish(g)
                 g.batch_since_ns = now_ns()
 

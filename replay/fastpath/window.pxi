@@ -222,6 +222,17 @@ cdef void window_emit(Engine* g, Message* m) noexcept nogil:
         g.finished = 1
 
 
+cdef bint batch_may_grow(Engine* g) noexcept nogil:
+    """Live: whoever takes batches is behind, so that nothing is gained by handing the open one over. It fills instead: what may wait is then bounded by its bytes, not by how often a batch was handed over."""
+    cdef int i
+    if not g.wire or g.batch == NULL or g.queue_count == 0:
+        return False
+    for i in range(g.queue_count):
+        if not queue_is_behind(g.queues[i]):
+            return False
+    return True
+
+
 cdef void batch_publish(Engine* g) noexcept nogil:
     """Hands the open batch to every queue. Offline it waits while one is full; live, the newest is dropped and counted."""
     cdef Batch* batch = g.batch
