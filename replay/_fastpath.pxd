@@ -284,6 +284,7 @@ cdef class Queue:
     cdef readonly int fd          # becomes readable when a batch was pushed or the end was marked
     cdef int64_t waiting          # atomic: the consumer is about to sleep on fd
     cdef int64_t ended            # atomic
+    cdef int64_t refused          # live: requests that were dropped because it was full; who pushes counts
     cdef int push(self, Batch* batch) noexcept nogil
     cdef void wake(self) noexcept nogil
     cdef Batch* pop(self) noexcept nogil

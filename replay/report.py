@@ -158,8 +158,6 @@ def _ledger(settings: Settings, ingest: dict[str, Any], senders: list[dict[str, 
             dropped["stopped"] += sum(routed["unqueued"])
     elif ingest["unqueued"]:
         dropped["stopped"] += ingest["unqueued"] * len(senders)
-    if live and ingest["queue_full"]:  # what no sender ever saw
-        dropped["queue_full"] += ingest["queue_full"]
     unanswered = _sum(sender["unanswered"] for sender in senders)
     by_reason = {
         "filtered": ingest["filtered"],

@@ -16,7 +16,7 @@ from replay.settings import Selection, host, methods, network, suffix
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-SAMPLE_KINDS = ("request", "connection", "client-ip", "path", "header:NAME", "cookie:NAME", "query:NAME")
+SAMPLE_KINDS = ("request", "connection", "connection:kernel", "client-ip", "path", "header:NAME", "cookie:NAME", "query:NAME")
 
 
 class Unit(click.ParamType):  # type: ignore[type-arg,unused-ignore]
@@ -90,6 +90,7 @@ SHARD = Unit("I/N", units.shard)
 PACE = Unit("PACE", units.pace)
 CIDR = Unit("CIDR", network)
 PORT = Unit("N", _positive(units.count, 1, 65535))
+HOPS = Unit("N", _positive(units.count, 1, 99))
 
 
 _SELECT = [
@@ -153,6 +154,7 @@ _CHANGE += [
         show_default=True,
         help="Captured credentials (Authorization, Cookie, X-Api-Key …): keep them, or send none.",
     ),
+    click.option("--max-hops", type=HOPS, default="1", show_default=True, help="A request that was mirrored so often already (x-shadow-replay) is withheld: loop."),
 ]
 
 _BOUNDS = [
@@ -334,6 +336,7 @@ def selection(given: dict[str, Any]) -> Selection:
         remove_headers=tuple(name.strip().encode("latin-1", "replace") for name in given.pop("remove_header", ())) + dropped,
         credentials=None if auth_file is None else credentials.load(auth_file),
         trace=given.pop("trace", "keep"),
+        max_hops=given.pop("max_hops", 1),
         resync=given.pop("resync"),
         split_by_network=given.pop("split_by_network"),
         max_head=given.pop("max_head"),

@@ -30,8 +30,8 @@ _log = logging.getLogger("replay.tap")
 #: Options that a reload may change; of the others a change needs a restart.
 _MAY_CHANGE = (
     "to", "percent", "sample_by", "seed", "methods", "path", "match_host", "client", "server", "port", "bpf", "since", "until", "resync",
-    "direction", "exclude_client", "shadow_suffix", "set_host", "set_header", "add_header", "remove_header", "trace", "connections", "pipeline",
-    "auth_file", "credentials",
+    "direction", "replies", "exclude_client", "shadow_suffix", "set_host", "set_header", "add_header", "remove_header", "trace", "connections", "pipeline",
+    "auth_file", "credentials", "max_hops",
     "connect_timeout", "timeout", "drain", "max_age", "max_rate", "max_cpu", "duration", "expires", "max_head", "max_body", "allow_production",
 )  # fmt: skip
 
@@ -115,6 +115,13 @@ _FORMAT = options.Choice("FORMAT", FORMATS)
 @click.option("--ring", type=_RING, default="64MiB", show_default=True, help="The kernel's ring of packets, of all interfaces together.")
 @click.option("--block-timeout", type=_BLOCK, default="5ms", show_default=True, help="The kernel hands over at least so often.")
 @click.option("--workers", type=_UP_TO_64, default="1", show_default=True, help="So many threads read, by connection.")
+@click.option(
+    "--replies",
+    type=options.Choice("WHAT", ("heads", "whole")),
+    default="heads",
+    show_default=True,
+    help="Of production's replies the kernel hands over what has to be known (heads), or everything; --record has them whole.",
+)
 @click.option("-c", "--connections", type=_CONNECTIONS, default="64", show_default=True, help="At most so many to each target.")
 @click.option("--pipeline", type=_UP_TO_64, default="1", show_default=True, help="Requests under way on one connection.")
 @click.option("--connect-timeout", type=options.LONGER_THAN_0, default="1s", show_default=True, help="For a connection to stand.")
@@ -210,6 +217,7 @@ def _settings(ctx: click.Context, given: dict[str, Any]) -> TapSettings:
         ring_bytes=given["ring"],
         block_ms=given["block_timeout"] // 10**6,
         workers=given["workers"],
+        replies=given["replies"],
         connections=given["connections"],
         pipeline=given["pipeline"],
         connect_timeout_ns=given["connect_timeout"],

@@ -139,12 +139,9 @@ def _each_by(key: str, known: Iterable[str] = ()) -> Callable[[View], Samples]:
 
 
 def _dropped(view: View) -> Samples:
-    """What stood in no queue when the run was stopped counts at each target, as in the report. What found its queue full is known of all together."""
-    full = view.ingest.get("queue_full")
-    if view.live and full is not None:
-        yield (view.targets[0] if len(view.targets) == 1 else "any", "queue_full"), full
+    """What stood in no queue when the run was stopped counts at each target, as in the report."""
     for (target, sender), (_, unqueued) in zip(view.senders, _queued(view), strict=True):
-        counts = dict.fromkeys(_DROPPED, 0) | sender["dropped"]
+        counts = dict.fromkeys(_DROPPED, 0) | ({"queue_full": 0} if view.live else {}) | sender["dropped"]
         counts["stopped"] += unqueued
         for reason, count in counts.items():
             yield (target, reason), count

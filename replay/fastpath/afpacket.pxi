@@ -6,6 +6,7 @@
 
 cdef enum:
     LIVE_WAIT_MS = 50             # an idle take comes back after so long: the capture clock goes on
+    LIVE_SNAP_MOST = 8192         # what the filter itself shortens is not longer than this; a frame that was cut fills most of a block
 
 cdef extern from "fastpath/afpacket.h" nogil:
     ctypedef struct AfpPacket:
@@ -62,6 +63,7 @@ cdef class LiveRing(PacketSource):
     cdef int64_t n_takes          # a sign of life: grows even when no packet comes
     cdef int64_t n_bytes
     cdef int64_t n_cut
+    cdef int64_t n_short          # the filter asked for their beginning alone
     cdef int64_t n_blocks
     cdef int64_t n_losing
     cdef int64_t n_errors         # the interface went down, or away
@@ -171,7 +173,7 @@ cdef class LiveRing(PacketSource):
             out[n].number = <uint64_t>self.n_packets
             count_add(&self.n_bytes, one.wirelen)
             if one.caplen < one.wirelen:
-                count_add(&self.n_cut, 1)
+                count_add(&self.n_short if one.caplen <= LIVE_SNAP_MOST and self.block_size > 2 * LIVE_SNAP_MOST else &self.n_cut, 1)
             if self.recorder is not None:
                 self.recorder.add(&one)
             n += 1
@@ -204,6 +206,6 @@ cdef class LiveRing(PacketSource):
         most = atomic_get(&self.n_most_ready)
         if anew:
             atomic_set(&self.n_most_ready, 0)
-        return {"packets": count_get(&self.n_packets), "takes": count_get(&self.n_takes), "bytes": count_get(&self.n_bytes), "cut_frames": count_get(&self.n_cut),
+        return {"packets": count_get(&self.n_packets), "takes": count_get(&self.n_takes), "bytes": count_get(&self.n_bytes), "cut_frames": count_get(&self.n_cut), "shortened": count_get(&self.n_short),
                 "blocks": count_get(&self.n_blocks), "losing": count_get(&self.n_losing), "errors": count_get(&self.n_errors),
                 "ring_most": most / self.block_count, "newest_ns": atomic_get(&self.newest_ns) or None}

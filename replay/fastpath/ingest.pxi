@@ -45,7 +45,6 @@ cdef struct Counters:             # one thread writes, others read
     int64_t gaps_cut_ns
     int64_t unqueued
     int64_t copies                # selected, times queues
-    int64_t queue_full            # live: copies that found their queue full, or no memory
     int64_t packets
     int64_t segments
     int64_t first_packet_ns
@@ -54,6 +53,7 @@ cdef struct Counters:             # one thread writes, others read
     int64_t gaps
     int64_t gap_bytes
     int64_t gap_largest
+    int64_t left_bytes            # live: of replies, left in the kernel
     int64_t one_sided             # connections of which one direction is in the capture
     int64_t mid_stream            # … whose beginning is not
     int64_t matched               # replies whose request is known
@@ -143,6 +143,11 @@ cdef struct Engine:               # owned by one Ingest; one thread writes, othe
 cdef int queue_push(void* queue, Batch* batch) noexcept nogil:
     # `queue` is a Queue that the Ingest keeps alive; calling its method needs no reference
     return (<Queue>queue).push(batch)
+
+
+cdef void queue_refuse(void* queue, int64_t n) noexcept nogil:
+    """Live: n requests are dropped, for it is full or there is no memory."""
+    count_add(&(<Queue>queue).refused, n)
 
 
 cdef bint guard_meets(Engine* g, Message* m) noexcept nogil:
@@ -284,7 +289,7 @@ cdef class Ingest:
                  uint64_t max_body=64 << 20, uint64_t max_connections=262144, uint64_t max_memory=64 << 20,
                  int64_t max_gap_ns=10_000_000_000, Guard guard=None, PacketFilter packet_filter=None,
                  int64_t offset_ns=0, int64_t loop=0, bint last=True, int threads=1, Routes routes=None, bint live=False,
-                 int64_t slack_ns=50_000_000, int64_t batch_ns=1_000_000, marker=None, bint twins=False, records=None):
+                 int64_t slack_ns=50_000_000, int64_t batch_ns=1_000_000, marker=None, int max_hops=1, bint twins=False, records=None):
         cdef Engine* g = &self.g
         cdef Rules* r = &g.rules
         cdef int i
@@ -360,7 +365,9 @@ cdef class Ingest:
         )
         if marker is not None:
             r.marker = marker
-            r.edits = r.edits or r.marker
+        if not 1 <= max_hops <= 99:
+            raise ValueError("max_hops is 1 to 99")
+        r.max_hops = max_hops
         r.auth = &self.auth
         if credentials is not None:
             self.credentials(credentials[0], list(credentials[1]))
@@ -384,7 +391,6 @@ cdef class Ingest:
                 routes.table.mirrors[i].rules.auth = &self.auth
                 if marker:
                     routes.table.mirrors[i].rules.marker = True
-                    routes.table.mirrors[i].rules.edits = True
                 routes.table.mirrors[i].rules.edits = routes.table.mirrors[i].rules.edits or self.auth.on
         for i in range(4):
             g.secret[i] = int.from_bytes(_os.urandom(8), "little")
@@ -768,13 +774,13 @@ cdef class Ingest:
             "credentials": {"replaced": count_get(&g.rules.auth.replaced), "unknown": count_get(&g.rules.auth.unknown)},
             "writes": count_get(&g.n.writes),
             "unqueued": count_get(&g.n.unqueued),
-            "copies": count_get(&g.n.copies), "queue_full": count_get(&g.n.queue_full),
+            "copies": count_get(&g.n.copies),
             "incomplete": {INCOMPLETE[i]: g.n.incomplete[i] for i in range(1, INCOMPLETE_COUNT) if g.n.incomplete[i]},
             "packets": {"read": count_get(&g.n.packets), "skipped": skipped, "cut_frames": count_get(&self.decoder.cut_frames)},
             "segments": count_get(&g.n.segments),
             "connections": count_get(&g.n.connections),
             "other": {OTHER[i]: g.n.other[i] for i in range(1, OTHER_COUNT) if g.n.other[i]},
-            "gaps": count_get(&g.n.gaps), "gap_bytes": count_get(&g.n.gap_bytes), "gap_largest": count_get(&g.n.gap_largest),
+            "gaps": count_get(&g.n.gaps), "gap_bytes": count_get(&g.n.gap_bytes), "gap_largest": count_get(&g.n.gap_largest), "left_bytes": count_get(&g.n.left_bytes),
             "one_sided": count_get(&g.n.one_sided), "mid_stream": count_get(&g.n.mid_stream), "matched": count_get(&g.n.matched),
             **decoder_layers(&self.decoder),
             "overlap_conflict": count_get(&g.n.conflicts), "repeated": count_get(&g.n.repeated),

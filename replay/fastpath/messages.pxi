@@ -593,7 +593,7 @@ cdef void request_head(Engine* g, Conn* c, int side, const uint8_t* p, size_t n,
         m.host_state = HOST_OK
     else:
         m.host_state = host_of(p, h, &host, &origin_at)
-    m.loops = (h.flags & HEAD_MARKER) != 0
+    m.loops = h.flags & HEAD_MARKER and hops_of(p, h) >= g.rules.max_hops
     if m.host_state != HOST_NONE and not m.loops:
         m.loops = host_loops(&g.rules, &host, h.host_split if h.host_plain and host.p == p + h.host_at else host_split(host.p, host.n))
     if g.guard_on and guard_meets(g, m):
@@ -746,6 +746,27 @@ cdef void reply_head(Engine* g, Conn* c, int side, const Head* h, int parsed) no
             tunnel_decide(g, c, 1 - side, m)
     if c.queue == m:
         queue_pop(g, c)
+
+
+cdef bint reply_cut(Engine* g, Conn* c, int side) noexcept nogil:
+    """The rest of a reply's head is not there (a tap leaves most of a reply in the kernel): its status says what has to be known. True when it was told."""
+    cdef Flow* f = &c.flow[side]
+    cdef Head h
+    cdef int i
+    if not f.line_known or f.buf_len < 12:
+        return False
+    memset(&h, 0, sizeof(Head))
+    for i in range(9, 12):
+        if not 48 <= f.buf[i] <= 57:
+            return False
+        h.status = <uint16_t>(h.status * 10 + f.buf[i] - 48)
+    h.flags = HEAD_MALFORMED      # how its body ends is not known
+    f.line_known = 0
+    f.scanned = 0
+    reply_head(g, c, side, &h, OK)
+    if f.state != ST_SKIP:
+        flow_lost(g, c, side)
+    return True
 
 
 cdef void flow_lost(Engine* g, Conn* c, int side) noexcept nogil:
@@ -1153,6 +1174,8 @@ cdef void stream_gap(Engine* g, Conn* c, int side, uint64_t n, uint8_t reason) n
         return
     if f.role != ROLE_REPLIES:
         message_cut(g, c, side, reason)
+    elif f.state == ST_HEAD and g.wire and reply_cut(g, c, side):
+        return
     flow_lost(g, c, side)
 
 

@@ -611,10 +611,13 @@ cdef int pending_add(Engine* g, Conn* c, Flow* f, uint64_t pos, const Segment* s
 
 cdef void flow_gap(Engine* g, Conn* c, int side, uint64_t n, uint8_t reason) noexcept nogil:
     cdef Flow* f = &c.flow[side]
-    count_add(&g.n.gaps, 1)
-    count_add(&g.n.gap_bytes, <int64_t>n)
-    if <int64_t>n > g.n.gap_largest:
-        atomic_set(&g.n.gap_largest, <int64_t>n)
+    if g.wire and reason == INCOMPLETE_CUT_BY_SNAPLEN and f.role != ROLE_REQUESTS:
+        count_add(&g.n.left_bytes, <int64_t>n)      # a tap leaves most of a reply in the kernel: nothing is lost
+    else:
+        count_add(&g.n.gaps, 1)
+        count_add(&g.n.gap_bytes, <int64_t>n)
+        if <int64_t>n > g.n.gap_largest:
+            atomic_set(&g.n.gap_largest, <int64_t>n)
     flow_forward(f, n)
     stream_gap(g, c, side, n, reason)
 
@@ -934,12 +937,15 @@ cdef void conn_segment(Engine* g, Conn* c, int side, const Segment* s) noexcept 
                 f.ended = 0                 # bytes after a FIN or RST: that one was not the end
                 c.reset = 0
                 f.fin_seen = 0
-            plain = f.first == NULL and pos <= f.next and s.missing == 0
+            plain = f.first == NULL and pos <= f.next
             if plain and (not s.flags & TCP_ACK or not flow_must_wait(other, s.ack)):
                 skip = f.next - pos
-                g.lasting = s.lasting
-                flow_take(g, c, side, s.data + skip, s.len - <uint32_t>skip, s.ts_ns, s.ack, (s.flags & TCP_ACK) != 0, skip == 0)
-                g.lasting = False
+                if skip < s.len:
+                    g.lasting = s.lasting
+                    flow_take(g, c, side, s.data + skip, s.len - <uint32_t>skip, s.ts_ns, s.ack, (s.flags & TCP_ACK) != 0, skip == 0)
+                    g.lasting = False
+                if s.missing:
+                    flow_cut(g, c, side, pos + s.len, s.missing)
             else:
                 skip = f.next - pos if pos < f.next else 0
                 if skip > s.len:

@@ -639,7 +639,7 @@ cdef void routes_push(Engine* g, int queue) noexcept nogil:
         return
     while not queue_push(<void*>g.queues[queue], batch):
         if g.wire:
-            count_add(&g.n.queue_full, batch.count)
+            queue_refuse(<void*>g.queues[queue], batch.count)
             batch_release(batch)
             return
         if atomic_get(g.stop):
@@ -698,7 +698,10 @@ cdef void routes_rows(Engine* g, Message* m, int64_t offset, int64_t n) noexcept
                 routes_publish(g)
             batch = batch_take(g.pool, need, now_or_never if g.wire else g.stop)
             if batch == NULL:
-                count_add(&g.n.queue_full if g.wire else &x.table.unqueued[queue], 1)
+                if g.wire:
+                    queue_refuse(<void*>g.queues[queue], 1)
+                else:
+                    count_add(&x.table.unqueued[queue], 1)
                 continue
             batch.loop = g.loop
             x.batches[queue] = batch

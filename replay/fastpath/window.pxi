@@ -238,7 +238,7 @@ cdef void batch_publish(Engine* g) noexcept nogil:
     for i in range(g.queue_count):
         while not queue_push(<void*>g.queues[i], batch):
             if g.wire:
-                count_add(&g.n.queue_full, batch.count)
+                queue_refuse(<void*>g.queues[i], batch.count)
                 batch_release(batch)
                 break
             if atomic_get(g.stop):
@@ -288,6 +288,7 @@ cdef void batch_row(Engine* g, Message* m, uint8_t withheld, int64_t offset, int
     cdef uint32_t before = m.captured_host_len + m.captured_target_len if m.len else 0
     cdef Request* r
     cdef Batch* batch = g.batch
+    cdef int i
     cdef const int64_t* now_or_never = &LIVE_ALWAYS
     if not g.collect:
         return
@@ -299,7 +300,8 @@ cdef void batch_row(Engine* g, Message* m, uint8_t withheld, int64_t offset, int
         if batch == NULL:
             if g.wire:
                 count_add(&g.n.copies, g.queue_count)
-                count_add(&g.n.queue_full, g.queue_count)
+                for i in range(g.queue_count):
+                    queue_refuse(<void*>g.queues[i], 1)
             else:
                 count_add(&g.n.unqueued, 1)
             return

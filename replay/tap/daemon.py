@@ -28,6 +28,7 @@ from replay.tap.breaker import Breaker
 from replay.tap.place import OWN_PORTS, REJECT_ALL, Place, within
 from replay.tap.settings import TapSettings
 from replay.tap.sums import sum_histograms, sum_ingests, sum_senders
+from replay.units import MILLION
 
 __all__ = ["Tap"]
 
@@ -270,8 +271,7 @@ class Tap:
         rules = s.selection.for_ingest()
         if self._routes is not None and ways:
             rules["routes"] = self._routes
-        if self.share < 1.0:
-            rules["share"] = int(rules["share"] * self.share)
+        rules["share"] = self._share
         try:
             return _fastpath.Ingest(
                 source, [way.queue for way in ways], self._pool, self._stop, guard=self._guard, live=True, last=False, marker=True,
@@ -296,7 +296,24 @@ class Tap:
         idle = self.state == "expired" or not place.interfaces
         excluded = self._excluded()
         for lane in self._lanes:
-            lane.tapped.attach(REJECT_ALL if idle else place.program(excluded, ethernet=lane.tapped.ethernet))
+            program = place.program(excluded, ethernet=lane.tapped.ethernet, sample=self._kernel_sample())
+            lane.tapped.attach(REJECT_ALL if idle else program)
+
+    @property
+    def _share(self) -> int:
+        """What is taken now, in parts per million."""
+        return int(self.settings.selection.share * self.share)
+
+    @property
+    def _kernel_share(self) -> int:
+        """Of connections, what the filter lets through, in parts per million."""
+        s = self.settings.selection
+        return self._share if s.sample_by == "connection:kernel" and s.routing is None else MILLION
+
+    def _kernel_sample(self) -> tuple[int, int] | None:
+        """What the filter has to know of the sample, so that it takes what the engine would (docs/design.md S2b)."""
+        share = self._kernel_share
+        return None if share >= MILLION else (-(-((share << 64) // MILLION) >> 32), self.settings.selection.seed)
 
     def start(self) -> None:
         """Starts the threads, and lets packets in."""
@@ -601,7 +618,7 @@ class Tap:
     def _count(self, way: _Way) -> None:
         way.sender.sweep()
         name = way.target.url if way.target else ""
-        counts = way.sender.counters()
+        counts = _counted(way)
         old = self._retired.senders.get(name)
         self._retired.senders[name] = counts if old is None else sum_senders([old, counts])
         one = way.sender.histograms()
@@ -668,7 +685,7 @@ class Tap:
         names = self._names()
         senders = []
         for name in names:
-            counted = [way.sender.counters() for way in self._ways_of(name)]
+            counted = [_counted(way) for way in self._ways_of(name)]
             if name in self._retired.senders:
                 counted.append(self._retired.senders[name])
             senders.append(sum_senders(counted))
@@ -683,7 +700,8 @@ class Tap:
             "tap": {
                 **self._captured(),
                 "share_ppm": s.selection.share,
-                "effective_ppm": 0 if self.state == "expired" else int(s.selection.share * self.share),
+                "effective_ppm": 0 if self.state == "expired" else self._share,
+                "kernel_ppm": self._kernel_share,
                 "expired": int(self.state == "expired"),
                 "breakers": [self.breakers[name].state if name in self.breakers else "closed" for name in names],
                 "breaker_changes": [dict(self.breakers[name].changes) if name in self.breakers else {} for name in names],
@@ -697,6 +715,7 @@ class Tap:
         if not self._lanes:
             return None
         found = sum_ingests([lane.ingest.counters() for lane in self._lanes])
+        found["packets"]["cut_frames"] = sum(lane.ring.counters(False)["cut_frames"] for lane in self._lanes)  # what was shortened as asked is none
         return found if self._routes is None else found | {"routed": self._routes.counters()}
 
     def _captured(self) -> Counts:
@@ -706,6 +725,7 @@ class Tap:
             "kernel_packets": sum(one["packets"] for one in rings),
             "kernel_drops": sum(lane.tapped.statistics() for lane in self._lanes),
             "cut_frames": sum(one["cut_frames"] for one in rings),
+            "shortened": sum(one["shortened"] for one in rings),
             "bytes": sum(one["bytes"] for one in rings),
             "ring_bytes": sum(lane.tapped.block_size * lane.tapped.block_count for lane in self._lanes),
             "ring_used": self._ring_used(max((one["ring_most"] for one in rings), default=0.0)),
@@ -749,3 +769,10 @@ class Tap:
             "limited_by": None,
             "judged": None,
         }
+
+
+def _counted(way: _Way) -> Counts:
+    """Counters of a way's sender, with what found its queue full."""
+    counts = way.sender.counters()
+    full = way.queue.full
+    return counts | {"dropped": counts["dropped"] | {"queue_full": full}} if full else counts
