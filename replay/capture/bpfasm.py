@@ -53,7 +53,7 @@ class Rules:
     own: networks, and own_ports: (first, last), of connections that never pass.  ethernet: packets begin with an Ethernet header, else with IP.
     loopback_once: what leaves on a loopback interface is left out, for it comes in again.  connects: only the first packets of connections.
     sample: (below, seed): only connections whose hash is below, so many of 2**32; None: all.  replies: of what the server says so many bytes are kept where
-    a reply begins, and nothing but headers elsewhere; 0: everything. What cannot be decided (fragments, IPv6 extension headers) passes whole all the same.
+    a reply begins, and nothing but headers elsewhere; 0: everything, None: it does not pass. What cannot be decided (fragments, IPv6 extension headers) passes whole all the same.
     """
 
     ports: Sequence[int] = ()
@@ -72,7 +72,7 @@ class Rules:
     connects: bool = False
     vxlan_ports: Sequence[int] = (4789, 8472)
     sample: tuple[int, int] | None = None
-    replies: int = 0
+    replies: int | None = 0
 
 
 class _Assembler:
@@ -296,11 +296,11 @@ def _family(a: _Assembler, rules: Rules, accept: str, reject: str, version: int)
         a.when(_JSET, 16, reject)
         a.put(_LDX_MEM, _IP)
     _not_own(a, rules, version, source, target, reject)
-    if rules.sample is None and not rules.replies:
+    if rules.sample is None and rules.replies == 0:
         _direction(a, rules, version, target, source, (2, 0), accept, accept, reject)
         return
     request, reply, either = a.label(), a.label(), a.label()
-    _direction(a, rules, version, target, source, (2, 0), request, reply, reject)
+    _direction(a, rules, version, target, source, (2, 0), request, reject if rules.replies is None else reply, reject)
     a.here(request)
     a.put(_LD_IMM, 0)
     a.jump(either)

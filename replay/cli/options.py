@@ -211,7 +211,8 @@ _CONFIG = [
 ]
 
 
-def _apply(decorators: list[Callable[[Any], Any]], command: F) -> F:
+def apply(decorators: list[Callable[[Any], Any]], command: F) -> F:
+    """Rows of options onto a command."""
     for decorate in reversed(decorators):
         command = decorate(command)
     return command
@@ -219,22 +220,22 @@ def _apply(decorators: list[Callable[[Any], Any]], command: F) -> F:
 
 def select(command: F) -> F:
     """Which requests."""
-    return _apply(_SELECT, command)
+    return apply(_SELECT, command)
 
 
 def change(command: F) -> F:
     """How each is changed."""
-    return _apply(_CHANGE, command)
+    return apply(_CHANGE, command)
 
 
 def bounds(command: F) -> F:
     """How much memory."""
-    return _apply(_BOUNDS, command)
+    return apply(_BOUNDS, command)
 
 
 def metrics(command: F) -> F:
     """--metrics."""
-    return _apply(_METRICS, command)
+    return apply(_METRICS, command)
 
 
 @contextlib.contextmanager
@@ -255,12 +256,12 @@ def served(address: tuple[str, int] | None, counted: Any) -> Iterator[str | None
 
 def policy(command: F) -> F:
     """How a policy is read."""
-    return _apply(_POLICY, command)
+    return apply(_POLICY, command)
 
 
 def policy_file(command: F) -> F:
     """--policy, how it is read, and --mirror-headers."""
-    return _apply([*_POLICY_FILE, *_POLICY], command)
+    return apply([*_POLICY_FILE, *_POLICY], command)
 
 
 def routed(ctx: click.Context, given: dict[str, Any], chosen: Selection) -> tuple[Selection, tuple[str, ...]]:
@@ -304,7 +305,7 @@ _POLICY_FILE = [
 
 def config(command: F) -> F:
     """--config, -q, -v."""
-    return _apply(_CONFIG, command)
+    return apply(_CONFIG, command)
 
 
 def selection(given: dict[str, Any]) -> Selection:

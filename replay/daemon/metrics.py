@@ -193,7 +193,7 @@ FAMILIES: list[Family] = [
     Family("replay_requests_found", "counter", (), "Whole requests.", _one("found")),
     Family("replay_requests_filtered", "counter", ("reason",), "Found, and left out by a filter.", _by(_fastpath.FILTERED, "filtered")),
     Family("replay_requests_withheld", "counter", ("reason",), "Found, and not sent because it would be wrong to.", _by(_fastpath.WITHHELD, "withheld")),
-    Family("replay_requests_sampled_out", "counter", ("reason",), "Found, and outside the share.", _by(("share", "no_key"), "sampled_out")),
+    Family("replay_requests_sampled_out", "counter", ("reason",), "Found, and outside the share.", _by(("share", "no_key", "max_cpu"), "sampled_out")),
     Family("replay_requests_selected", "counter", (), "Found, and chosen to be sent.", _one("selected")),
     Family("replay_requests_writes", "counter", (), "Selected ones whose method is neither GET, HEAD, OPTIONS nor TRACE.", _one("writes")),
     Family("replay_requests_fanout", "counter", (), "Copies beyond the first, where there are several targets.", _fanout),

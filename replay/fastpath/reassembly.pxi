@@ -589,7 +589,7 @@ cdef int pending_add(Engine* g, Conn* c, Flow* f, uint64_t pos, const Segment* s
         p.next = q
         p.acked_ts = -1
         p.acked_no = c.packets
-        if pos <= f.acked:
+        if pos <= f.acked or g.one_sided:     # where no acknowledgement is ever seen, what comes behind a hole must do
             p.acked_ts = s.ts_ns
         elif f.unacked == NULL or pos < f.unacked.pos:
             f.unacked = p
@@ -981,12 +981,13 @@ cdef inline bint segment_usual(Engine* g, Conn* c, const Seen* x) noexcept nogil
     cdef const Segment* s = &x.segment
     cdef Flow* f = &c.flow[s.side]
     cdef Flow* o = &c.flow[1 - s.side]
-    cdef int32_t ahead = <int32_t>(s.ack - o.seq)
+    cdef bint alone = g.one_sided and not o.started
+    cdef int32_t ahead = 0 if alone else <int32_t>(s.ack - o.seq)
     cdef uint64_t pos
     cdef uint32_t at
     if c.list != LIST_OPEN or (s.flags & (TCP_FIN | TCP_SYN | TCP_RST | TCP_ACK)) != TCP_ACK or s.missing or ahead > 0:
         return False
-    if not (f.started & o.started & c.counted) or (f.ended | o.ended | f.fin_seen | o.fin_seen):
+    if not (f.started & (o.started | alone) & c.counted) or (f.ended | o.ended | f.fin_seen | o.fin_seen):
         return False
     if <size_t>f.first | <size_t>o.first | <size_t>o.aside or (f.beyond_ts & o.beyond_ts) >= 0:
         return False
@@ -995,7 +996,7 @@ cdef inline bint segment_usual(Engine* g, Conn* c, const Seen* x) noexcept nogil
     c.packets += 1
     c.used = 1
     pos = o.next + <uint64_t><int64_t>ahead
-    if pos > o.acked:
+    if pos > o.acked and not alone:
         o.acked = pos
     if s.ts_ns > c.last_ts:
         c.last_ts = s.ts_ns
@@ -1076,7 +1077,7 @@ cdef void segment_odd(Engine* g, Conn* c, const Segment* s) noexcept nogil:
     conn_segment(g, c, s.side, s)
     if s.ts_ns > c.last_ts:
         c.last_ts = s.ts_ns
-    if c.reset or (c.flow[0].ended and c.flow[1].ended):
+    if c.reset or (c.flow[0].ended and c.flow[1].ended) or (g.one_sided and (c.flow[0].ended or c.flow[1].ended)):
         if c.list != LIST_CLOSED:
             stream_over(g, c)
             conn_move(g, c, LIST_CLOSED)

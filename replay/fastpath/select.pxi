@@ -89,6 +89,9 @@ cdef struct Rules:                # what the user asked, compiled; owned by one 
 
 
 cdef enum:
+    LOW_ALL = 1 << 20             # the whole share is taken
+
+cdef enum:
     KERNEL_P = 0x9E3779B1         # primes of XXH32
     KERNEL_Q = 0x85EBCA77
 
@@ -183,18 +186,19 @@ cdef uint32_t kernel_hash(const uint8_t* key, uint64_t seed) noexcept nogil:
     return mix32((kernel_end(key) + kernel_end(key + 18)) ^ <uint32_t>(seed ^ (seed >> 32)))
 
 
-cdef int sample_taken(const Rules* r, const uint8_t* key, const uint8_t* p, const Head* h) noexcept nogil:
-    """1 taken, 0 not, -1 the request lacks the key (S2). key: the 40 bytes of a request, big-endian."""
+cdef int sample_taken(const Rules* r, const uint8_t* key, const uint8_t* p, const Head* h, uint32_t low) noexcept nogil:
+    """1 taken, 0 not, -1 the request lacks the key (S2), 2 it would be but for `low` (of LOW_ALL): so much of the share is taken. key: the 40 bytes of a request, big-endian."""
     cdef Text value
     cdef Text name
     cdef size_t n
     cdef const uint8_t* q
-    if r.all and r.sample_by < SAMPLE_HEADER:
+    cdef uint64_t hash
+    if r.all and r.sample_by < SAMPLE_HEADER and low == LOW_ALL:
         return 1
     value.p = key
     if r.sample_by == SAMPLE_KERNEL:
-        return 1 if <uint64_t>kernel_hash(key, r.seed) << 32 < r.threshold else 0
-    if r.sample_by == SAMPLE_REQUEST:
+        value.n = 36
+    elif r.sample_by == SAMPLE_REQUEST:
         value.n = 40
     elif r.sample_by == SAMPLE_CONNECTION:
         value.n = 36
@@ -222,9 +226,12 @@ cdef int sample_taken(const Rules* r, const uint8_t* key, const uint8_t* p, cons
         n = h.target_at + h.target_len - (q - p)
         if not select_pair(q, n, r.sample_name, 38, &value):
             return -1
-    if r.all:
+    if r.all and low == LOW_ALL:
         return 1
-    return 1 if xxh64(value.p, value.n, r.seed) < r.threshold else 0
+    hash = <uint64_t>kernel_hash(key, r.seed) << 32 if r.sample_by == SAMPLE_KERNEL else xxh64(value.p, value.n, r.seed)
+    if not r.all and hash >= r.threshold:
+        return 0
+    return 1 if low == LOW_ALL or hash < (r.threshold >> 20) * low else 2
 
 
 cdef enum HostState:

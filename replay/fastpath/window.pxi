@@ -183,7 +183,7 @@ cdef void window_emit(Engine* g, Message* m) noexcept nogil:
     if m.elsewhere:
         return                    # it moved the clock of the capture on, as in a run that has it
     if m.route >= 0:
-        count_add(&g.router.table.routes[m.route].matched, 1)
+        count_add(&m.router.table.routes[m.route].matched, 1)
     if m.filtered:
         count_add(&g.n.filtered[m.filtered], 1)
         return
@@ -194,14 +194,14 @@ cdef void window_emit(Engine* g, Message* m) noexcept nogil:
             batch_row(g, m, withheld, offset, n)
         return
     if m.sampled != 1:
-        count_add(&g.n.sampled_out if m.sampled == 0 else &g.n.no_key, 1)
+        count_add(&g.n.sampled_out if m.sampled == 0 else &g.n.lowered if m.sampled == 2 else &g.n.no_key, 1)
         return
-    if g.router != NULL:
+    if m.router != NULL:
         message_limits(g, m)
         if not m.copies & ~m.dropped_copies:
             count_add(&g.n.limited, 1)
             return
-        count_add(&g.router.table.fanout, copies_of(m.copies & ~m.dropped_copies) - 1)
+        count_add(&m.router.table.fanout, copies_of(m.copies & ~m.dropped_copies) - 1)
     count_add(&g.n.selected, 1)
     if m.flags & REQUEST_WRITE:
         count_add(&g.n.writes, 1)
@@ -211,7 +211,7 @@ cdef void window_emit(Engine* g, Message* m) noexcept nogil:
     memcpy(key + 34, &m.server_port, 2)
     memcpy(key + 36, &m.seq, 4)
     count_add(&g.n.digest, <int64_t>(xxh64(key, 40, <uint64_t>m.ts_ns) >> 1))
-    if g.router != NULL:
+    if m.router != NULL:
         routes_rows(g, m, offset, n)
     else:
         batch_row(g, m, WITHHELD_NONE, offset, n)

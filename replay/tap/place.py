@@ -125,7 +125,7 @@ class Place:
             loopback_once=True,
             connects=connects,
             sample=None if connects else sample,
-            replies=0 if connects or s.record is not None or s.replies == "whole" or s.selection.bpf is not None else REPLY_BYTES,
+            replies=0 if connects or s.record is not None or s.selection.bpf is not None else {"none": None, "heads": REPLY_BYTES, "whole": 0}[s.replies],
         )
         then: list[bpfasm.Instruction] = []
         if s.selection.bpf is not None and not connects:
