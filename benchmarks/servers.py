@@ -13,7 +13,7 @@ import measure
 
 PATIENCE_S = 10
 
-#: No log, no file, no limit on a connection's requests; a buffer in which a batch of pipelined heads has room, so that the server reads as rarely as it can.
+#: No log (but where one is asked for), no file, no limit on a connection's requests; a buffer in which a batch of pipelined heads has room, so that the server reads as rarely as it can.
 NGINX = """
 worker_processes 1;
 daemon off;
@@ -22,7 +22,8 @@ error_log {folder}/error.log error;
 worker_rlimit_nofile 65536;
 events {{ worker_connections 16384; multi_accept on; }}
 http {{
-    access_log off;
+    log_format targets "$request_uri";
+    access_log {log};
     keepalive_requests 4000000000;
     keepalive_timeout 60s;
     client_header_buffer_size 32k;
@@ -32,9 +33,9 @@ http {{
     uwsgi_temp_path {folder}/uwsgi;
     scgi_temp_path {folder}/scgi;
     server {{
-        listen 127.0.0.1:{port} backlog=8192;
+        listen {host}:{port} backlog=8192;
         location / {{ return 200 "ok"; keepalive_timeout {keep}; }}
-        location = /served {{ stub_status; }}
+        location = /served {{ stub_status; access_log off; }}
     }}
 }}
 """
@@ -51,15 +52,19 @@ def seconds_used(pid):
 
 
 class Nginx:
-    """An nginx with one worker on a core, and its own count of requests. keep: how long a connection is kept open for a next request, "0" for not at all. As a context manager."""
+    """An nginx with one worker on a core, and its own count of requests. As a context manager.
 
-    def __init__(self, folder, core=measure.SERVER, keep="60s"):
-        self.folder, self.core, self.keep = pathlib.Path(folder), core, keep
+    keep: how long a connection is kept open for a next request, "0" for not at all.  log: the target of each request, a line each, in `folder/log`.  host: where it listens.
+    """
+
+    def __init__(self, folder, core=measure.SERVER, keep="60s", log=False, host="127.0.0.1"):
+        self.folder, self.core, self.keep, self.log, self.host = pathlib.Path(folder), core, keep, log, host
         self.asked = 0  # status pages that we asked for ourselves; they are in nginx's count
 
     def __enter__(self):
         self.port = free_port()
-        (self.folder / "nginx.conf").write_text(NGINX.format(folder=self.folder, port=self.port, keep=self.keep))
+        log = f"{self.folder}/log targets buffer=256k" if self.log else "off"
+        (self.folder / "nginx.conf").write_text(NGINX.format(folder=self.folder, port=self.port, keep=self.keep, host=self.host, log=log))
         program = shutil.which("nginx") or "/usr/sbin/nginx"
         said = self.folder / "said"
         with open(said, "wb") as output:

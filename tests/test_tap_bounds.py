@@ -106,6 +106,37 @@ def test_breaker_waits_longer_each_time_and_not_for_ever():
     assert 0.25 <= waits[0] <= 0.75 and all(wait <= 45.0 for wait in waits) and max(waits) > 15
 
 
+def opened(**more):
+    """One that has opened, and lets probes through. more: what had been counted before."""
+    one = Breaker(1.0, random.Random(1))
+    one.look(0.0, counters(**more))
+    assert one.look(0.1, counters(connect_failed=5, connections_open=0, **more)) and one.look(2.0, counters(connect_failed=5, connections_open=0, **more)) and one.state == "probing"
+    return one
+
+
+def test_probing_lasts_until_there_is_traffic():
+    """Hours without a request are no failure; its time begins with the first that was let through."""
+    one = opened()
+    assert not one.look(5000.0, counters(connect_failed=5)) and one.state == "probing"
+    assert not one.look(5000.1, counters(taken=3, connect_failed=5)) and one.state == "probing"
+    assert one.look(5000.3, counters(taken=3, sent=3, answered=3, connect_failed=5)) and one.state == "closed"
+
+
+def test_probes_without_a_fate_are_a_failure():
+    """Whatever became of them: it must not probe for ever."""
+    one = opened()
+    assert not one.look(3.0, counters(taken=500, dropped={"breaker": 500}, connect_failed=5)) and one.state == "probing"
+    assert not one.look(4.0, counters(taken=503, dropped={"breaker": 500}, connect_failed=5)) and one.state == "probing"
+    assert one.look(6.5, counters(taken=503, dropped={"breaker": 500, "expired": 3}, connect_failed=5)) and one.state == "open"
+
+
+def test_breaker_of_new_senders():
+    """A reload made them: they count from nothing, and what the old ones counted must not keep it open."""
+    one = opened(taken=1000, sent=1000, answered=1000)
+    one.renewed()
+    assert one.passes == 3 and one.look(2.2, counters(taken=1, sent=1, answered=1)) and one.state == "closed"
+
+
 def test_two_hundred_nodes_do_not_come_back_at_once():
     untils = []
     for n in range(200):

@@ -3,6 +3,7 @@
 import contextlib
 import http.server
 import json
+import os
 import re
 import signal
 import socket
@@ -59,59 +60,98 @@ def test_several_workers(nginx):  # noqa: F811
 # ---- a shadow that fails -------------------------------------------------------------------------------------------------------------
 
 
-@contextlib.contextmanager
-def dead():
-    with socket.socket() as keep:  # bound, not listening: refused
-        keep.bind(("127.0.0.1", 0))
-        yield keep.getsockname()[1]
+def well(stack, port):
+    """A shadow as it should be, there from now on."""
+    return stack.enter_context(ended(Sink(listen=f"127.0.0.1:{port}")))
 
 
-@contextlib.contextmanager
-def black_hole():
+def dead(stack):
+    """Bound, not listening: refused."""
+    keep = stack.enter_context(socket.socket())
+    keep.bind(("127.0.0.1", 0))
+    port = keep.getsockname()[1]
+
+    def mend():
+        keep.close()
+        well(stack, port)
+
+    return port, mend
+
+
+def dies(stack):
+    """There at first, gone when there is load."""
+    one = stack.enter_context(ended(Sink()))
+
+    def mend():
+        well(stack, one.port)
+
+    threading.Timer(1, one.process.kill).start()
+    return one.port, mend
+
+
+def black_hole(stack):
     """Accepts nothing more than its backlog, which is full."""
-    with socket.socket() as server, contextlib.ExitStack() as stack:
-        server.bind(("127.0.0.1", 0))
-        server.listen(0)
-        for _ in range(4):
-            one = stack.enter_context(socket.socket())
-            one.setblocking(False)
-            with contextlib.suppress(BlockingIOError):
-                one.connect(server.getsockname())
-        yield server.getsockname()[1]
+    inside = stack.enter_context(contextlib.ExitStack())
+    server = inside.enter_context(socket.socket())
+    server.bind(("127.0.0.1", 0))
+    server.listen(0)
+    for _ in range(4):
+        one = inside.enter_context(socket.socket())
+        one.setblocking(False)
+        with contextlib.suppress(BlockingIOError):
+            one.connect(server.getsockname())
+    port = server.getsockname()[1]
+
+    def mend():
+        inside.close()
+        well(stack, port)
+
+    return port, mend
 
 
-@contextlib.contextmanager
 def sink(*words):
-    with ended(Sink(*words)) as one:
-        yield one.port
+    def begin(stack):
+        one = stack.enter_context(ended(Sink(*words)))
+
+        def mend():
+            one.end(signal.SIGKILL)
+            well(stack, one.port)
+
+        return one.port, mend
+
+    return begin
 
 
-@contextlib.contextmanager
-def stopped():
-    with ended(Sink()) as one:
-        one.process.send_signal(signal.SIGSTOP)
-        try:
-            yield one.port
-        finally:
-            one.process.send_signal(signal.SIGCONT)
+def stopped(stack):
+    one = stack.enter_context(ended(Sink()))
+    one.process.send_signal(signal.SIGSTOP)
+    return one.port, lambda: one.process.send_signal(signal.SIGCONT)
 
 
+#: What makes such a shadow: its port, and what makes it well.
 FAILURES = {
     "dead": dead,
+    "dies": dies,
     "black hole": black_hole,
-    "a byte now and then": lambda: sink("--misbehave", "slow"),
-    "resets": lambda: sink("--misbehave", "reset"),
-    "never answers": lambda: sink("--misbehave", "never"),
-    "never reads": lambda: sink("--misbehave", "stall"),
-    "10 MB a reply": lambda: sink("--body", str(10 << 20)),
+    "a byte now and then": sink("--misbehave", "slow"),
+    "resets": sink("--misbehave", "reset"),
+    "never answers": sink("--misbehave", "never"),
+    "never reads": sink("--misbehave", "stall"),
+    "10 MB a reply": sink("--body", str(10 << 20)),
     "stopped": stopped,
 }
+
+
+def files(tap):
+    return len(os.listdir(f"/proc/{tap.process.pid}/fd"))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("how", FAILURES)
 def test_production_does_not_notice(nginx, how):  # noqa: F811
-    with FAILURES[how]() as port:
+    """Memory and open files stay, each request is accounted for, and when the shadow is well again it gets its copies, without a restart."""
+    with contextlib.ExitStack() as stack:
+        port, mend = FAILURES[how](stack)
         words = ("lo", "--port", nginx.port, "--to", f"http://127.0.0.1:{port}", "-p", 100, "--timeout", "1s", "--drain", "1s")
         with ended(Tap(*words)) as tap:
             before = nginx.requests()
@@ -119,11 +159,23 @@ def test_production_does_not_notice(nginx, how):  # noqa: F811
             first = tap.rss
             wrk(nginx, 3, 8)
             last = tap.rss
+            assert last <= first * 1.05 + (1 << 20), (first, last)
+            assert files(tap) <= 30 + 64
+            mend()
+
+            def back():
+                subprocess.run(["curl", "-s", "-o", "/dev/null", f"{nginx.url}/[1-20]"], check=True)
+                tap.ask()
+                line = tap.wait_for(f":{port}: sent")
+                answered.append(int(re.search(r"answered ([\d,]+)", line)[1].replace(",", "")))
+                return "breaker closed" in line and answered[-1] >= answered[0] + 20
+
+            answered = []
+            eventually(back, seconds=90, every=0.1)  # the breaker waits up to 45 s
             after = nginx.requests()
             time.sleep(0.3)
             report = balanced(tap.report())
     assert abs(report["ledger"]["found"] - (after - before)) <= 2 * 8 + 2
-    assert last <= first * 1.05 + (1 << 20), (first, last)
     assert report["packets"]["kernel_drops"] == 0
 
 

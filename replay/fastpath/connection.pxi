@@ -123,7 +123,9 @@ cdef struct SenderState:
     bint dry
     # live
     int64_t expire_ns             # a request that is older than this is not sent; 0: none is too old
-    int64_t gate                  # atomic: -1 open; 0 shut, everything is dropped (breaker); n: so many are let through, as probes
+    int64_t gate                  # atomic: -1 open; 0 shut, everything is dropped (breaker); else so many are let through, as probes: the lowest 8 bits, above them which time it was
+    int64_t gate_seen             # sender's: the gate that gate_left is of
+    int64_t gate_left             # sender's: probes that it still lets through; those that it let wait for their connection, whatever is behind them
     double rate_most              # requests a second; 0: any
     double rate_left              # tokens
     int64_t rate_ns               # when they were counted

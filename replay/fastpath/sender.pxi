@@ -21,6 +21,8 @@ cdef int64_t IDLE_PEEK_NS = 1000000          # a connection idle for longer is l
 cdef enum:
     SENDER_WAITS_OWN = 16 * 1024  # a request that waits is copied up to this size
 
+cdef enum:
+    GATE_PASSES = 255             # the part of a gate that says how many
 cdef int64_t STUCK_NS = 50000000             # after this a request under way gives its batch back
 cdef int64_t PATIENCE_LEAST_NS = 10000       # a shorter sleep saves nothing
 cdef int64_t PATIENCE_MOST_NS = 200000
@@ -666,7 +668,10 @@ cdef bint sender_is_own(SenderState* s, const Request* row) noexcept nogil:
 cdef int sender_refuses(SenderState* s, int64_t due_ns, int64_t now) noexcept nogil:
     """Live: why this request is not sent, or REASON_NONE."""
     cdef int64_t gate = atomic_get(&s.gate)
-    if gate == 0:
+    if gate > 0 and gate != s.gate_seen:
+        s.gate_seen = gate
+        s.gate_left = gate & GATE_PASSES
+    if gate == 0 or (gate > 0 and s.gate_left == 0):
         return REASON_BREAKER
     if s.expire_ns and now - due_ns > s.expire_ns:
         return REASON_EXPIRED
@@ -679,7 +684,7 @@ cdef int sender_refuses(SenderState* s, int64_t due_ns, int64_t now) noexcept no
             return REASON_RATE
         s.rate_left -= 1
     if gate > 0:
-        atomic_add(&s.gate, -1)
+        s.gate_left -= 1
     return REASON_NONE
 
 
@@ -1054,6 +1059,7 @@ cdef class Sender:
     cdef Outcomes outcomes
     cdef bint started
     cdef bint over
+    cdef int64_t gates            # how often probes were let through
     cdef int64_t start_at_ns      # since 1970; 0: when the first request is taken up
 
     def __cinit__(self, Queue queue not None, addresses, *, Stop stop not None, double speed=1.0, double rate=0.0, bint asap=False,
@@ -1214,12 +1220,19 @@ cdef class Sender:
         self.over = True
 
     def set_gate(self, int64_t passes):
-        """Live: -1 everything goes on; 0 everything is dropped as `breaker`, waiting ones too; n: the next n go on, then it is shut. Any thread."""
+        """Live: -1 everything goes on; 0 everything is dropped as `breaker`, waiting ones too; n (1 to 255): the next n go on, all others are dropped. From one thread, any."""
+        if not -1 <= passes <= GATE_PASSES:
+            raise ValueError("passes: -1 to 255")
+        if passes > 0:                       # another number each time, so that the same n is begun anew
+            self.gates += 1
+            passes |= self.gates << 8
         atomic_set(&self.s.gate, passes)
 
     @property
     def gate(self):
-        return atomic_get(&self.s.gate)
+        """What set_gate was given last."""
+        cdef int64_t gate = atomic_get(&self.s.gate)
+        return gate & GATE_PASSES if gate > 0 else gate
 
     def set_rate(self, double most):
         """Live: at most so many requests a second; 0: any number. Takes effect at once."""

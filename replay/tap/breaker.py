@@ -33,7 +33,7 @@ class Breaker:
         self._delay_s = _FIRST_S
         self._seen: deque[tuple[float, dict[str, int]]] = deque()
         self._probe: dict[str, int] = {}
-        self._probe_began = 0.0
+        self._probed_at: float | None = None  # when a probe was on its way at the latest
 
     @property
     def passes(self) -> int:
@@ -52,13 +52,18 @@ class Breaker:
                 self._open(now, reason, counters)
         elif self.state == "open":
             if now >= self.until:
-                self.state, self._probe, self._probe_began = "probing", seen, now
+                self.state, self._probe, self._probed_at = "probing", seen, None
         else:
             self._judge(now, seen, counters)
         if self.state == before:
             return False
         self.changes[self.state] += 1
         return True
+
+    def renewed(self) -> None:
+        """The target's senders are new ones: what they count begins at nothing, and they have to be told what passes."""
+        self._seen.clear()
+        self._probe, self._probed_at = {}, None
 
     def _bad(self, recent: dict[str, int], seen: dict[str, int]) -> str:
         """Why nothing should be sent, or ""."""
@@ -84,14 +89,16 @@ class Breaker:
         self._seen.clear()
 
     def _judge(self, now: float, seen: dict[str, int], counters: Mapping[str, Any]) -> None:
-        fate = _since(self._probe, seen)
+        fate = _since(self._probe, seen) if self._probe else seen
+        if self._probed_at is None and fate["passed"] > 0:
+            self._probed_at = now
         fine = fate["answered"] - fate["refused"]
         if fine > 0 and fate["failed"] == 0:
             self.state, self.reason, self._delay_s = "closed", "", _FIRST_S
             self._seen.clear()
         elif fate["failed"] or fate["refused"] or (fate["connect_failed"] and not seen["open"]):
             self._open(now, self.reason if not fate["refused"] else f"{fate['refused']} probes answered 429 or 503", counters)
-        elif fate["sent"] and now - self._probe_began > self._timeout_s + 1:
+        elif self._probed_at is not None and now - self._probed_at > self._timeout_s + 1:
             self._open(now, "probes without an answer", counters)
 
 
@@ -99,14 +106,15 @@ _BAD_STATUS = (429, 503)
 
 
 def _seen(counters: Mapping[str, Any]) -> dict[str, int]:
-    unanswered = counters["unanswered"]
+    unanswered, dropped = counters["unanswered"], counters["dropped"]
     return {
         "taken": counters["taken"],
+        "passed": counters["taken"] - dropped.get("breaker", 0) - dropped.get("max_rate", 0),
         "sent": counters["sent"],
         "answered": counters["answered"],
-        "failed": sum(n for reason, n in unanswered.items() if reason != "stopped") + counters["dropped"].get("target_down", 0),
+        "failed": sum(n for reason, n in unanswered.items() if reason != "stopped") + dropped.get("target_down", 0),
         "refused": sum(counters["status"].get(code, 0) for code in _BAD_STATUS),
-        "expired": counters["dropped"].get("expired", 0),
+        "expired": dropped.get("expired", 0),
         "connect_failed": counters["connect_failed"],
         "open": counters["connections_open"],
     }
