@@ -259,7 +259,7 @@ class Relay:
             self._probe()
             self._listen()
         except OSError as error:
-            self._failed = _why(error)
+            self._failed = self._told(error)
             self._next_try = time.monotonic() + (_AGAIN_S if self._kept is None else random.uniform(0.5, 1.5))  # many taps must not come at once
 
     def _accept(self) -> None:
@@ -306,7 +306,7 @@ class Relay:
 
     def _fail(self, pair: _Pair, error: OSError) -> None:
         """No connection to the target: until there is one again, nobody listens."""
-        self._failed = _why(error)
+        self._failed = self._told(error)
         self._drop(pair, abort=True)
         if self._listener is not None:
             self._selector.unregister(self._listener)

@@ -104,6 +104,9 @@ def build(
         "notes": list(notes),
     }
     _judged(report, found.get("judged"))
+    if found.get("tap", {}).get("noted") is not None:
+        noted = found["tap"]["noted"]
+        report["results"] = {"lines": noted["lines"], "lost": noted["lost"] + sum(target["log_lost"] for target in report["targets"].values())}
     if final:
         check(report)
     report["hints"] = judge_hints(report)

@@ -53,7 +53,8 @@ class Rules:
     own: networks, and own_ports: (first, last), of connections that never pass.  ethernet: packets begin with an Ethernet header, else with IP.
     loopback_once: what leaves on a loopback interface is left out, for it comes in again.  connects: only the first packets of connections.
     sample: (below, seed): only connections whose hash is below, so many of 2**32; None: all.  replies: of what the server says so many bytes are kept where
-    a reply begins, and nothing but headers elsewhere; 0: everything, None: it does not pass. What cannot be decided (fragments, IPv6 extension headers) passes whole all the same.
+    a reply begins, and nothing but headers elsewhere; 0: everything, None: it does not pass. What cannot be decided (fragments, IPv6 extension headers) passes
+    whole all the same.
     """
 
     ports: Sequence[int] = ()

@@ -154,7 +154,9 @@ _CHANGE += [
         show_default=True,
         help="Captured credentials (Authorization, Cookie, X-Api-Key …): keep them, or send none.",
     ),
-    click.option("--max-hops", type=HOPS, default="1", show_default=True, help="A request that was mirrored so often already (x-shadow-replay) is withheld: loop."),
+    click.option(
+        "--max-hops", type=HOPS, default="1", show_default=True, help="A request that was mirrored so often already (x-shadow-replay) is withheld: loop."
+    ),
 ]
 
 _BOUNDS = [

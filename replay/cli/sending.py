@@ -1,4 +1,4 @@
-"""The options that say where requests go, how they are sent, and what is told of them: the same rows for a run and for a tap, but for what each has otherwise."""
+"""The options that say where requests go, how they are sent, and what is told of them: the same rows for a run and for a tap."""
 
 from __future__ import annotations
 
@@ -30,7 +30,9 @@ def between(least: int, most: int) -> Callable[[str], int]:
 
 
 _TARGET = [
-    click.option("--to", "to", multiple=True, metavar="URL", help="The shadow service: http://host:port, https://host, unix:/path (repeatable: each gets a copy)."),
+    click.option(
+        "--to", "to", multiple=True, metavar="URL", help="The shadow service: http://host:port, https://host, unix:/path (repeatable: each gets a copy)."
+    ),
     click.option("--cacert", metavar="FILE", help="Certificates that an https target is trusted by, instead of the system's (PEM)."),
     click.option("--cert", metavar="FILE", help="Our certificate, for a target that asks for one (PEM; with its key, or --key)."),
     click.option("--key", metavar="FILE", help="The key of --cert (PEM)."),

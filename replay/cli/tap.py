@@ -19,7 +19,7 @@ from replay.cli.planned import bound_notes
 from replay.cli.run import _encode, _print
 from replay.cli.sending import between
 from replay.cli.tapped import live_lines, status_line
-from replay.daemon.log import FORMATS, DaemonLog
+from replay.daemon.log import ALWAYS, FORMATS, DaemonLog
 from replay.daemon.notify import Notifier
 from replay.daemon.service import Reloads, Service
 from replay.errors import UsageError
@@ -122,7 +122,8 @@ _FORMAT = options.Choice("FORMAT", FORMATS)
     type=options.Choice("WHAT", ("heads", "whole", "none")),
     default="heads",
     show_default=True,
-    help="Of production's replies the kernel hands over their beginnings, everything (as for --record), or nothing: then requests that a reply decides about are withheld.",
+    help="Of production's replies the kernel hands over their beginnings, everything (as for --record), or nothing"
+    " (then what only a reply could tell of is withheld).",
 )
 @sending.sending(connections="64", timeout="5s")
 @click.option("--max-age", type=options.DURATION, default="10s", show_default=True, help="A request that could not be sent for so long is dropped: expired.")
@@ -258,7 +259,7 @@ def _run(ctx: click.Context, tap: Tap, given: dict[str, Any], *, quiet: bool) ->
         tap.prepare()  # no thread may stand before this: rights are a thread's own
         log = stack.enter_context(DaemonLog(sys.stderr, given["log_format"], logging.WARNING if quiet else logging.INFO))
         for line in _introduction(tap):
-            _log.info("%s", line)
+            _log.info("%s", line, extra=ALWAYS)
         reloads = None
         again = Words(ctx, ctx.meta["replay.words"], _MAY_CHANGE)
 
@@ -358,7 +359,9 @@ def _introduction(tap: Tap) -> list[str]:
     host = s.selection.set_host or (f"NAME{s.selection.suffix}" if s.selection.suffix else "as captured")
     ports = f", ports {', '.join(map(str, s.selection.ports))}" if s.selection.ports else ""
     if s.selection.routing is not None:
-        lines = [f"tapping {names}{more} ({s.direction}{ports}), sending to {to}: policy {s.selection.routing.source}", *s.selection.routing.words[:20]]
+        lines = [f"tapping {names}{more} ({s.direction}{ports}), sending to {to}: policy {s.selection.routing.source}", *s.selection.routing.words[:100]]
+        if len(s.selection.routing.words) > 100:
+            lines.append(f"… and {len(s.selection.routing.words) - 100:,} more lines: `replay policy` shows them")
         return [*lines, f"rights: {tap.dropped_rights}"]
     share, methods = report.share_text(s.for_report()), ", ".join(s.selection.methods) or "every method"
     lines = [f"tapping {names}{more} ({s.direction}{ports}), sending to {to}: {share}, {methods}, Host {host}", f"rights: {tap.dropped_rights}"]

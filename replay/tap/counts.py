@@ -67,7 +67,7 @@ class Book:
 
     def names(self) -> list[str]:
         """Targets of now and of before, by their URLs; "" is a dry run."""
-        return list(dict.fromkeys([*(way.name for lane in self.lanes for way in lane.ways), *self._senders]))
+        return list(dict.fromkeys([*(way.name for way in self.ways()), *self._senders]))
 
     def senders(self) -> list[Counts]:
         """Of each of `names`."""

@@ -175,11 +175,11 @@ class Tap:
     def drain(self) -> None:
         """Begins the end: what is in the ring and on its way is still accounted for, bounded by --drain."""
         self._asked_to_stop = True
-        self._stop_reading.set()
 
     def stop(self) -> None:
         """Ends at once; the numbers still add up."""
         self.drain()
+        self._stop_reading.set()
         self._stop.set()
 
     def wait(self, seconds: float) -> None:
@@ -253,6 +253,7 @@ class Tap:
         if self._due("second", now, 1.0):
             self._expire(time.time())
             self._book.retire()
+            self.targets.tell_failures()
             self.targets.let_go(way.name for way in self._book.ways())
             self._drops()
             self._lower(now)
@@ -420,6 +421,9 @@ class Tap:
                 with contextlib.suppress(OSError):
                     lane.tapped.attach(REJECT_ALL)
                     lane.tapped.statistics()
+        if now - self._stopping_since < 2e-3 * self.settings.block_ms and not self._stop.is_set():
+            return  # the block that is being filled is handed over first
+        self._stop_reading.set()
         if any(lane.thread.is_alive() for lane in lanes):
             if now - self._stopping_since > 5.0:
                 self._stop.set()

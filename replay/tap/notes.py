@@ -9,6 +9,7 @@ import contextlib
 import logging
 import os
 import threading
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -28,7 +29,7 @@ Address = tuple[bytes, int]
 
 _log = logging.getLogger("replay.tap")
 
-_REST_S = 0.02
+_REST_S, _END_S = 0.02, 2.5
 #: Requests that ended and were not told yet, of one target; and bytes of a head that a line of the access log needs.
 _WAITING, _LOGGED_HEAD = 1 << 14, 8192
 _FULL = 1 << 16
@@ -143,6 +144,7 @@ class Notes:
         self._turn, self._ending = threading.Event(), threading.Event()
         self._thread = threading.Thread(target=self._run, name="notes", daemon=True)
         self._lines = self._lost = 0
+        self._until = 0.0
         self._next: _Chapter | None = None
 
     @property
@@ -179,10 +181,11 @@ class Notes:
         self._turn.set()
 
     def end(self) -> None:
-        """Writes what was told; the senders have ended. Waits for two seconds at most."""
+        """Writes what was told; the senders have ended. Waits for three seconds at most."""
+        self._until = time.monotonic() + _END_S
         self._ending.set()
         if self._thread.ident is not None:
-            self._thread.join(2.0)
+            self._thread.join(_END_S + 0.5)
 
     def counters(self) -> dict[str, int] | None:
         """Lines of --results that were made, and what was told of neither there nor in the log: lost on its way. None when nothing is wanted."""
@@ -198,6 +201,7 @@ class Notes:
         return one.judge.counters()["not_judged"] + one.judge.forward_lost + (one.lines.lost if one.lines is not None else 0)
 
     def _run(self) -> None:
+        files = [one for one in (self.log, self.results) if one is not None]
         while True:
             last = self._ending.is_set()
             wrote = False
@@ -208,18 +212,17 @@ class Notes:
                 wrote = self._tell(one) or wrote
                 if over and not self._tell(one):
                     self._forget(one)
-            files = [one for one in (self.log, self.results) if one is not None]
             if not wrote:
                 for file in files:
                     file.flush()
-                if last and (not self._chapters or all(one.ended for one in self._chapters)):
+                if last and (not self._chapters or time.monotonic() > self._until):
                     break
             if self._turn.is_set():
                 self._turn.clear()
                 for file in files:
                     file.rotate()
             if not wrote:
-                self._ending.wait(_REST_S) if not last else threading.Event().wait(_REST_S)
+                time.sleep(_REST_S)
         for file in files:
             file.close()
 

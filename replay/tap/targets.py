@@ -38,6 +38,7 @@ class Targets:
         self.addresses: dict[str, list[Address]] = {target.url: resolve(target) for target in settings.targets}
         self._guards: list[_fastpath.Guard] = []
         self._relays: dict[str, Relay] = {}
+        self._told: dict[str, str] = {}
         self._snoop: Snoop | None = None
         self._resolving: threading.Thread | None = None
         self._resolved: dict[str, list[Address]] | None = None
@@ -119,6 +120,13 @@ class Targets:
         relay.addresses = self.addresses[target.url]
         relay.begin()
         return [relay.address]
+
+    def tell_failures(self) -> None:
+        """Why relays do not reach their targets, when that is another reason than before."""
+        for url, relay in self._relays.items():
+            if relay.failed is not None and relay.failed != self._told.get(url):
+                _log.warning("%s: %s", url, relay.failed)
+                self._told[url] = relay.failed
 
     def let_go(self, urls: Iterable[str]) -> None:
         """Relays of targets that nobody sends to any more end. urls: of those that somebody does."""
