@@ -11,7 +11,7 @@ from typing import Any
 
 import click
 
-from replay import report, units
+from replay import report, results, units
 from replay.capture.bpf import compile_filter
 from replay.cli import options, sending
 from replay.cli.again import Words
@@ -196,6 +196,8 @@ def _settings(ctx: click.Context, given: dict[str, Any]) -> TapSettings:
         compile_filter(selection.bpf)  # says what is wrong with it
     routing = selection.routing
     targets = tuple(target(text) for text in given["to"]) if routing is None else routing.targets
+    if given["results"] is not None:
+        results.check_name(given["results"])
     if given["replies"] == "none" and given["record"]:
         raise UsageError("--record is for a later run, which needs the replies too; leave --replies none out")
     if not targets and not given["dry_run"]:

@@ -13,7 +13,7 @@ from typing import Any
 from replay.tap.sums import sum_histograms, sum_ingests, sum_senders
 from replay.tap.ways import Lane, Way
 
-__all__ = ["HISTOGRAMS", "Book"]
+__all__ = ["Book", "HISTOGRAMS"]
 
 Counts = dict[str, Any]
 

@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, Any
 from replay import _fastpath
 from replay.errors import UsageError
 from replay.report import access_line
-from replay.results import check_name
 from replay.settings import Target
 
 if TYPE_CHECKING:
@@ -249,7 +248,5 @@ class Notes:
 
 def notes_of(access_log: str | None, results: str | None, owner: tuple[int, int] | None) -> Notes:
     """Opens the files that are asked for. Raises UsageError."""
-    if results is not None:
-        check_name(results)
     log = NotesFile("--access-log", access_log, owner) if access_log is not None else None
     return Notes(log, NotesFile("--results", results, owner) if results is not None else None)
