@@ -105,6 +105,7 @@ class Book:
             "cut_frames": sum(one["cut_frames"] for one in rings),
             "shortened": sum(one["shortened"] for one in rings),
             "bytes": sum(one["bytes"] for one in rings),
+            "copied_bytes": sum(one["copied_bytes"] for one in rings),
             "ring_bytes": sum(lane.tapped.block_size * lane.tapped.block_count for lane in self.lanes),
             "ring_used": self._ring_used(max((one["ring_most"] for one in rings), default=0.0)),
             "newest_ns": max((one["newest_ns"] or 0 for one in rings), default=0) or None,
