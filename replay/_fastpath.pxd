@@ -290,6 +290,7 @@ cdef class Queue:
     cdef uint64_t slots
     cdef int64_t waiting          # atomic: the consumer is about to sleep on fd
     cdef int64_t ended            # atomic
+    cdef int64_t refused          # live: requests that were dropped because it was full; who pushes counts
     cdef int push(self, Batch* batch) noexcept nogil
     cdef int push_quietly(self, Batch* batch) noexcept nogil
     cdef void nudge(self) noexcept nogil

@@ -11,6 +11,7 @@ import contextlib
 import errno
 import ipaddress
 import os
+import random
 import selectors
 import socket
 import ssl
@@ -31,6 +32,14 @@ _AGAIN_S = 0.2
 _PROBE_S = 10.0
 _HANDSHAKE_S = 5.0
 _RETRY = (errno.ECONNREFUSED, errno.ETIMEDOUT, errno.EHOSTUNREACH, errno.ENETUNREACH, errno.ECONNRESET)
+
+
+def _bound(port: int) -> socket.socket:
+    """A socket that has this port of the loopback address, 0: any."""
+    made = socket.socket(socket.AF_INET, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+    made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    made.bind(("127.0.0.1", port))
+    return made
 
 
 def context(tls: Tls) -> ssl.SSLContext:
@@ -84,14 +93,17 @@ class _Pair:
 
 
 class Relay:
-    """One target's relay. `start` tries the target first; `address` is where the sender connects to; `stop` ends it.
+    """One target's relay. `start` tries the target first, `begin` does not wait for it; `address` is where the sender connects to; `stop` ends it.
 
-    addresses: of the target, 16 bytes and a port; empty for a Unix socket.  timeout_s: for a connection; a handshake has 5 s more.
+    addresses: of the target, 16 bytes and a port; empty for a Unix socket; others may be put there at any time.  timeout_s: for a connection; a handshake has
+    5 s more.  ports: (first, last) of local ports that connections to the target are made from; None: any.
     """
 
-    def __init__(self, target: Target, tls: Tls, addresses: list[Address], timeout_s: float) -> None:
+    def __init__(self, target: Target, tls: Tls, addresses: list[Address], timeout_s: float, ports: tuple[int, int] | None = None) -> None:
         self.target, self.timeout_s = target, timeout_s
-        self._addresses = addresses
+        self.addresses = addresses
+        self._ports = ports
+        self._kept: socket.socket | None = None
         self._context = context(tls) if target.scheme == "https" else None
         self._name = tls.sni or target.host
         self._turn = 0
@@ -125,9 +137,19 @@ class Relay:
                     raise TargetError(f"{self.target.url}: {self._told(error)}") from None
                 time.sleep(_AGAIN_S)
         self._listen()
-        for sock in (self._woken,):
-            sock.setblocking(False)
-            self._selector.register(sock, selectors.EVENT_READ, None)
+        self._go()
+
+    def begin(self) -> None:
+        """Begins at once, target or no target; again: nothing. While it is down nobody listens on the port, which stays ours."""
+        if self._thread.ident is not None:
+            return
+        self._kept = _bound(0)
+        self.port = self._kept.getsockname()[1]
+        self._go()
+
+    def _go(self) -> None:
+        self._woken.setblocking(False)
+        self._selector.register(self._woken, selectors.EVENT_READ, None)
         self._thread.start()
 
     def _told(self, error: OSError) -> str:
@@ -158,24 +180,29 @@ class Relay:
         self._turn += 1
         if self.target.scheme == "unix":
             return socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
-        packed = ipaddress.IPv6Address(self._addresses[self._turn % len(self._addresses)][0])
+        addresses = self.addresses
+        packed = ipaddress.IPv6Address(addresses[self._turn % len(addresses)][0])
         sock = socket.socket(socket.AF_INET if packed.ipv4_mapped else socket.AF_INET6, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         with contextlib.suppress(OSError):
             sock.setsockopt(socket.SOL_SOCKET, getattr(socket, "SO_MARK", 36), 0x53484457)  # as the sender's own (connection.pxi)
+        if self._ports is not None:
+            for _ in range(16):
+                with contextlib.suppress(OSError):
+                    sock.bind(("", random.randint(*self._ports)))
+                    break
         return sock
 
     def _where(self) -> str | tuple[str, int]:
         if self.target.scheme == "unix":
             return self.target.host
-        packed, port = self._addresses[self._turn % len(self._addresses)]
+        addresses = self.addresses
+        packed, port = addresses[self._turn % len(addresses)]
         address = ipaddress.IPv6Address(packed)
         return str(address.ipv4_mapped or address), port
 
     def _listen(self) -> None:
-        made = socket.socket(socket.AF_INET, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
-        made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        made.bind(("127.0.0.1", self.port))
+        made = _bound(self.port)
         self.port = made.getsockname()[1]
         made.listen(1024)
         made.setblocking(False)
@@ -222,6 +249,8 @@ class Relay:
             self._drop(pair)
         if self._listener is not None:
             self._listener.close()
+        if self._kept is not None:
+            self._kept.close()
         self._selector.close()
 
     def _again(self) -> None:
@@ -230,8 +259,8 @@ class Relay:
             self._probe()
             self._listen()
         except OSError as error:
-            self._failed = _why(error)
-            self._next_try = time.monotonic() + _AGAIN_S
+            self._failed = self._told(error)
+            self._next_try = time.monotonic() + (_AGAIN_S if self._kept is None else random.uniform(0.5, 1.5))  # many taps must not come at once
 
     def _accept(self) -> None:
         assert self._listener is not None
@@ -277,7 +306,7 @@ class Relay:
 
     def _fail(self, pair: _Pair, error: OSError) -> None:
         """No connection to the target: until there is one again, nobody listens."""
-        self._failed = _why(error)
+        self._failed = self._told(error)
         self._drop(pair, abort=True)
         if self._listener is not None:
             self._selector.unregister(self._listener)

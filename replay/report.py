@@ -105,6 +105,12 @@ def build(
         "notes": list(notes),
     }
     _judged(report, found.get("judged"))
+    if "tap" in found:
+        tap = found["tap"]
+        report["tap"] = {"kernel_percent": tap["kernel_ppm"] / 10_000, "shortened_packets": tap["shortened"], "bytes": tap["bytes"], "copied_bytes": tap["copied_bytes"]}
+    if found.get("tap", {}).get("noted") is not None:
+        noted = found["tap"]["noted"]
+        report["results"] = {"lines": noted["lines"], "lost": noted["lost"] + sum(target["log_lost"] for target in report["targets"].values())}
     if final:
         check(report)
     report["hints"] = judge_hints(report)
@@ -169,8 +175,6 @@ def _ledger(settings: Settings, ingest: dict[str, Any], senders: list[dict[str, 
             dropped["stopped"] += sum(routed["unqueued"])
     elif ingest["unqueued"]:
         dropped["stopped"] += ingest["unqueued"] * len(senders)
-    if live and ingest["queue_full"]:  # what no sender ever saw
-        dropped["queue_full"] += ingest["queue_full"]
     unanswered = _sum(sender["unanswered"] for sender in senders)
     by_reason = {
         "filtered": ingest["filtered"],

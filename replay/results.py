@@ -13,7 +13,7 @@ from typing import IO, Any
 from replay.engine import Replay
 from replay.errors import UsageError
 
-__all__ = ["ResultsWriter", "opened"]
+__all__ = ["ResultsWriter", "check_name", "opened"]
 
 
 class ResultsWriter:
@@ -61,8 +61,7 @@ def opened(path: str | None) -> Iterator[IO[bytes] | None]:
     if path is None:
         yield None
         return
-    if not path.removesuffix(".zst").endswith((".jsonl", ".ndjson", ".json")) and not path.startswith("/dev/"):
-        raise UsageError(f"--results {path}: write a name that ends in .jsonl or .jsonl.zst")
+    check_name(path)
     try:
         handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
         if os.path.isfile(path):
@@ -82,6 +81,12 @@ def opened(path: str | None) -> Iterator[IO[bytes] | None]:
             raw.close()
         except OSError as error:
             _tell(f"replay run: warning: --results {path}: {error.strerror}; its end is lost")
+
+
+def check_name(path: str) -> None:
+    """Raises UsageError."""
+    if not path.removesuffix(".zst").endswith((".jsonl", ".ndjson", ".json")) and not path.startswith("/dev/"):
+        raise UsageError(f"--results {path}: write a name that ends in .jsonl or .jsonl.zst")
 
 
 def _zstd() -> Any:

@@ -81,6 +81,7 @@ class Selection:
     remove_headers: tuple[bytes, ...] = ()
     trace: str = "keep"
     credentials: tuple[bytes | None, tuple[tuple[bytes, bytes], ...]] | None = field(default=None, repr=False)
+    max_hops: int = 1
     resync: str = "strict"
     split_by_network: bool = False
     max_head: int = 64 << 10
@@ -114,6 +115,7 @@ class Selection:
             "remove_headers": self.remove_headers,
             "trace": self.trace,
             "credentials": self.credentials,
+            "max_hops": self.max_hops,
             "loose": self.resync == "loose",
             "split_by_network": self.split_by_network,
             "max_head": self.max_head,

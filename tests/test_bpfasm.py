@@ -11,6 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tapmake import needs_root
 
+from replay import _fastpath
+from replay._reference import sampling
 from replay.capture import bpfasm
 from replay.capture.afpacket import Tapped
 from replay.capture.bpfasm import Rules, build, run
@@ -31,6 +33,8 @@ def vxlan(inner, port=4789, tag=b""):
 
 def nets(*texts):
     return [network(text) for text in texts]
+
+
 
 
 CASES = [  # rules, source, target, passes, reason
@@ -185,8 +189,87 @@ def test_like_plain_python(ports, servers, clients, left_out, local, elsewhere, 
     assert bool(run(build(rules), frame)) == (taken(target, dport, source) or taken(source, sport, target))
 
 
+# ---- a share of the connections, in the kernel ----------------------------------------------------------------------------------
+
+
+def bound(share):
+    """What `Rules.sample` wants of a share in parts per million."""
+    return -(-((share << 64) // 1_000_000) >> 32)
+
+
+def key(source, target):
+    return b"".join((bytes(10) + b"\xff\xff" + address)[-16:] + port.to_bytes(2, "big") for address, port in (source, target))
+
+
+
+
+
+@settings(max_examples=400, deadline=None)
+@given(st.sampled_from([4, 16]).flatmap(lambda n: st.tuples(*[st.tuples(st.binary(min_size=n, max_size=n), st.integers(0, 65535))] * 2)),
+       st.integers(0, 999_999), st.integers(0, 2**64 - 1), st.sampled_from(WRAPPED), st.booleans())  # fmt: skip
+def test_the_sample_is_that_of_the_engine_and_of_the_oracle(ends, share, seed, wrapped, shortened):
+    source, target = ends
+    program = build(Rules(sample=(bound(share), seed), replies=512 if shortened else 0, vxlan_ports=(4789, 8472)))
+    expected = sampling.kernel_hash(key(source, target), seed)
+    assert _fastpath.kernel_sample_hash(key(source, target), seed) == expected == sampling.kernel_hash(key(target, source), seed)
+    taken = sampling.is_taken(key(source, target), share, seed, "connection:kernel")
+    assert taken == (expected < bound(share))
+    wrap = wrapped[0]
+    assert bool(run(program, wrap(packet(source, target)))) == bool(run(program, wrap(packet(target, source)))) == taken
+
+
+def test_the_sample_is_even_and_nests():
+    ends = [((bytes([10, 0, n >> 8, n & 255]), port), (b"\x0a\x09\x09\x09", 8080)) for n in range(300) for port in range(40000, 40010)]
+    before = set()
+    for share in (10_000, 50_000, 250_000, 500_000, 900_000):
+        program = build(Rules(ports=[8080], sample=(bound(share), 0)))
+        taken = {n for n, (client, server) in enumerate(ends) if run(program, net.ethernet(packet(client, server)))}
+        assert before <= taken and abs(len(taken) / len(ends) - share / 1e6) < 4 * (share / 1e6 * (1 - share / 1e6) / len(ends)) ** 0.5
+        before = taken
+
+
+def test_what_headers_do_not_tell_is_never_sampled_out():
+    whole = bytearray(packet(A, B))
+    whole[6:8] = b"\x00\x10"
+    assert run(build(Rules(ports=[80], sample=(0, 0), replies=512)), net.ethernet(bytes(whole))) == bpfasm.ACCEPT
+    six = bytearray(packet(A6, B6))
+    six[6] = 44
+    assert run(build(Rules(ports=[80], sample=(0, 0), replies=512)), net.ethernet(bytes(six))) == bpfasm.ACCEPT
+
+
+# ---- replies that stay in the kernel ---------------------------------------------------------------------------------------------
+
+REPLIES = [  # payload, bytes of it that are kept (None: whatever there is), reason
+    (b"", None, "an acknowledgement"),
+    (b"HTT", None, "too short to tell"),
+    (b"HTTP/1.1 200 OK\r\n\r\n", 512, "a short reply"),
+    (b"HTTP/1.1 200 OK\r\n" + b"x" * 3000, 512, "the beginning of a reply"),
+    (b"x" * 3000, 0, "the middle of one"),
+    (b"GET / HTTP/1.1\r\n\r\n", 0, "no reply"),
+]
+
+
+@pytest.mark.parametrize(("payload", "kept", "reason"), REPLIES, ids=[case[-1] for case in REPLIES])
+@pytest.mark.parametrize(("wrap", "how"), WRAPPED, ids=[how for _, how in WRAPPED])
+@pytest.mark.parametrize(("client", "server"), [(A, B), (A6, B6)], ids=["IPv4", "IPv6"])
+def test_replies_are_shortened(payload, kept, reason, wrap, how, client, server):
+    program = build(Rules(ports=[80], replies=512))
+    bare = len(wrap(packet(server, client, payload=b"")))
+    assert run(program, wrap(packet(server, client, payload=payload))) == (bpfasm.ACCEPT if kept is None else bare + kept)
+    assert run(program, wrap(packet(client, server, payload=payload))) == bpfasm.ACCEPT, "requests are not"
+    if len(client[0]) == 4 and kept is not None:
+        options = wrap(net.ip(server[0], client[0], 6, net.tcp(server, client, 1, 1, net.ACK, payload, b"\1" * 12)))
+        assert run(program, options) == bare + 12 + kept
+
+
+def test_fragments_of_replies_are_whole():
+    first = bytearray(packet(B, A, payload=b"x" * 1000))
+    first[6:8] = b"\x20\x00"  # more fragments follow
+    assert run(build(Rules(ports=[80], replies=512)), net.ethernet(bytes(first))) == bpfasm.ACCEPT
+
+
 @needs_root
-@pytest.mark.parametrize("rules", [case[0] for case in CASES] + [Rules(servers=nets(*(f"10.{n // 256}.{n % 256}.7" for n in range(600))))])
+@pytest.mark.parametrize("rules", [case[0] for case in CASES] + [Rules(ports=[80], sample=(77, 1), replies=512), Rules(sample=(2**32 - 1, 2**64 - 1))] + [Rules(servers=nets(*(f"10.{n // 256}.{n % 256}.7" for n in range(600))))])
 def test_the_kernel_takes_it(rules):
     with socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0) as tap:
         Tapped(tap, 0, True, 0, 0).attach(build(rules))

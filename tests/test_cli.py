@@ -179,7 +179,7 @@ def test_the_live_ledger_counts_interfaces(names, said):
     from replay.cli.tapped import live_lines
 
     tap = {"kernel_packets": 1, "kernel_drops": 0, "cut_frames": 0, "interfaces": dict.fromkeys(names), "breakers": [], "effective_ppm": 1, "share_ppm": 1}
-    ingest = {"connections": 1, "found": 0, "filtered": {}, "withheld": {}, "sampled_out": {}, "selected": 0, "incomplete": {}, "queue_full": 0}
+    ingest = {"connections": 1, "found": 0, "filtered": {}, "withheld": {}, "sampled_out": {}, "selected": 0, "incomplete": {}}
     lines = live_lines({"state": "capturing", "elapsed_s": 1.0, "tap": tap, "ingest": ingest, "targets": [], "senders": []})
     assert lines[0].endswith(f", {said}")
 

@@ -175,7 +175,7 @@ BAD = [  # why, policy, messages
         "sample-by typo",
         'routes:\n- mirror: {to: "http://10.0.0.7:80", sample-by: cookies}\n',
         [
-            "p.yaml:2: error: routes[0].mirror.sample-by: 'cookies' is none of request, connection, client-ip, path, header:NAME, cookie:NAME, query:NAME; did you mean 'cookie'?",
+            "p.yaml:2: error: routes[0].mirror.sample-by: 'cookies' is none of request, connection, connection:kernel, client-ip, path, header:NAME, cookie:NAME, query:NAME; did you mean 'cookie'?",
         ],
     ),
     (

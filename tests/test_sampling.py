@@ -69,7 +69,7 @@ def test_all_and_nothing_are_exact():
     assert not nothing and counters["sampled_out"] == {"share": 900}
 
 
-@pytest.mark.parametrize("sample_by", ["request", "connection", "client-ip", "path", "header:X-User", "cookie:id", "query:k"])
+@pytest.mark.parametrize("sample_by", ["request", "connection", "connection:kernel", "client-ip", "path", "header:X-User", "cookie:id", "query:k"])
 @pytest.mark.parametrize("share", [1, 10_000, 250_000, 500_000, 999_999, 1_000_000])
 @pytest.mark.parametrize("seed", [0, 2**64 - 1])
 def test_engine_and_oracle_choose_alike(sample_by, share, seed):
@@ -77,14 +77,14 @@ def test_engine_and_oracle_choose_alike(sample_by, share, seed):
     for row in ALL:
         key = sampling.key_of(sample_by, row["client"], row["server"], row["seq"], row["head"])
         no_key += key is None
-        if sampling.is_taken(key, share, seed):
+        if sampling.is_taken(key, share, seed, sample_by):
             expected.add((row["client"], row["seq"]))
     got, counters = chosen(CAPTURE, share=share, sample_by=sample_by, seed=seed)
     assert got == expected
     assert counters["sampled_out"].get("no_key", 0) == no_key
 
 
-@pytest.mark.parametrize("sample_by", ["request", "connection", "path"])
+@pytest.mark.parametrize("sample_by", ["request", "connection", "connection:kernel", "path"])
 def test_samples_nest(sample_by):
     before = set()
     for share in (1000, 10_000, 50_000, 100_000, 300_000, 500_000, 900_000, 1_000_000):

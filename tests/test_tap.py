@@ -253,12 +253,6 @@ def test_a_stuck_mirror_of_a_policy_holds_up_neither_reading_nor_the_other(nginx
     assert report["ledger"]["selected"] + report["ledger"]["fanout"] == 1200
 
 
-def test_what_a_tap_cannot_send_to_is_said(nginx):  # noqa: F811
-    for url in ("https://127.0.0.1:1", "unix:/tmp/nowhere.sock"):
-        done = subprocess.run([*COMMAND, "tap", "lo", "--port", "1", "--to", url, "-p", "1"], capture_output=True, text=True, timeout=30)
-        assert done.returncode == 2 and "plain http" in done.stderr, done.stderr
-
-
 # ---- a daemon ---------------------------------------------------------------------------------------------------------------------
 
 

@@ -1,4 +1,4 @@
-"""The sample (docs/design.md S2): XXH64 of a key against a share of 2^64. Must not know: where requests come from.
+"""The sample (docs/design.md S2, S2b): XXH64 of a key against a share of 2^64, or a hash of 32 bit. Must not know: where requests come from.
 
 Source of XXH64: the specification in Cyan4973/xxHash, doc/xxhash_spec.md.
 """
@@ -44,6 +44,24 @@ def xxh64(data: bytes, seed: int = 0) -> int:
     return h ^ h >> 32
 
 
+def mix32(h: int) -> int:
+    """The finalizer of MurmurHash3 (32 bit)."""
+    for shift, factor in ((16, 0x85EBCA6B), (13, 0xC2B2AE35)):
+        h = (h ^ h >> shift) * factor & 0xFFFFFFFF
+    return h ^ h >> 16
+
+
+def kernel_hash(key: bytes, seed: int = 0) -> int:
+    """S2b: a connection's hash in 32-bit arithmetic, the same for both directions. key: of `connection`."""
+    total = 0
+    for end in (key[:18], key[18:36]):
+        h = 0
+        for word in struct.unpack(">4I", end[:16]):
+            h = (h * 0x9E3779B1 + word) & 0xFFFFFFFF
+        total += mix32(h ^ int.from_bytes(end[16:], "big") * 0x85EBCA77 & 0xFFFFFFFF)
+    return mix32((total ^ seed ^ seed >> 32) & 0xFFFFFFFF)
+
+
 def first_field(head: bytes, name: bytes) -> bytes | None:
     """The value of the first line of this name without outer blanks; None when there is none."""
     for line in head.split(b"\n")[1:]:
@@ -83,8 +101,9 @@ def key_of(sample_by: str, client: tuple[bytes, int], server: tuple[bytes, int],
     raise ValueError(sample_by)
 
 
-def is_taken(key: bytes | None, share: int, seed: int = 0) -> bool:
+def is_taken(key: bytes | None, share: int, seed: int = 0, sample_by: str = "request") -> bool:
     """share: parts per million. Lacking the key is not taken, at 100 % neither."""
     if key is None:
         return False
-    return share == 1_000_000 or xxh64(key, seed) < (share << 64) // 1_000_000
+    value = kernel_hash(key, seed) << 32 if sample_by == "connection:kernel" else xxh64(key, seed)
+    return share == 1_000_000 or value < (share << 64) // 1_000_000

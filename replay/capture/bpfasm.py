@@ -20,10 +20,10 @@ ACCEPT = 0x40000  # bytes of a packet that are kept: all of them
 
 _LD_W, _LD_H, _LD_B = 0x20, 0x28, 0x30  # A = packet[k]
 _LDX_W, _LDX_H, _LDX_B = 0x40, 0x48, 0x50  # A = packet[X + k]
-_LD_IMM, _LD_MEM, _ST, _STX, _LDX_MEM, _LDX_IMM = 0x00, 0x60, 0x02, 0x03, 0x61, 0x01
-_ADD_K, _ADD_X, _AND_K, _LSH_K, _RSH_K, _SUB_K = 0x04, 0x0C, 0x54, 0x64, 0x74, 0x14
-_JA, _JEQ, _JGT, _JGE, _JSET = 0x05, 0x15, 0x25, 0x35, 0x45
-_RET, _TAX, _TXA = 0x06, 0x07, 0x87
+_LD_IMM, _LD_MEM, _ST, _STX, _LDX_MEM, _LDX_IMM, _LD_LEN = 0x00, 0x60, 0x02, 0x03, 0x61, 0x01, 0x80
+_ADD_K, _ADD_X, _AND_K, _LSH_K, _RSH_K, _SUB_K, _MUL_K, _XOR_K, _XOR_X = 0x04, 0x0C, 0x54, 0x64, 0x74, 0x14, 0x24, 0xA4, 0xAC
+_JA, _JEQ, _JGT, _JGE, _JSET, _JGE_X = 0x05, 0x15, 0x25, 0x35, 0x45, 0x3D
+_RET, _RET_A, _TAX, _TXA = 0x06, 0x16, 0x07, 0x87
 
 _ANCILLARY = 0xFFFFF000  # SKF_AD_OFF
 _PKTTYPE, _IFINDEX, _MARK, _HATYPE = _ANCILLARY + 4, _ANCILLARY + 8, _ANCILLARY + 20, _ANCILLARY + 28
@@ -34,6 +34,12 @@ _MAPPED = bytes(10) + b"\xff\xff"
 
 # Scratch cells.
 _IP, _L4 = 0, 1  # where the IP header and the one behind it begin
+_REPLY, _PART, _SUM = 2, 3, 4  # from the server; of a hash
+
+#: Of the hash of a connection (docs/design.md S2b); select.pxi has the same.
+_HASH_P, _HASH_Q = 0x9E3779B1, 0x85EBCA77
+
+_STATUS_LINE = 0x48545450  # HTTP
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +52,9 @@ class Rules:
     not_clients: whose requests do not pass.  mark: SO_MARK of packets that never pass; 0: none.
     own: networks, and own_ports: (first, last), of connections that never pass.  ethernet: packets begin with an Ethernet header, else with IP.
     loopback_once: what leaves on a loopback interface is left out, for it comes in again.  connects: only the first packets of connections.
+    sample: (below, seed): only connections whose hash is below, so many of 2**32; None: all.  replies: of what the server says so many bytes are kept where
+    a reply begins, and nothing but headers elsewhere; 0: everything, None: it does not pass. What cannot be decided (fragments, IPv6 extension headers) passes
+    whole all the same.
     """
 
     ports: Sequence[int] = ()
@@ -63,6 +72,8 @@ class Rules:
     loopback_once: bool = True
     connects: bool = False
     vxlan_ports: Sequence[int] = (4789, 8472)
+    sample: tuple[int, int] | None = None
+    replies: int | None = 0
 
 
 class _Assembler:
@@ -261,7 +272,7 @@ def _family(a: _Assembler, rules: Rules, accept: str, reject: str, version: int)
         if rules.connects:
             a.jump(reject)
         else:
-            _direction(a, rules, version, target, source, None, accept, reject)
+            _direction(a, rules, version, target, source, None, accept, accept, reject)
         a.here(whole)
         a.put(_LDX_B, 0)
         a.put(_AND_K, 15)
@@ -286,7 +297,98 @@ def _family(a: _Assembler, rules: Rules, accept: str, reject: str, version: int)
         a.when(_JSET, 16, reject)
         a.put(_LDX_MEM, _IP)
     _not_own(a, rules, version, source, target, reject)
-    _direction(a, rules, version, target, source, (2, 0), accept, reject)
+    if rules.sample is None and rules.replies == 0:
+        _direction(a, rules, version, target, source, (2, 0), accept, accept, reject)
+        return
+    request, reply, either = a.label(), a.label(), a.label()
+    _direction(a, rules, version, target, source, (2, 0), request, reject if rules.replies is None else reply, reject)
+    a.here(request)
+    a.put(_LD_IMM, 0)
+    a.jump(either)
+    a.here(reply)
+    a.put(_LD_IMM, 1)
+    a.here(either)
+    a.put(_ST, _REPLY)
+    if rules.sample is not None:
+        _sampled(a, rules.sample, version, source, target, reject)
+    if rules.replies:
+        a.put(_LD_MEM, _REPLY)
+        a.when(_JEQ, 1, None, accept)
+        _shortened(a, rules.replies, version, accept)
+    else:
+        a.jump(accept)
+
+
+def _sampled(a: _Assembler, sample: tuple[int, int], version: int, source: int, target: int, reject: str) -> None:
+    """Goes on when the hash of the connection, the same in both directions, is below the sample's bound."""
+    below, seed = sample
+    for address, port in ((source, 0), (target, 2)):
+        a.put(_LDX_MEM, _IP)
+        a.put(_LDX_W, address)
+        if version == 4:
+            a.put(_ADD_K, 0xFFFF * _HASH_P)  # as IPv4 mapped into IPv6
+            a.put(_ST, _PART)
+        else:
+            for word in (4, 8, 12):
+                a.put(_MUL_K, _HASH_P)
+                a.put(_ST, _PART)
+                a.put(_LDX_W, address + word)
+                a.put(_LDX_MEM, _PART)
+                a.put(_ADD_X)
+                a.put(_LDX_MEM, _IP)
+            a.put(_ST, _PART)
+        a.put(_LDX_MEM, _L4)
+        a.put(_LDX_H, port)
+        a.put(_MUL_K, _HASH_Q)
+        a.put(_LDX_MEM, _PART)
+        a.put(_XOR_X)
+        _mixed(a)
+        if port == 0:
+            a.put(_ST, _SUM)
+    a.put(_LDX_MEM, _SUM)
+    a.put(_ADD_X)
+    a.put(_XOR_K, seed ^ seed >> 32)
+    _mixed(a)
+    a.when(_JGE, below, reject)
+
+
+def _mixed(a: _Assembler) -> None:
+    """A becomes what MurmurHash3 (32 bit) makes of it at its end."""
+    for shift, factor in ((16, 0x85EBCA6B), (13, 0xC2B2AE35), (16, None)):
+        a.put(_TAX)
+        a.put(_RSH_K, shift)
+        a.put(_XOR_X)
+        if factor is not None:
+            a.put(_MUL_K, factor)
+
+
+def _shortened(a: _Assembler, most: int, version: int, accept: str) -> None:
+    """Ends it for a packet from the server: with so many bytes behind its headers where they begin with a status line, else with none."""
+    there, begins = a.label(), a.label()
+    if version == 4:
+        a.put(_LDX_MEM, _IP)
+        a.put(_LDX_H, 6)
+        a.when(_JSET, 0x2000, accept)  # the first of several fragments: they are put together whole
+    a.put(_LDX_MEM, _L4)
+    a.put(_LDX_B, 12)
+    a.put(_AND_K, 0xF0)
+    a.put(_RSH_K, 2)
+    a.put(_ADD_X)
+    a.put(_ST, _PART)
+    a.put(_ADD_K, 4)
+    a.put(_TAX)
+    a.put(_LD_LEN)
+    a.when(_JGE_X, 0, there, accept)
+    a.here(there)
+    a.put(_LDX_MEM, _PART)
+    a.put(_LDX_W, 0)
+    a.when(_JEQ, _STATUS_LINE, begins)
+    a.put(_LD_MEM, _PART)
+    a.put(_RET_A)
+    a.here(begins)
+    a.put(_LD_MEM, _PART)
+    a.put(_ADD_K, most)
+    a.put(_RET_A)
 
 
 def _not_own(a: _Assembler, rules: Rules, version: int, source: int, target: int, reject: str) -> None:
@@ -360,11 +462,13 @@ def _network_six(a: _Assembler, address: bytes, bits: int, at: int, inside: str)
 
 
 def _direction(
-    a: _Assembler, rules: Rules, version: int, server: int, client: int, ports: tuple[int, int] | None, accept: str, reject: str
+    a: _Assembler, rules: Rules, version: int, server: int, client: int, ports: tuple[int, int] | None, request: str, reply: str, reject: str
 ) -> None:
-    """Accepts a packet to a server that is asked for, then one from it; X is at the IP header. ports: offsets of (destination, source) behind it."""
+    """Jumps to `request` with a packet to a server that is asked for, then to `reply` with one from it; X is at the IP header.
+
+    ports: offsets of (destination, source) behind it."""
     for towards in (True, False):
-        no = a.label()
+        no, accept = a.label(), request if towards else reply
         to, by = (server, client) if towards else (client, server)
         if ports is not None and rules.ports:
             ok = a.label()
@@ -424,6 +528,7 @@ def _locality(a: _Assembler, rules: Rules, version: int, server: int, towards: b
 
 def run(program: Sequence[Instruction], packet: bytes, *, mark: int = 0, ifindex: int = 1, pkttype: int = 0, hatype: int = 1) -> int:
     """What the kernel would do with this packet: the bytes kept, 0 when it does not pass. A load beyond the packet's end ends it with 0."""
+    packet_length = len(packet)
     ancillary = {_MARK: mark, _IFINDEX: ifindex, _PKTTYPE: pkttype, _HATYPE: hatype}
     a = x = at = 0
     cells = [0] * 16
@@ -441,6 +546,8 @@ def run(program: Sequence[Instruction], packet: bytes, *, mark: int = 0, ifindex
             a = int.from_bytes(packet[place : place + size], "big")
         elif code == _LD_IMM:
             a = k
+        elif code == _LD_LEN:
+            a = packet_length
         elif code == _LDX_IMM:
             x = k
         elif code == _LD_MEM:
@@ -463,16 +570,24 @@ def run(program: Sequence[Instruction], packet: bytes, *, mark: int = 0, ifindex
             a = (a - k) & 0xFFFFFFFF
         elif code == _AND_K:
             a &= k
+        elif code == _MUL_K:
+            a = (a * k) & 0xFFFFFFFF
+        elif code == _XOR_K:
+            a ^= k
+        elif code == _XOR_X:
+            a ^= x
         elif code == _LSH_K:
             a = (a << k) & 0xFFFFFFFF
         elif code == _RSH_K:
             a >>= k
         elif code == _JA:
             at += k
-        elif code in (_JEQ, _JGT, _JGE, _JSET):
-            yes = {_JEQ: a == k, _JGT: a > k, _JGE: a >= k, _JSET: bool(a & k)}[code]
+        elif code in (_JEQ, _JGT, _JGE, _JSET, _JGE_X):
+            yes = {_JEQ: a == k, _JGT: a > k, _JGE: a >= k, _JSET: bool(a & k), _JGE_X: a >= x}[code]
             at += true if yes else false
         elif code == _RET:
             return k
+        elif code == _RET_A:
+            return a
         else:
             raise ValueError(f"instruction {code:#x} is not known")

@@ -16,7 +16,7 @@ from replay.settings import Selection, host, methods, network, suffix
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-SAMPLE_KINDS = ("request", "connection", "client-ip", "path", "header:NAME", "cookie:NAME", "query:NAME")
+SAMPLE_KINDS = ("request", "connection", "connection:kernel", "client-ip", "path", "header:NAME", "cookie:NAME", "query:NAME")
 
 
 class Unit(click.ParamType):  # type: ignore[type-arg,unused-ignore]
@@ -91,6 +91,7 @@ SHARD = Unit("I/N", units.shard)
 PACE = Unit("PACE", units.pace)
 CIDR = Unit("CIDR", network)
 PORT = Unit("N", _positive(units.count, 1, 65535))
+HOPS = Unit("N", _positive(units.count, 1, 99))
 
 
 _SELECT = [
@@ -154,6 +155,9 @@ _CHANGE += [
         show_default=True,
         help="Captured credentials (Authorization, Cookie, X-Api-Key …): keep them, or send none.",
     ),
+    click.option(
+        "--max-hops", type=HOPS, default="1", show_default=True, help="A request that was mirrored so often already (x-shadow-replay) is withheld: loop."
+    ),
 ]
 
 _BOUNDS = [
@@ -210,7 +214,8 @@ _CONFIG = [
 ]
 
 
-def _apply(decorators: list[Callable[[Any], Any]], command: F) -> F:
+def apply(decorators: list[Callable[[Any], Any]], command: F) -> F:
+    """Rows of options onto a command."""
     for decorate in reversed(decorators):
         command = decorate(command)
     return command
@@ -218,22 +223,22 @@ def _apply(decorators: list[Callable[[Any], Any]], command: F) -> F:
 
 def select(command: F) -> F:
     """Which requests."""
-    return _apply(_SELECT, command)
+    return apply(_SELECT, command)
 
 
 def change(command: F) -> F:
     """How each is changed."""
-    return _apply(_CHANGE, command)
+    return apply(_CHANGE, command)
 
 
 def bounds(command: F) -> F:
     """How much memory."""
-    return _apply(_BOUNDS, command)
+    return apply(_BOUNDS, command)
 
 
 def metrics(command: F) -> F:
     """--metrics."""
-    return _apply(_METRICS, command)
+    return apply(_METRICS, command)
 
 
 @contextlib.contextmanager
@@ -254,12 +259,12 @@ def served(address: tuple[str, int] | None, counted: Any) -> Iterator[str | None
 
 def policy(command: F) -> F:
     """How a policy is read."""
-    return _apply(_POLICY, command)
+    return apply(_POLICY, command)
 
 
 def policy_file(command: F) -> F:
     """--policy, how it is read, and --mirror-headers."""
-    return _apply([*_POLICY_FILE, *_POLICY], command)
+    return apply([*_POLICY_FILE, *_POLICY], command)
 
 
 def routed(ctx: click.Context, given: dict[str, Any], chosen: Selection) -> tuple[Selection, tuple[str, ...]]:
@@ -303,7 +308,7 @@ _POLICY_FILE = [
 
 def config(command: F) -> F:
     """--config, -q, -v."""
-    return _apply(_CONFIG, command)
+    return apply(_CONFIG, command)
 
 
 def selection(given: dict[str, Any]) -> Selection:
@@ -335,6 +340,7 @@ def selection(given: dict[str, Any]) -> Selection:
         remove_headers=tuple(name.strip().encode("latin-1", "replace") for name in given.pop("remove_header", ())) + dropped,
         credentials=None if auth_file is None else credentials.load(auth_file),
         trace=given.pop("trace", "keep"),
+        max_hops=given.pop("max_hops", 1),
         resync=given.pop("resync"),
         split_by_network=given.pop("split_by_network"),
         max_head=given.pop("max_head"),

@@ -103,10 +103,7 @@ def notes(settings: Settings, found: dict[str, Any]) -> list[str]:
         notes.append(f"silences: {_silences(settings, ingest)}")
     if ingest["overlap_conflict"]:
         notes.append(f"{ingest['overlap_conflict']:,} packets repeated bytes with another content; the first copy was taken")
-    if ingest["evicted"]:
-        notes.append(f"{ingest['evicted']:,} connections were closed early: more than --max-connections at a time")
-    if ingest["no_memory"]:
-        notes.append(f"{ingest['no_memory']:,} times --max-memory was reached; what did not fit is incomplete: evicted")
+    notes += bound_notes(ingest)
     for to, sender in zip(found["targets"], found["senders"], strict=True):
         limits = sender["limits"]
         if limits.get("descriptors"):
@@ -117,4 +114,14 @@ def notes(settings: Settings, found: dict[str, Any]) -> list[str]:
             notes.append("the kernel had no memory for a connection")
         if sender["outcomes_lost"]:
             notes.append(f"the access log lacks {sender['outcomes_lost']:,} lines: it could not be written fast enough")
+    return notes
+
+
+def bound_notes(ingest: dict[str, Any]) -> list[str]:
+    """What was given up because of a bound, for people."""
+    notes = []
+    if ingest["evicted"]:
+        notes.append(f"{ingest['evicted']:,} connections were closed early: more than --max-connections at a time")
+    if ingest["no_memory"]:
+        notes.append(f"{ingest['no_memory']:,} times --max-memory was reached; what did not fit is incomplete: evicted")
     return notes

@@ -14,28 +14,23 @@ from typing import IO, Any
 
 import click
 
-from replay import accesslog, report, results, units
+from replay import accesslog, report, results
 from replay.capture.source import as_error
-from replay.cli import options, planned
+from replay.cli import options, planned, sending
 from replay.cli.group import close_stdout
 from replay.cli.progress import Progress
 from replay.engine import Replay
 from replay.errors import UsageError
 from replay.judge import gating
 from replay.judge.limits import Limits
-from replay.settings import Settings, Target, Tls, target
+from replay.settings import Settings, target
 
 _POLL_S = 0.05
 
 
 @click.command(short_help="replay captures against a shadow service (without --to: a dry run)")
 @click.argument("captures", nargs=-1, required=True, metavar="CAPTURE...")
-@click.option("--to", "to", multiple=True, metavar="URL", help="The shadow service: http://host:port, https://host, unix:/path (repeatable: each gets a copy).")
-@click.option("--cacert", metavar="FILE", help="Certificates that an https target is trusted by, instead of the system's (PEM).")
-@click.option("--cert", metavar="FILE", help="Our certificate, for a target that asks for one (PEM; with its key, or --key).")
-@click.option("--key", metavar="FILE", help="The key of --cert (PEM).")
-@click.option("--sni", metavar="NAME", help="The name that an https target is asked for and verified by, instead of that in its URL.")
-@click.option("--insecure", is_flag=True, help="Do not verify https targets.")
+@sending.target_options
 @options.select
 @options.change
 @options.policy_file
@@ -44,17 +39,7 @@ _POLL_S = 0.05
 @click.option("--max-gap", type=options.DURATION, default="10s", show_default=True, help="A longer silence in the capture is cut to this.")
 @click.option("--loop", type=options.COUNT, default="1", show_default=True, help="Go through the captures so many times.")
 @click.option("--duration", type=options.LONGER_THAN_0, help="End after this time, whatever is left.")
-@click.option(
-    "-c",
-    "--connections",
-    type=options.Unit("N", lambda text: _between(text, 1, 1 << 20)),
-    default="256",
-    show_default=True,
-    help="At most so many to each target, opened as needed.",
-)
-@click.option(
-    "--pipeline", type=options.Unit("N", lambda text: _between(text, 1, 64)), default="1", show_default=True, help="Requests under way on one connection."
-)
+@sending.sending(connections="256", timeout="15s")
 @click.option(
     "--driver",
     type=options.Choice("HOW", ("auto", "io_uring", "epoll")),
@@ -62,20 +47,14 @@ _POLL_S = 0.05
     show_default=True,
     help="How to talk to the kernel: auto is io_uring where it is allowed (Linux 6.1), else epoll.",
 )
-@click.option("--connect-timeout", type=options.LONGER_THAN_0, default="1s", show_default=True, help="For a connection to stand.")
-@click.option("--timeout", type=options.LONGER_THAN_0, default="15s", show_default=True, help="For a whole reply.")
-@click.option("--drain", type=options.DURATION, default="5s", show_default=True, help="At the end, for what is under way.")
 @options.bounds
 @click.option("--allow-production", is_flag=True, help="Send although the target is a server of the capture.")
 @click.option("--dry-run/--no-dry-run", "dry_run", help="Everything but connecting (without --to it is one anyway).")
-@click.option("--report", "report_file", metavar="FILE.json", help="Write the whole result there.")
 @click.option("--html", "html_file", metavar="FILE.html", help="Write the result as one page that needs nothing else.")
-@click.option("--results", metavar="FILE.jsonl[.zst]", help="A line of JSON a selected request: what was captured, what became of it.")
 @click.option("--fail-if", multiple=True, metavar="EXPR", help="Exit with 1 when it holds: 'status_change > 0.5%', 'latency_us.p99 > 250ms' (repeatable).")
 @click.option("--stop-if", multiple=True, metavar="EXPR", help="End the run as soon as it holds, and exit with 1 (repeatable).")
 @click.option("--allow-empty", is_flag=True, help="Gates accept that nothing was selected.")
-@click.option("--access-log", metavar="FILE", help="A line a request, in Envoy's default format (- is standard error).")
-@click.option("--json", "as_json", is_flag=True, help="The result on standard output as one JSON object, and nothing else there.")
+@sending.told
 @options.metrics
 @options.config
 @click.pass_context
@@ -109,7 +88,7 @@ def run(ctx: click.Context, /, captures: tuple[str, ...], to: tuple[str, ...], q
         timeout_ns=given["timeout"],
         drain_ns=given["drain"],
         start_at_ns=given["start_at"],
-        tls=_tls(given, targets),
+        tls=sending.tls(given, targets),
     )
     gates = gating.parsed(given["fail_if"], given["stop_if"], given["allow_empty"])
     with accesslog.opened(given["access_log"]) as log, results.opened(given["results"]) as lines:
@@ -292,24 +271,6 @@ def _writable(option: str, path: str | None) -> None:
         raise UsageError(f"{option} {path}: there is no folder {folder}")
     if not os.access(path if os.path.exists(path) else folder, os.W_OK):
         raise UsageError(f"{option} {path}: permission denied")
-
-
-def _tls(given: dict[str, Any], targets: tuple[Target, ...]) -> Tls:
-    tls = Tls(given["cacert"], given["cert"], given["key"], given["sni"], given["insecure"])
-    if tls != Tls() and targets and not any(one.scheme == "https" for one in targets):
-        raise UsageError("--cacert, --cert, --key, --sni and --insecure are for https targets, and there is none")
-    if tls.key is not None and tls.cert is None:
-        raise UsageError("--key: without --cert there is nothing that it belongs to")
-    if tls.insecure and tls.cacert is not None:
-        raise UsageError("--insecure and --cacert: the first trusts everybody; leave one out")
-    return tls
-
-
-def _between(text: str, least: int, most: int) -> int:
-    value = units.count(text)
-    if not least <= value <= most:
-        raise ValueError(f"{text!r} is out of range: {least:,} to {most:,}")
-    return value
 
 
 def _tell(*lines: str) -> None:

@@ -11,13 +11,15 @@ from typing import Any
 
 import click
 
-from replay import extras, report, units
+from replay import extras, report, results, units
 from replay.capture.bpf import compile_filter
-from replay.cli import options
+from replay.cli import options, sending
 from replay.cli.again import Words
-from replay.cli.run import _between, _encode, _print
+from replay.cli.planned import bound_notes
+from replay.cli.run import _encode, _print
+from replay.cli.sending import between
 from replay.cli.tapped import live_lines, status_line
-from replay.daemon.log import FORMATS, DaemonLog
+from replay.daemon.log import ALWAYS, FORMATS, DaemonLog
 from replay.daemon.notify import Notifier
 from replay.daemon.service import Reloads, Service
 from replay.errors import UsageError
@@ -29,9 +31,10 @@ _log = logging.getLogger("replay.tap")
 
 #: Options that a reload may change; of the others a change needs a restart.
 _MAY_CHANGE = (
-    "to", "percent", "sample_by", "seed", "methods", "path", "match_host", "client", "server", "port", "bpf", "since", "until", "resync",
-    "direction", "exclude_client", "shadow_suffix", "set_host", "set_header", "add_header", "remove_header", "trace", "connections", "pipeline",
-    "auth_file", "credentials",
+    "to", "policy", "mesh", "resolve", "namespace", "cacert", "cert", "key", "sni", "insecure",
+    "percent", "sample_by", "seed", "methods", "path", "match_host", "client", "server", "port", "bpf", "since", "until", "resync",
+    "direction", "replies", "exclude_client", "shadow_suffix", "set_host", "set_header", "add_header", "remove_header", "trace", "connections", "pipeline",
+    "auth_file", "credentials", "max_hops",
     "connect_timeout", "timeout", "drain", "max_age", "max_rate", "max_cpu", "duration", "expires", "max_head", "max_body", "allow_production",
 )  # fmt: skip
 
@@ -85,16 +88,15 @@ def _cpu(text: str) -> float:
 
 _RING = options.Unit("SIZE", _megabytes)
 _BLOCK = options.Unit("TIME", _block)
-_UP_TO_64 = options.Unit("N", lambda text: _between(text, 1, 64))
-_CONNECTIONS = options.Unit("N", lambda text: _between(text, 1, 1 << 20))
+_UP_TO_64 = options.Unit("N", between(1, 64))
 _RECORD_SIZE = options.Unit("SIZE", lambda text: _at_least(text, 1 << 20))
-_RECORD_FILES = options.Unit("N", lambda text: _between(text, 1, 1000))
+_RECORD_FILES = options.Unit("N", between(1, 1000))
 _FORMAT = options.Choice("FORMAT", FORMATS)
 
 
 @click.command(cls=_Command, short_help="mirror live traffic from this node")
 @click.argument("interfaces", nargs=-1, required=True, metavar="IFACE...")
-@click.option("--to", "to", multiple=True, metavar="URL", help="The shadow service, http://host:port (repeatable: each gets a copy).")
+@sending.target_options
 @options.select
 @options.policy_file
 @click.option(
@@ -115,11 +117,15 @@ _FORMAT = options.Choice("FORMAT", FORMATS)
 @click.option("--ring", type=_RING, default="64MiB", show_default=True, help="The kernel's ring of packets, of all interfaces together.")
 @click.option("--block-timeout", type=_BLOCK, default="5ms", show_default=True, help="The kernel hands over at least so often.")
 @click.option("--workers", type=_UP_TO_64, default="1", show_default=True, help="So many threads read, by connection.")
-@click.option("-c", "--connections", type=_CONNECTIONS, default="64", show_default=True, help="At most so many to each target.")
-@click.option("--pipeline", type=_UP_TO_64, default="1", show_default=True, help="Requests under way on one connection.")
-@click.option("--connect-timeout", type=options.LONGER_THAN_0, default="1s", show_default=True, help="For a connection to stand.")
-@click.option("--timeout", type=options.LONGER_THAN_0, default="5s", show_default=True, help="For a whole reply.")
-@click.option("--drain", type=options.DURATION, default="5s", show_default=True, help="At the end, for what is under way.")
+@click.option(
+    "--replies",
+    type=options.Choice("WHAT", ("heads", "whole", "none")),
+    default="heads",
+    show_default=True,
+    help="Of production's replies the kernel hands over their beginnings, everything (as for --record), or nothing"
+    " (then what only a reply could tell of is withheld).",
+)
+@sending.sending(connections="64", timeout="5s")
 @click.option("--max-age", type=options.DURATION, default="10s", show_default=True, help="A request that could not be sent for so long is dropped: expired.")
 @click.option("--max-rate", type=options.Unit("N/s", _rate), help="At most so many requests a second to each target; more are dropped: max_rate.")
 @click.option("--max-cpu", type=options.Unit("CORES", _cpu), help="A share of a core (0.5, 50%); over it the percentage is lowered for a while.")
@@ -134,8 +140,7 @@ _FORMAT = options.Choice("FORMAT", FORMATS)
 @click.option("--user", default="nobody", show_default=True, help="Whom to become, as root, when the sockets are open (root: stay).")
 @click.option("--allow-production", is_flag=True, help="Send although the target is tapped.")
 @click.option("--dry-run/--no-dry-run", "dry_run", help="Everything but connecting.")
-@click.option("--report", "report_file", metavar="FILE.json", help="Write the whole result there when it ends.")
-@click.option("--json", "as_json", is_flag=True, help="The result on standard output as one JSON object, and nothing else there.")
+@sending.told
 @click.option("--log-format", type=_FORMAT, default="text", show_default=True, help="Of what is told on standard error.")
 @options.metrics
 @options.config
@@ -191,11 +196,10 @@ def _settings(ctx: click.Context, given: dict[str, Any]) -> TapSettings:
         compile_filter(selection.bpf)  # says what is wrong with it
     routing = selection.routing
     targets = tuple(target(text) for text in given["to"]) if routing is None else routing.targets
-    for one in targets:
-        if one.scheme != "http":
-            raise UsageError(f"{one.url}: a tap sends over plain http so far; put a proxy that speaks {one.scheme} in front of the shadow service")
-    if routing is not None and given["max_cpu"]:
-        raise UsageError("--max-cpu lowers the percentage, which a policy has of its own for each mirror; leave one out, or bound the policy's mirrors")
+    if given["results"] is not None:
+        results.check_name(given["results"])
+    if given["replies"] == "none" and given["record"]:
+        raise UsageError("--record is for a later run, which needs the replies too; leave --replies none out")
     if not targets and not given["dry_run"]:
         raise UsageError("--to URL is missing: where should requests go? To look without sending: --dry-run")
     return TapSettings(
@@ -210,6 +214,7 @@ def _settings(ctx: click.Context, given: dict[str, Any]) -> TapSettings:
         ring_bytes=given["ring"],
         block_ms=given["block_timeout"] // 10**6,
         workers=given["workers"],
+        replies=given["replies"],
         connections=given["connections"],
         pipeline=given["pipeline"],
         connect_timeout_ns=given["connect_timeout"],
@@ -221,6 +226,9 @@ def _settings(ctx: click.Context, given: dict[str, Any]) -> TapSettings:
         duration_ns=given["duration"],
         expires_at=None if given["expires"] is None else given["expires"] / 1e9,
         user=given["user"],
+        tls=sending.tls(given, targets),
+        access_log=given["access_log"],
+        results=given["results"],
         record=given["record"],
         record_size=given["record_size"],
         record_every_ns=given["record_every"] or 0,
@@ -253,7 +261,7 @@ def _run(ctx: click.Context, tap: Tap, given: dict[str, Any], *, quiet: bool) ->
         tap.prepare()  # no thread may stand before this: rights are a thread's own
         log = stack.enter_context(DaemonLog(sys.stderr, given["log_format"], logging.WARNING if quiet else logging.INFO))
         for line in _introduction(tap):
-            _log.info("%s", line)
+            _log.info("%s", line, extra=ALWAYS)
         reloads = None
         again = Words(ctx, ctx.meta["replay.words"], _MAY_CHANGE)
 
@@ -353,7 +361,9 @@ def _introduction(tap: Tap) -> list[str]:
     host = s.selection.set_host or (f"NAME{s.selection.suffix}" if s.selection.suffix else "as captured")
     ports = f", ports {', '.join(map(str, s.selection.ports))}" if s.selection.ports else ""
     if s.selection.routing is not None:
-        lines = [f"tapping {names}{more} ({s.direction}{ports}), sending to {to}: policy {s.selection.routing.source}", *s.selection.routing.words[:20]]
+        lines = [f"tapping {names}{more} ({s.direction}{ports}), sending to {to}: policy {s.selection.routing.source}", *s.selection.routing.words[:100]]
+        if len(s.selection.routing.words) > 100:
+            lines.append(f"… and {len(s.selection.routing.words) - 100:,} more lines: `replay policy` shows them")
         return [*lines, f"rights: {tap.dropped_rights}"]
     share, methods = report.share_text(s.for_report()), ", ".join(s.selection.methods) or "every method"
     lines = [f"tapping {names}{more} ({s.direction}{ports}), sending to {to}: {share}, {methods}, Host {host}", f"rights: {tap.dropped_rights}"]
@@ -372,10 +382,15 @@ def _notes(found: dict[str, Any]) -> list[str]:
         notes.append(f"the kernel dropped {tapped['kernel_drops']:,} packets: the ring was full; raise --ring, or narrow the filter")
     if tapped["cut_frames"]:
         notes.append(f"{tapped['cut_frames']:,} frames were longer than a block of the ring and were cut")
-    if ingest["evicted"]:
-        notes.append(f"{ingest['evicted']:,} connections were closed early: more than --max-connections at a time")
-    if ingest["no_memory"]:
-        notes.append(f"{ingest['no_memory']:,} times --max-memory was reached; what did not fit is incomplete: evicted")
+    notes += bound_notes(ingest)
+    if tapped["kernel_ppm"] < units.MILLION:
+        unseen = ingest["found"] * (units.MILLION - tapped["kernel_ppm"]) // max(tapped["kernel_ppm"], 1)
+        notes.append(
+            f"the kernel let {units.show_share(tapped['kernel_ppm'])} of the connections through (--sample-by connection:kernel): what is found are theirs,"
+            f" of some {unseen:,} more requests nothing was seen"
+        )
+    if tapped["noted"] is not None and tapped["noted"]["lost"]:
+        notes.append(f"{tapped['noted']['lost']:,} requests are in neither --results nor --access-log: they could not be written fast enough")
     for one, changes in zip(found["targets"], tapped["breaker_changes"], strict=True):
         if changes.get("open"):
             notes.append(f"{one.url if one else ''}: sending was stopped {changes['open']:,} times by the breaker")

@@ -22,8 +22,6 @@ def live_lines(seen: dict[str, Any]) -> list[str]:
     lines[0] += "" if len(tap["interfaces"]) == 1 else "s"
     parts = (_part(name.replace("_", " "), ingest[name]) for name in ("filtered", "withheld", "sampled_out"))
     lines.append(f"found {ingest['found']:,}{''.join(parts)}, selected {ingest['selected']:,}{_part('incomplete', ingest['incomplete'])}")
-    if ingest["queue_full"]:
-        lines.append(f"dropped before a sender: queue_full {ingest['queue_full']:,}")
     for target, breaker, one in zip(seen["targets"], tap["breakers"], seen["senders"], strict=True):
         lines.append(
             f"{target.url if target else 'dry run'}: sent {one['sent']:,}, answered {one['answered']:,}{_part('unanswered', one['unanswered'])}"

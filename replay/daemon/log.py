@@ -1,7 +1,7 @@
 """The log of a daemon: a line an event, as text or JSON, on standard error; rate-limited, bounded, without control characters or credentials.
 
 Loggers of the standard library feed it (`logging.getLogger("replay.tap")`). Messages that differ in their arguments or in numbers alone are of one kind: of
-each some come through, the rest are counted and told later.
+each some come through, the rest are counted and told later. What is said once, whatever its length, has `extra=ALWAYS`.
 """
 
 from __future__ import annotations
@@ -17,7 +17,10 @@ import time
 from collections.abc import Callable
 from typing import IO, Any
 
-__all__ = ["DaemonLog", "FORMATS"]
+__all__ = ["ALWAYS", "DaemonLog", "FORMATS"]
+
+#: Of a record that is not left out however many of its kind there are.
+ALWAYS = {"always": True}
 
 FORMATS = ("text", "json")
 
@@ -98,6 +101,9 @@ class DaemonLog(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         word = record.levelname.lower()
         self.counts[word if word in self.counts else "error"] += 1
+        if getattr(record, "always", False):
+            self._put(record, 0)
+            return
         now = self._clock()
         key = (record.name, record.levelno, _NUMBERS.sub("#", str(record.msg)))
         if key not in self._kinds and len(self._kinds) >= KINDS:

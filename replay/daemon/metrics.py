@@ -139,12 +139,9 @@ def _each_by(key: str, known: Iterable[str] = ()) -> Callable[[View], Samples]:
 
 
 def _dropped(view: View) -> Samples:
-    """What stood in no queue when the run was stopped counts at each target, as in the report. What found its queue full is known of all together."""
-    full = view.ingest.get("queue_full")
-    if view.live and full is not None:
-        yield (view.targets[0] if len(view.targets) == 1 else "any", "queue_full"), full
+    """What stood in no queue when the run was stopped counts at each target, as in the report."""
     for (target, sender), (_, unqueued) in zip(view.senders, _queued(view), strict=True):
-        counts = dict.fromkeys(_DROPPED, 0) | sender["dropped"]
+        counts = dict.fromkeys(_DROPPED, 0) | ({"queue_full": 0} if view.live else {}) | sender["dropped"]
         counts["stopped"] += unqueued
         for reason, count in counts.items():
             yield (target, reason), count
@@ -196,7 +193,7 @@ FAMILIES: list[Family] = [
     Family("replay_requests_found", "counter", (), "Whole requests.", _one("found")),
     Family("replay_requests_filtered", "counter", ("reason",), "Found, and left out by a filter.", _by(_fastpath.FILTERED, "filtered")),
     Family("replay_requests_withheld", "counter", ("reason",), "Found, and not sent because it would be wrong to.", _by(_fastpath.WITHHELD, "withheld")),
-    Family("replay_requests_sampled_out", "counter", ("reason",), "Found, and outside the share.", _by(("share", "no_key"), "sampled_out")),
+    Family("replay_requests_sampled_out", "counter", ("reason",), "Found, and outside the share.", _by(("share", "no_key", "max_cpu"), "sampled_out")),
     Family("replay_requests_selected", "counter", (), "Found, and chosen to be sent.", _one("selected")),
     Family("replay_requests_writes", "counter", (), "Selected ones whose method is neither GET, HEAD, OPTIONS nor TRACE.", _one("writes")),
     Family("replay_requests_fanout", "counter", (), "Copies beyond the first, where there are several targets.", _fanout),

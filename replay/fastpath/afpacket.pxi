@@ -6,6 +6,8 @@
 
 cdef enum:
     LIVE_WAIT_MS = 50             # an idle take comes back after so long: the capture clock goes on
+    LIVE_AHEAD = 6144             # bytes of the ring that are asked for before they are read
+    LIVE_SNAP_MOST = 8192         # what the filter itself shortens is not longer than this; a frame that was cut fills most of a block
 
 cdef extern from "fastpath/afpacket.h" nogil:
     ctypedef struct AfpPacket:
@@ -25,6 +27,7 @@ cdef extern from "fastpath/afpacket.h" nogil:
     uint32_t afp_block_packets(const uint8_t* block)
     const uint8_t* afp_block_first(const uint8_t* block)
     const uint8_t* afp_packet(const uint8_t* p, AfpPacket* out)
+    void afp_ask(const uint8_t* start, const uint8_t* end)
     void* mmap(void* address, size_t size, int protection, int flags, int fd, int64_t offset)
     int munmap(void* address, size_t size)
     void* MAP_FAILED
@@ -60,8 +63,10 @@ cdef class LiveRing(PacketSource):
     cdef uint32_t laps            # blocks handed out since the stop
     cdef int64_t n_packets        # atomic, all of them
     cdef int64_t n_takes          # a sign of life: grows even when no packet comes
-    cdef int64_t n_bytes
+    cdef int64_t n_bytes          # on the wire
+    cdef int64_t n_copied         # … and in the ring
     cdef int64_t n_cut
+    cdef int64_t n_short          # the filter asked for their beginning alone
     cdef int64_t n_blocks
     cdef int64_t n_losing
     cdef int64_t n_errors         # the interface went down, or away
@@ -108,8 +113,12 @@ cdef class LiveRing(PacketSource):
     cdef int take(self, Packet* out, int most) noexcept nogil:
         cdef AfpPacket one
         cdef uint8_t* block
+        cdef const uint8_t* here
         cdef int n = 0
         cdef uint32_t ready
+        cdef int64_t number = self.n_packets
+        cdef int64_t size = 0
+        cdef int64_t copied = 0
         count_add(&self.n_takes, 1)
         if self.held:
             self.held = False
@@ -148,9 +157,13 @@ cdef class LiveRing(PacketSource):
                 self.at = self.at + 1 if self.at + 1 < self.block_count else 0
                 continue
             self.next = afp_block_first(block)
+            afp_ask(self.next, self.next + LIVE_AHEAD)
         while n < most and self.left:
-            self.next = afp_packet(self.next, &one)
+            here = self.next
+            self.next = afp_packet(here, &one)
             self.left -= 1
+            if self.next != NULL:
+                afp_ask(here + LIVE_AHEAD, self.next + LIVE_AHEAD)
             out[n].ts_ns = one.ts_ns
             out[n].caplen = one.caplen
             out[n].wirelen = one.wirelen if one.wirelen > one.caplen else one.caplen
@@ -167,11 +180,12 @@ cdef class LiveRing(PacketSource):
                     out[n].caplen = 0
             out[n].source = 0
             out[n].iface = one.iface + (one.vlan << 20)    # told apart with --split-by-network only
-            count_add(&self.n_packets, 1)
-            out[n].number = <uint64_t>self.n_packets
-            count_add(&self.n_bytes, one.wirelen)
+            number += 1
+            out[n].number = <uint64_t>number
+            size += one.wirelen
+            copied += one.caplen
             if one.caplen < one.wirelen:
-                count_add(&self.n_cut, 1)
+                count_add(&self.n_short if one.caplen <= LIVE_SNAP_MOST and self.block_size > 2 * LIVE_SNAP_MOST else &self.n_cut, 1)
             if self.recorder is not None:
                 self.recorder.add(&one)
             n += 1
@@ -179,6 +193,9 @@ cdef class LiveRing(PacketSource):
                 self.left = 0     # the last one says so too
         if n:
             atomic_set(&self.newest_ns, out[n - 1].ts_ns)
+            count_set(&self.n_packets, number)
+            count_add(&self.n_bytes, size)
+            count_add(&self.n_copied, copied)
         if self.left == 0:
             self.next = NULL
             self.held = True
@@ -204,6 +221,6 @@ cdef class LiveRing(PacketSource):
         most = atomic_get(&self.n_most_ready)
         if anew:
             atomic_set(&self.n_most_ready, 0)
-        return {"packets": count_get(&self.n_packets), "takes": count_get(&self.n_takes), "bytes": count_get(&self.n_bytes), "cut_frames": count_get(&self.n_cut),
+        return {"packets": count_get(&self.n_packets), "takes": count_get(&self.n_takes), "bytes": count_get(&self.n_bytes), "copied_bytes": count_get(&self.n_copied), "cut_frames": count_get(&self.n_cut), "shortened": count_get(&self.n_short),
                 "blocks": count_get(&self.n_blocks), "losing": count_get(&self.n_losing), "errors": count_get(&self.n_errors),
                 "ring_most": most / self.block_count, "newest_ns": atomic_get(&self.newest_ns) or None}

@@ -37,6 +37,7 @@ cdef struct Counters:             # one thread writes, others read
     int64_t writes
     int64_t sampled_out
     int64_t no_key
+    int64_t lowered               # in the share, but for `low`
     int64_t limited
     int64_t digest
     int64_t first_ns
@@ -45,7 +46,6 @@ cdef struct Counters:             # one thread writes, others read
     int64_t gaps_cut_ns
     int64_t unqueued
     int64_t copies                # selected, times queues
-    int64_t queue_full            # live: copies that found their queue full, or no memory
     int64_t packets
     int64_t segments
     int64_t first_packet_ns
@@ -54,6 +54,7 @@ cdef struct Counters:             # one thread writes, others read
     int64_t gaps
     int64_t gap_bytes
     int64_t gap_largest
+    int64_t left_bytes            # live: of replies, left in the kernel
     int64_t one_sided             # connections of which one direction is in the capture
     int64_t mid_stream            # … whose beginning is not
     int64_t matched               # replies whose request is known
@@ -116,6 +117,8 @@ cdef struct Engine:               # owned by one Ingest; one thread writes, othe
     bint finished                 # --limit was reached
     # live
     bint wire                     # packets come from a wire: nothing here ever waits
+    bint one_sided                # of connections only what clients say is captured
+    uint32_t low                  # of LOW_ALL: so much of the share is taken
     int64_t slack_ns              # by so much the capture clock stays behind the wall clock: what is in the ring must not be late
     int64_t batch_ns              # an open batch is handed on after so long
     int64_t batch_since_ns
@@ -133,6 +136,8 @@ cdef struct Engine:               # owned by one Ingest; one thread writes, othe
     PyObject* guard
     Given given
     Router* router                # owns; NULL without a policy
+    Router* retired               # owns: those of former policies that requests under way refer to
+    int64_t retiring              # atomic: how many
     PyObject* path_pattern
     PyObject* host_pattern
     # time
@@ -161,6 +166,11 @@ cdef void queues_nudge(Engine* g) noexcept nogil:
 
 cdef bint queue_is_behind(void* queue) noexcept nogil:
     return ring_is_behind(&(<Queue>queue).ring)
+
+
+cdef void queue_refuse(void* queue, int64_t n) noexcept nogil:
+    """Live: n requests are dropped, for it is full or there is no memory."""
+    count_add(&(<Queue>queue).refused, n)
 
 
 cdef bint guard_meets(Engine* g, Message* m) noexcept nogil:
@@ -287,11 +297,13 @@ cdef class Ingest:
     cdef int64_t changing         # atomic: `change` waits to be adopted
     cdef Ingest change            # whose rules and queues are used from now on
     cdef Ingest adopted           # whose rules and queues are used; keeps alive what they borrow
+    cdef list past                # those before, as long as requests refer to them
 
     def __cinit__(self):
         memset(&self.g, 0, sizeof(Engine))
         memset(&self.auth, 0, sizeof(Auth))
         self.kept = []
+        self.past = []
         self.has_decoder = False
         self.full.fd = self.empty.fd = -1
 
@@ -302,7 +314,7 @@ cdef class Ingest:
                  uint64_t max_body=64 << 20, uint64_t max_connections=262144, uint64_t max_memory=64 << 20,
                  int64_t max_gap_ns=10_000_000_000, Guard guard=None, PacketFilter packet_filter=None,
                  int64_t offset_ns=0, int64_t loop=0, bint last=True, int threads=1, Routes routes=None, bint live=False,
-                 int64_t slack_ns=50_000_000, int64_t batch_ns=1_000_000, marker=None, bint twins=False, records=None):
+                 int64_t slack_ns=50_000_000, int64_t batch_ns=1_000_000, marker=None, int max_hops=1, bint twins=False, records=None, bint replies=True, int64_t low=1_000_000):
         cdef Engine* g = &self.g
         cdef Rules* r = &g.rules
         cdef int i
@@ -338,6 +350,10 @@ cdef class Ingest:
         g.offset = offset_ns
         g.loop = loop
         g.wire, g.slack_ns, g.batch_ns = live, slack_ns, batch_ns
+        g.one_sided = not replies
+        if not 0 <= low <= 1_000_000:
+            raise ValueError("low: parts per million of the share")
+        g.low = <uint32_t>(low * LOW_ALL // 1_000_000)
         if twins:
             g.twins = <Twin*>calloc(LIVE_TWINS, sizeof(Twin))
             if g.twins == NULL:
@@ -379,7 +395,9 @@ cdef class Ingest:
         )
         if marker is not None:
             r.marker = marker
-            r.edits = r.edits or r.marker
+        if not 1 <= max_hops <= 99:
+            raise ValueError("max_hops is 1 to 99")
+        r.max_hops = max_hops
         r.auth = &self.auth
         if credentials is not None:
             self.credentials(credentials[0], list(credentials[1]))
@@ -397,13 +415,12 @@ cdef class Ingest:
         if routes is not None:
             if g.queue_count and g.queue_count != routes.table.queue_count:
                 raise ValueError("a policy needs a queue for each of its targets")
-            g.router = router_new(&routes.table, routes.table.queue_count)
+            g.router = router_new(&routes.table, routes.table.queue_count, g.queues)
             r.all = False         # its mirrors decide
             for i in range(routes.table.mirror_count):
                 routes.table.mirrors[i].rules.auth = &self.auth
                 if marker:
                     routes.table.mirrors[i].rules.marker = True
-                    routes.table.mirrors[i].rules.edits = True
                 routes.table.mirrors[i].rules.edits = routes.table.mirrors[i].rules.edits or self.auth.on
         for i in range(4):
             g.secret[i] = int.from_bytes(_os.urandom(8), "little")
@@ -443,6 +460,7 @@ cdef class Ingest:
         cdef Message* m
         cdef Conn* c
         cdef uint8_t* piece
+        cdef Router* router
         if g.table != NULL:
             self.forget()
             free(g.table)
@@ -460,7 +478,11 @@ cdef class Ingest:
             free(piece)
         if g.batch != NULL:
             batch_release(g.batch)
-        router_free(g.router, self.routes.table.queue_count if self.routes is not None else 0)
+        router_free(g.router)
+        while g.retired != NULL:
+            router = g.retired
+            g.retired = router.after
+            router_free(router)
         free(g.twins)
         if self.has_decoder:
             decoder_free(&self.decoder)
@@ -741,6 +763,7 @@ cdef class Ingest:
         """From the next packet on, the rules and queues of `change`. What is open goes to the queues that it was meant for."""
         cdef Engine* g = &self.g
         cdef Engine* other = &self.change.g
+        window_own(g)             # what borrows was planned by the rules of before
         batch_publish(g)
         other.rules.auth.replaced = g.rules.auth.replaced        # its counters go on
         other.rules.auth.unknown = g.rules.auth.unknown
@@ -753,8 +776,15 @@ cdef class Ingest:
         g.guard = other.guard
         g.guard_hit = other.guard_hit
         g.guard_on = other.guard_on
-        if g.router != NULL and other.router != NULL and other.router.table == g.router.table:
-            g.router, other.router = other.router, g.router      # the rows that requests under way refer to are the same
+        g.one_sided = other.one_sided
+        g.low = other.low
+        if g.router != NULL and other.router != NULL:
+            # requests under way go where the policy that chose them said, with its rows and into its queues
+            g.router.after = g.retired
+            g.retired = g.router
+            atomic_add(&g.retiring, 1)
+            g.router = other.router
+            other.router = NULL
         g.path_pattern = other.path_pattern
         g.host_pattern = other.host_pattern
         atomic_set(&self.changing, 0)
@@ -770,7 +800,10 @@ cdef class Ingest:
                 return False
             with nogil:
                 poll(NULL, 0, 1)
-        before = self.adopted
+        if atomic_get(&self.g.retiring) == 0:
+            self.past = []
+        if self.adopted is not None:
+            self.past.append(self.adopted)       # what former routers borrow
         self.adopted = self.change
         self.change = other
         atomic_set(&self.changing, 1)
@@ -780,6 +813,11 @@ cdef class Ingest:
             with nogil:
                 poll(NULL, 0, 1)
         return atomic_get(&self.changing) == 0
+
+    @property
+    def retiring(self):
+        """Former policies whose requests are under way: their queues must not end yet."""
+        return atomic_get(&self.g.retiring)
 
     def counters(self):
         """What was found, so far; plain values, callable from any thread."""
@@ -791,20 +829,20 @@ cdef class Ingest:
         return {
             "found": count_get(&g.n.found),
             "filtered": {FILTERED[i]: g.n.filtered[i] for i in range(1, FILTERED_COUNT) if g.n.filtered[i]},
-            "sampled_out": {k: v for k, v in (("share", g.n.sampled_out), ("no_key", g.n.no_key), ("limit", g.n.limited)) if v},
+            "sampled_out": {k: v for k, v in (("share", g.n.sampled_out), ("no_key", g.n.no_key), ("max_cpu", g.n.lowered), ("limit", g.n.limited)) if v},
             "withheld": {WITHHELD[i]: g.n.withheld[i] for i in range(1, WITHHELD_COUNT) if g.n.withheld[i]},
             "other_shards": count_get(&g.n.elsewhere),
             "selected": count_get(&g.n.selected),
             "credentials": {"replaced": count_get(&g.rules.auth.replaced), "unknown": count_get(&g.rules.auth.unknown)},
             "writes": count_get(&g.n.writes),
             "unqueued": count_get(&g.n.unqueued),
-            "copies": count_get(&g.n.copies), "queue_full": count_get(&g.n.queue_full),
+            "copies": count_get(&g.n.copies),
             "incomplete": {INCOMPLETE[i]: g.n.incomplete[i] for i in range(1, INCOMPLETE_COUNT) if g.n.incomplete[i]},
             "packets": {"read": count_get(&g.n.packets), "skipped": skipped, "cut_frames": count_get(&self.decoder.cut_frames)},
             "segments": count_get(&g.n.segments),
             "connections": count_get(&g.n.connections),
             "other": {OTHER[i]: g.n.other[i] for i in range(1, OTHER_COUNT) if g.n.other[i]},
-            "gaps": count_get(&g.n.gaps), "gap_bytes": count_get(&g.n.gap_bytes), "gap_largest": count_get(&g.n.gap_largest),
+            "gaps": count_get(&g.n.gaps), "gap_bytes": count_get(&g.n.gap_bytes), "gap_largest": count_get(&g.n.gap_largest), "left_bytes": count_get(&g.n.left_bytes),
             "one_sided": count_get(&g.n.one_sided), "mid_stream": count_get(&g.n.mid_stream), "matched": count_get(&g.n.matched),
             **decoder_layers(&self.decoder),
             "overlap_conflict": count_get(&g.n.conflicts), "repeated": count_get(&g.n.repeated),

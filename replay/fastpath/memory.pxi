@@ -192,6 +192,7 @@ cdef class Queue:
         self.waiting = 0
         self.slots = slots
         self.ended = 0
+        self.refused = 0
         self.fd = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC)
         if self.fd < 0:
             raise OSError(errno.errno, "eventfd")
@@ -241,6 +242,11 @@ cdef class Queue:
         """No batch comes after this one. A consumer is done when `ended` is set and then pop() gives NULL."""
         atomic_set(&self.ended, 1)
         self.wake()
+
+    @property
+    def full(self):
+        """Live: requests that found it full, or for which there was no memory."""
+        return count_get(&self.refused)
 
     def end(self):
         """`finish`, for Python (tests, the end of the last pass)."""

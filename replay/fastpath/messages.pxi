@@ -81,7 +81,8 @@ cdef struct Message:              # a request from the end of its head until it 
     uint8_t given_withheld        # of a record: Withheld
     uint32_t copies               # with a policy: the mirrors of its route that take it, a bit each
     uint32_t dropped_copies       # … of them those that a bound of the mirror holds back
-    int32_t route                 # with a policy: -1 none
+    Router* router                # with a policy: the one that decided, which may be older than the engine's
+    int32_t route                 # … -1 none
     uint32_t captured_host_len    # record: in front of the rewritten head in buf, and behind it
     uint32_t captured_target_len  # … the captured target
     uint32_t flags                # RequestFlag
@@ -100,7 +101,7 @@ cdef struct Message:              # a request from the end of its head until it 
     uint8_t loops
     uint8_t elsewhere             # of another shard: counted there
     uint8_t filtered              # Filtered
-    int8_t sampled                # 1 taken, 0 not, -1 no key
+    int8_t sampled                # of sample_taken
     uint8_t upgraded              # answered 101
     uint8_t incomplete            # Incomplete
     uint8_t whole
@@ -156,6 +157,9 @@ cdef void message_let_go(Engine* g, Message* m) noexcept nogil:
     if m.in_window or m.in_queue or m.is_current or m.late:
         return
     message_unbuffer(g, m)
+    if m.router != NULL:
+        m.router.users -= 1
+        m.router = NULL
     g.live -= 1
     m.after = g.message_spare
     g.message_spare = m
@@ -449,6 +453,9 @@ cdef void queue_pop(Engine* g, Conn* c) noexcept nogil:
 
 
 cdef void queue_add(Engine* g, Conn* c, int side, Message* m) noexcept nogil:
+    if g.one_sided and not (m.flags & REQUEST_CONNECT or m.head_flags & HEAD_UPGRADE):
+        m.replied = 1             # no reply is ever seen
+        return
     if c.open >= M_QUEUE or (g.live > M_LIVE and c.open > 4):
         queue_pop(g, c)
         c.flow[1 - side].certain = 0
@@ -588,6 +595,8 @@ cdef void request_head(Engine* g, Conn* c, int side, const uint8_t* p, size_t n,
         m.flags |= REQUEST_CONNECT
         if h.framing == FRAMING_CHUNKED or h.content_length > 0 or h.flags & HEAD_MALFORMED:
             m.ambiguous = 2       # has a body, or has none (RFC 9110 9.3.6)
+    if g.one_sided and h.flags & HEAD_EXPECT and (h.framing == FRAMING_CHUNKED or h.content_length > 0):
+        m.ambiguous = 2           # whether the body comes is said by the reply alone (H9)
     if h.version == 10:
         m.flags |= REQUEST_HTTP10
     if h.method_len == 4 and memcmp(p, b"HEAD", 4) == 0:
@@ -603,7 +612,7 @@ cdef void request_head(Engine* g, Conn* c, int side, const uint8_t* p, size_t n,
         m.host_state = HOST_OK
     else:
         m.host_state = host_of(p, h, &host, &origin_at)
-    m.loops = (h.flags & HEAD_MARKER) != 0
+    m.loops = h.flags & HEAD_MARKER and hops_of(p, h) >= g.rules.max_hops
     if m.host_state != HOST_NONE and not m.loops:
         m.loops = host_loops(&g.rules, &host, h.host_split if h.host_plain and host.p == p + h.host_at else host_split(host.p, host.n))
     if g.guard_on and guard_meets(g, m):
@@ -614,7 +623,7 @@ cdef void request_head(Engine* g, Conn* c, int side, const uint8_t* p, size_t n,
         m.elsewhere = shard_of(&g.rules, m.client, m.client_port, m.server, m.server_port) != g.rules.shard
     if m.filtered or m.elsewhere:
         pass
-    elif g.rules.all and g.rules.sample_by < SAMPLE_HEADER:
+    elif g.rules.all and g.rules.sample_by < SAMPLE_HEADER and g.low == LOW_ALL:
         m.sampled = 1
         m.wanted = g.collect
     else:
@@ -631,7 +640,7 @@ cdef void request_head(Engine* g, Conn* c, int side, const uint8_t* p, size_t n,
         if g.router != NULL:
             message_route(g, m, p, h, &host, origin_at, key)
         else:
-            m.sampled = sample_taken(&g.rules, key, p, h)
+            m.sampled = sample_taken(&g.rules, key, p, h, g.low)
         m.wanted = g.collect and (m.sampled == 1 or g.show)   # what is withheld is shown whether sampled or not
     m.authority_at = <uint32_t>(host.p - p) if host.p != NULL else 0
     m.authority_len = <uint32_t>host.n
@@ -670,7 +679,7 @@ cdef void request_head(Engine* g, Conn* c, int side, const uint8_t* p, size_t n,
                 if h.hosts:
                     m.flags |= REQUEST_HOST_CAPTURED
             before = m.captured_host_len + m.captured_target_len
-            if g.router != NULL:
+            if m.router != NULL:
                 if not message_copies(g, m, p, h, host, origin_at):
                     m.len = 0
                     message_fails(g, m, INCOMPLETE_EVICTED)
@@ -682,7 +691,7 @@ cdef void request_head(Engine* g, Conn* c, int side, const uint8_t* p, size_t n,
                 memcpy(m.buf, p + h.host_at, m.captured_host_len)
                 memcpy(m.buf + m.captured_host_len, p + h.target_at, m.captured_target_len)
                 m.len = rewrite_head(&g.rules, p, h, host, origin_at, m.buf + before, &m.host_at, &m.target_at, &m.target_len)
-            if g.router != NULL:
+            if m.router != NULL:
                 g.window_bytes += m.len
             elif not m.incomplete:
                 m.head_len = <uint32_t>m.len
@@ -727,7 +736,7 @@ cdef void reply_head(Engine* g, Conn* c, int side, const Head* h, int parsed) no
         f.state = ST_START
         return
     if m == NULL:
-        if h.status != 408:       # a server that gives up waiting answers nobody
+        if h.status != 408 and not g.one_sided:       # a server that gives up waiting answers nobody
             count_add(&g.n.orphans, 1)
         if f.certain:
             f.certain = 0
@@ -756,6 +765,27 @@ cdef void reply_head(Engine* g, Conn* c, int side, const Head* h, int parsed) no
             tunnel_decide(g, c, 1 - side, m)
     if c.queue == m:
         queue_pop(g, c)
+
+
+cdef bint reply_cut(Engine* g, Conn* c, int side) noexcept nogil:
+    """The rest of a reply's head is not there (a tap leaves most of a reply in the kernel): its status says what has to be known. True when it was told."""
+    cdef Flow* f = &c.flow[side]
+    cdef Head h
+    cdef int i
+    if not f.line_known or f.buf_len < 12:
+        return False
+    memset(&h, 0, sizeof(Head))
+    for i in range(9, 12):
+        if not 48 <= f.buf[i] <= 57:
+            return False
+        h.status = <uint16_t>(h.status * 10 + f.buf[i] - 48)
+    h.flags = HEAD_MALFORMED      # how its body ends is not known
+    f.line_known = 0
+    f.scanned = 0
+    reply_head(g, c, side, &h, OK)
+    if f.state != ST_SKIP:
+        flow_lost(g, c, side)
+    return True
 
 
 cdef void flow_lost(Engine* g, Conn* c, int side) noexcept nogil:
@@ -1005,7 +1035,7 @@ cdef void stream_read(Engine* g, Conn* c, int side, const uint8_t* p, size_t n, 
                 taken = f.left
             m = f.current
             if m != NULL:
-                if m.head_flags & HEAD_EXPECT and m.replied and m.body_len == 0 and m.status != 101 and request_line(p + at, n - at) <= LINE_MORE:
+                if m.head_flags & HEAD_EXPECT and m.replied and not g.one_sided and m.body_len == 0 and m.status != 101 and request_line(p + at, n - at) <= LINE_MORE:
                     peek_begin(f, ts, seq + <uint32_t>at, pos + at, ack, has_ack, starts and at == 0)
                     continue
                 message_body(g, m, p + at, taken, p + at, taken)
@@ -1018,7 +1048,7 @@ cdef void stream_read(Engine* g, Conn* c, int side, const uint8_t* p, size_t n, 
                     f.state = ST_START
         elif f.state == ST_CHUNKED:
             m = f.current
-            if (m != NULL and m.head_flags & HEAD_EXPECT and m.replied and f.chunked.state == CHUNKED_START and m.body_len == 0
+            if (m != NULL and m.head_flags & HEAD_EXPECT and m.replied and not g.one_sided and f.chunked.state == CHUNKED_START and m.body_len == 0
                     and m.status != 101 and request_line(p + at, n - at) <= LINE_MORE):
                 peek_begin(f, ts, seq + <uint32_t>at, pos + at, ack, has_ack, starts and at == 0)
                 continue
@@ -1168,6 +1198,8 @@ cdef void stream_gap(Engine* g, Conn* c, int side, uint64_t n, uint8_t reason) n
         return
     if f.role != ROLE_REPLIES:
         message_cut(g, c, side, reason)
+    elif f.state == ST_HEAD and g.wire and reply_cut(g, c, side):
+        return
     flow_lost(g, c, side)
 
 

@@ -613,7 +613,7 @@ cdef int pending_add(Engine* g, Conn* c, Flow* f, uint64_t pos, const Segment* s
         p.next = q
         p.acked_ts = -1
         p.acked_no = c.packets
-        if pos <= f.acked:
+        if pos <= f.acked or g.one_sided:     # where no acknowledgement is ever seen, what comes behind a hole must do
             p.acked_ts = s.ts_ns
         elif f.unacked == NULL or pos < f.unacked.pos:
             f.unacked = p
@@ -635,10 +635,13 @@ cdef int pending_add(Engine* g, Conn* c, Flow* f, uint64_t pos, const Segment* s
 
 cdef void flow_gap(Engine* g, Conn* c, int side, uint64_t n, uint8_t reason) noexcept nogil:
     cdef Flow* f = &c.flow[side]
-    count_add(&g.n.gaps, 1)
-    count_add(&g.n.gap_bytes, <int64_t>n)
-    if <int64_t>n > g.n.gap_largest:
-        atomic_set(&g.n.gap_largest, <int64_t>n)
+    if g.wire and reason == INCOMPLETE_CUT_BY_SNAPLEN and f.role != ROLE_REQUESTS:
+        count_add(&g.n.left_bytes, <int64_t>n)      # a tap leaves most of a reply in the kernel: nothing is lost
+    else:
+        count_add(&g.n.gaps, 1)
+        count_add(&g.n.gap_bytes, <int64_t>n)
+        if <int64_t>n > g.n.gap_largest:
+            atomic_set(&g.n.gap_largest, <int64_t>n)
     flow_forward(f, n)
     stream_gap(g, c, side, n, reason)
 
@@ -958,12 +961,15 @@ cdef void conn_segment(Engine* g, Conn* c, int side, const Segment* s) noexcept 
                 f.ended = 0                 # bytes after a FIN or RST: that one was not the end
                 c.reset = 0
                 f.fin_seen = 0
-            plain = f.first == NULL and pos <= f.next and s.missing == 0
+            plain = f.first == NULL and pos <= f.next
             if plain and (not s.flags & TCP_ACK or not flow_must_wait(other, s.ack)):
                 skip = f.next - pos
-                g.lasting = s.lasting
-                flow_take(g, c, side, s.data + skip, s.len - <uint32_t>skip, s.ts_ns, s.ack, (s.flags & TCP_ACK) != 0, skip == 0)
-                g.lasting = False
+                if skip < s.len:
+                    g.lasting = s.lasting
+                    flow_take(g, c, side, s.data + skip, s.len - <uint32_t>skip, s.ts_ns, s.ack, (s.flags & TCP_ACK) != 0, skip == 0)
+                    g.lasting = False
+                if s.missing:
+                    flow_cut(g, c, side, pos + s.len, s.missing)
             else:
                 skip = f.next - pos if pos < f.next else 0
                 if skip > s.len:
@@ -999,12 +1005,13 @@ cdef inline bint segment_usual(Engine* g, Conn* c, const Seen* x) noexcept nogil
     cdef const Segment* s = &x.segment
     cdef Flow* f = &c.flow[s.side]
     cdef Flow* o = &c.flow[1 - s.side]
-    cdef int32_t ahead = <int32_t>(s.ack - o.seq)
+    cdef bint alone = g.one_sided and not o.started
+    cdef int32_t ahead = 0 if alone else <int32_t>(s.ack - o.seq)
     cdef uint64_t pos
     cdef uint32_t at
     if c.list != LIST_OPEN or (s.flags & (TCP_FIN | TCP_SYN | TCP_RST | TCP_ACK)) != TCP_ACK or s.missing or ahead > 0:
         return False
-    if not (f.started & o.started & c.counted) or (f.ended | o.ended | f.fin_seen | o.fin_seen):
+    if not (f.started & (o.started | alone) & c.counted) or (f.ended | o.ended | f.fin_seen | o.fin_seen):
         return False
     if <size_t>f.first | <size_t>o.first | <size_t>o.aside or (f.beyond_ts & o.beyond_ts) >= 0:
         return False
@@ -1013,7 +1020,7 @@ cdef inline bint segment_usual(Engine* g, Conn* c, const Seen* x) noexcept nogil
     c.packets += 1
     c.used = 1
     pos = o.next + <uint64_t><int64_t>ahead
-    if pos > o.acked:
+    if pos > o.acked and not alone:
         o.acked = pos
     if s.ts_ns > c.last_ts:
         c.last_ts = s.ts_ns
@@ -1094,7 +1101,7 @@ cdef void segment_odd(Engine* g, Conn* c, const Segment* s) noexcept nogil:
     conn_segment(g, c, s.side, s)
     if s.ts_ns > c.last_ts:
         c.last_ts = s.ts_ns
-    if c.reset or (c.flow[0].ended and c.flow[1].ended):
+    if c.reset or (c.flow[0].ended and c.flow[1].ended) or (g.one_sided and (c.flow[0].ended or c.flow[1].ended)):
         if c.list != LIST_CLOSED:
             stream_over(g, c)
             conn_move(g, c, LIST_CLOSED)

@@ -1,5 +1,10 @@
 # From captured head to the head that is sent (docs/design.md S3, S4). Must not know: where heads come from, where they go.
 
+cdef enum:
+    HOPS_MOST = 100
+    MARKER_LEN = 20               # x-shadow-replay: 1
+
+
 cdef struct Sent:                 # what made values are made of
     const uint8_t* p              # the head, with its new path
     const Head* h
@@ -104,6 +109,34 @@ cdef size_t rewrite_bound(const Rules* r, const Head* h) noexcept nogil:
     if r.auth.on:
         n += AUTH_MOST * r.auth.longest
     return n
+
+
+cdef uint32_t hops_of(const uint8_t* p, const Head* h) noexcept nogil:
+    """How often a request was mirrored, as its marker says; most, when that is no number. The head has HEAD_MARKER."""
+    cdef Text name, value
+    cdef uint32_t hops = 0
+    cdef size_t i
+    name.p = <const uint8_t*>b"x-shadow-replay"
+    name.n = 15
+    if not header_find(p, h, name, &value) or value.n == 0 or value.n > 2:
+        return HOPS_MOST
+    for i in range(value.n):
+        if not 48 <= value.p[i] <= 57:
+            return HOPS_MOST
+        hops = hops * 10 + value.p[i] - 48
+    return hops if hops else HOPS_MOST
+
+
+cdef inline uint8_t* put_marker(uint8_t* out, uint32_t hops) noexcept nogil:
+    """hops: 1 to 99."""
+    out = put(out, <const uint8_t*>b"x-shadow-replay: ", 17)
+    if hops >= 10:
+        out[0] = <uint8_t>(48 + hops // 10)
+        out += 1
+    out[0] = <uint8_t>(48 + hops % 10)
+    out[1] = 13
+    out[2] = 10
+    return out + 3
 
 
 cdef uint8_t* put_field(uint8_t* out, const Field* f, const Sent* s) noexcept nogil:
@@ -239,6 +272,7 @@ cdef struct Splice:               # the usual rewriting: another Host, and whole
     uint32_t split                # where in it the suffix goes
     uint32_t out_len              # as sent
     uint32_t out_host_at
+    bint marker                   # the marker goes before the empty line
     uint32_t drops
     uint32_t drop_at[4]           # HEAD_DROPS
     uint32_t drop_end[4]
@@ -247,7 +281,7 @@ cdef struct Splice:               # the usual rewriting: another Host, and whole
 cdef inline bint rewrite_splices(const Rules* r, const Head* h, uint32_t origin_at) noexcept nogil:
     """A Splice does for it, and its Host is a plain one."""
     return (h.host_plain and origin_at == h.target_at and h.hosts == 1 and not r.edits and not (h.flags & (HEAD_NAMES | HEAD_FOLDED | HEAD_BAD_HOST_LINE))
-            and h.drops <= HEAD_DROPS)
+            and not (r.marker and h.flags & HEAD_MARKER) and h.drops <= HEAD_DROPS)
 
 
 cdef inline void splice_plan(const Rules* r, const Head* h, Splice* s, uint32_t host_len) noexcept nogil:
@@ -256,7 +290,8 @@ cdef inline void splice_plan(const Rules* r, const Head* h, Splice* s, uint32_t 
     s.host_at = h.host_at
     s.host_len = h.host_len
     s.split = h.host_split
-    s.out_len = h.length - h.host_len + host_len
+    s.marker = r.marker
+    s.out_len = h.length - h.host_len + host_len + (MARKER_LEN if r.marker else 0)
     s.out_host_at = h.host_at
     s.drops = h.drops
     for i in range(h.drops):
@@ -315,6 +350,10 @@ cdef uint8_t* splice_put(const Rules* r, const Splice* s, const uint8_t* p, uint
         out = put(out, p + at, s.host_at - at)
         out = splice_host(r, s, p, out)
         at = s.host_at + s.host_len
+    if s.marker:
+        out = put(out, p + at, s.head_len - 2 - at)
+        out = put_marker(out, 1)
+        at = s.head_len - 2
     return put(out, p + at, s.head_len - at)
 
 
@@ -338,14 +377,15 @@ cdef size_t rewrite_head(const Rules* r, const uint8_t* p, const Head* h, Text h
     cdef int auth_left = AUTH_MOST
     target_at[0] = h.target_at
     target_len[0] = h.target_len
-    if origin_at == h.target_at and h.hosts == 1 and not (h.flags & HEAD_HOP) and not r.edits:
+    if origin_at == h.target_at and h.hosts == 1 and not (h.flags & HEAD_HOP) and not r.edits and not r.marker:
         # the fast case: one splice
         o = put(o, p, h.host_at)
         host_at[0] = h.host_at
         o = put_host(r, o, host)
         o = put(o, p + h.host_at + h.host_len, h.length - h.host_at - h.host_len)
         return o - out
-    if origin_at == h.target_at and h.hosts == 1 and not r.edits and not (h.flags & (HEAD_NAMES | HEAD_FOLDED)) and h.drops <= HEAD_DROPS:
+    if (origin_at == h.target_at and h.hosts == 1 and not r.edits and not (h.flags & (HEAD_NAMES | HEAD_FOLDED)) and h.drops <= HEAD_DROPS
+            and not (r.marker and h.flags & HEAD_MARKER)):
         # nearly as fast: one splice, and whole lines left out
         at = 0
         for i in range(h.drops):
@@ -362,6 +402,10 @@ cdef size_t rewrite_head(const Rules* r, const uint8_t* p, const Head* h, Text h
             host_at[0] = <uint32_t>(o - out)
             o = put_host(r, o, host)
             at = h.host_at + h.host_len
+        if r.marker:
+            o = put(o, p + at, h.length - 2 - at)
+            o = put_marker(o, 1)
+            at = h.length - 2
         o = put(o, p + at, h.length - at)
         return o - out
     o = put(o, p, h.target_at)
@@ -428,6 +472,8 @@ cdef size_t rewrite_head(const Rules* r, const uint8_t* p, const Head* h, Text h
                 drop = True
             elif h.flags & HEAD_NAMES and not ((i == 14 and http1_same(p + at, b"content-length", 14)) or (i == 17 and http1_same(p + at, b"transfer-encoding", 17))):
                 drop = rewrite_named(p, h, p + at, i)
+        if r.marker and i == 15 and http1_same(p + at, b"x-shadow-replay", 15):
+            drop = True
         if not drop and r.edits:
             for k in range(r.remove_count):
                 if r.removes[k].n == i and http1_same(p + at, <const char*>r.removes[k].p, i):
@@ -435,8 +481,6 @@ cdef size_t rewrite_head(const Rules* r, const uint8_t* p, const Head* h, Text h
             for k in range(r.pattern_count):
                 if not drop and test_names(&r.patterns[k], p + at, i) and not name_fixed(p + at, i):
                     drop = True
-            if r.marker and i == 15 and http1_same(p + at, b"x-shadow-replay", 15):
-                drop = True
             found = False
             for k in range(r.set_count):
                 if not drop and not found and r.sets[k].name.n == i and not (set_empty >> k) & 1 and http1_same(p + at, <const char*>r.sets[k].name.p, i):
@@ -493,6 +537,6 @@ cdef size_t rewrite_head(const Rules* r, const uint8_t* p, const Head* h, Text h
         if not made_empty(&r.adds[k], &s):
             o = put_field(o, &r.adds[k], &s)
     if r.marker:
-        o = put(o, <const uint8_t*>b"x-shadow-replay: 1\r\n", 20)
+        o = put_marker(o, hops_of(p, h) % HOPS_MOST + 1 if h.flags & HEAD_MARKER else 1)
     o = put(o, <const uint8_t*>b"\r\n", 2)
     return o - out

@@ -101,6 +101,10 @@ cdef struct Router:               # of one Ingest
     uint32_t hits
     uint32_t rest                 # requests that it is left alone for
     uint64_t secret               # of its hash: what is cached where cannot be foreseen
+    Router* after                 # of those that are not used any more but by requests under way
+    int64_t users                 # requests that it decided about and that have not left
+    int queue_count
+    PyObject** queues             # borrows: its Ingest holds them; NULL: nothing is handed on
     Batch** batches               # owns: the open one of each queue
     int64_t* published
     uint8_t* scratch              # owns: a head with another path, joined header values
@@ -449,9 +453,12 @@ cdef void message_route(Engine* g, Message* m, const uint8_t* p, const Head* h, 
     cdef MirrorRow* mirror
     cdef int i, taken
     cdef int found
+    cdef bint lowered = False
     question_from(&q, p, h, host, origin_at, m.server_port)
     found = route_find(x, &q, m, p, h)
     m.route = found
+    m.router = x
+    x.users += 1
     if found < 0:
         m.filtered = FILTERED_NO_ROUTE
         return
@@ -462,13 +469,18 @@ cdef void message_route(Engine* g, Message* m, const uint8_t* p, const Head* h, 
     m.sampled = -1
     for i in range(route.count):
         mirror = &x.table.mirrors[route.first + i]
-        taken = sample_taken(&mirror.rules, key, p, h)
+        taken = sample_taken(&mirror.rules, key, p, h, g.low)
+        if taken == 2:
+            lowered = True
+            taken = 0
         if taken == 1:
             m.copies |= <uint32_t>1 << i
         if taken > m.sampled:
             m.sampled = <int8_t>taken
         if m.host_state == HOST_OK and host_loops(&mirror.rules, host, host_split(host.p, host.n)):
             m.loops = 1
+    if lowered and m.sampled == 0:
+        m.sampled = 2
 
 
 # ---- copies ---------------------------------------------------------------------------------------------------------------
@@ -549,7 +561,7 @@ cdef inline uint32_t copies_of(uint32_t bits) noexcept nogil:
 
 cdef bint message_copies(Engine* g, Message* m, const uint8_t* p, const Head* captured, Text host, uint32_t origin_at) noexcept nogil:
     """The rewritten heads of all copies into the message's buffer: a table of Copy, then the heads; the body follows. False: no room."""
-    cdef Router* x = g.router
+    cdef Router* x = m.router
     cdef RouteRow* route = &x.table.routes[m.route]
     cdef MirrorRow* r
     cdef Head other
@@ -603,13 +615,13 @@ cdef bint message_copies(Engine* g, Message* m, const uint8_t* p, const Head* ca
 
 cdef void message_limits(Engine* g, Message* m) noexcept nogil:
     """Takes out the copies that a mirror's bounds forbid (size of the body, number of copies), and counts the others."""
-    cdef RouteRow* route = &g.router.table.routes[m.route]
+    cdef RouteRow* route = &m.router.table.routes[m.route]
     cdef MirrorRow* r
     cdef int i
     for i in range(route.count):
         if not (m.copies >> i) & 1:
             continue
-        r = &g.router.table.mirrors[route.first + i]
+        r = &m.router.table.mirrors[route.first + i]
         if m.body_len > r.max_body:
             m.dropped_copies |= <uint32_t>1 << i
         elif r.limit >= 0 and atomic_add(&r.copies, 1) > r.limit:
@@ -619,9 +631,8 @@ cdef void message_limits(Engine* g, Message* m) noexcept nogil:
             count_add(&r.copies, 1)
 
 
-cdef void routes_push(Engine* g, int queue) noexcept nogil:
+cdef void routes_push(Engine* g, Router* x, int queue) noexcept nogil:
     """Hands the open batch of a queue over; live, it is dropped when that queue is full. Offline, while that queue is full, the open ones of the others go: what is due there must not wait for it."""
-    cdef Router* x = g.router
     cdef Batch* batch = x.batches[queue]
     cdef Batch* other
     cdef int i
@@ -631,18 +642,18 @@ cdef void routes_push(Engine* g, int queue) noexcept nogil:
     if batch.count == 0:
         batch_release(batch)
         return
-    while not queue_push(<void*>g.queues[queue], batch):
+    while not queue_push(<void*>x.queues[queue], batch):
         if g.wire:
-            count_add(&g.n.queue_full, batch.count)
+            queue_refuse(<void*>x.queues[queue], batch.count)
             batch_release(batch)
             return
         if atomic_get(g.stop):
             count_add(&x.table.unqueued[queue], batch.count)
             batch_release(batch)
             return
-        for i in range(g.queue_count):
+        for i in range(x.queue_count):
             other = x.batches[i]
-            if other != NULL and other.count and queue_push(<void*>g.queues[i], other):
+            if other != NULL and other.count and queue_push(<void*>x.queues[i], other):
                 x.batches[i] = NULL
                 x.published[i] += 1
         poll(NULL, 0, 1)
@@ -650,14 +661,27 @@ cdef void routes_push(Engine* g, int queue) noexcept nogil:
 
 
 cdef void routes_publish(Engine* g) noexcept nogil:
+    """The open batches of all queues; of a former policy whose requests have all left nothing is kept."""
+    cdef Router** at = &g.retired
+    cdef Router* x
     cdef int i
-    for i in range(g.queue_count):
-        routes_push(g, i)
+    for i in range(g.router.queue_count):
+        routes_push(g, g.router, i)
+    while at[0] != NULL:
+        x = at[0]
+        for i in range(x.queue_count):
+            routes_push(g, x, i)
+        if x.users == 0:
+            at[0] = x.after
+            router_free(x)
+            atomic_add(&g.retiring, -1)
+        else:
+            at = &x.after
 
 
 cdef void routes_rows(Engine* g, Message* m, int64_t offset, int64_t n) noexcept nogil:
     """A row for each copy, into the batch of its queue."""
-    cdef Router* x = g.router
+    cdef Router* x = m.router
     cdef RouteRow* route = &x.table.routes[m.route]
     cdef uint32_t before = m.captured_host_len + m.captured_target_len
     cdef uint64_t body = m.len - m.head_len
@@ -684,7 +708,7 @@ cdef void routes_rows(Engine* g, Message* m, int64_t offset, int64_t n) noexcept
         need = before + copy.head_len + body + (32 if g.record else 0)
         batch = x.batches[queue]
         if batch != NULL and (batch.size - batch.used < need or batch.count == batch.capacity):
-            routes_push(g, queue)
+            routes_push(g, x, queue)
             batch = NULL
         if batch == NULL:
             # Open batches count towards the budget: none may be held back while this waits for it.
@@ -692,7 +716,10 @@ cdef void routes_rows(Engine* g, Message* m, int64_t offset, int64_t n) noexcept
                 routes_publish(g)
             batch = batch_take(g.pool, need, now_or_never if g.wire else g.stop)
             if batch == NULL:
-                count_add(&g.n.queue_full if g.wire else &x.table.unqueued[queue], 1)
+                if g.wire:
+                    queue_refuse(<void*>x.queues[queue], 1)
+                else:
+                    count_add(&x.table.unqueued[queue], 1)
                 continue
             batch.loop = g.loop
             x.batches[queue] = batch
@@ -719,7 +746,7 @@ cdef void routes_rows(Engine* g, Message* m, int64_t offset, int64_t n) noexcept
         r.host_len = copy.host_len
         batch.count += 1
         if x.published[queue] < 10 and batch.count >= <uint32_t>1 << x.published[queue]:
-            routes_push(g, queue)
+            routes_push(g, x, queue)
 
 
 # ---- what Python builds ----------------------------------------------------------------------------------------------------
@@ -855,28 +882,31 @@ cdef class Routes:
         }
 
 
-cdef Router* router_new(RouteTable* table, int queues) except NULL:
+cdef Router* router_new(RouteTable* table, int queues, PyObject** given) except NULL:
+    """queues: how many targets the table has.  given: their queues."""
     cdef Router* x = <Router*>calloc(1, sizeof(Router))
     cdef int i
     if x != NULL:
         x.table = table
+        x.queue_count = queues
+        x.queues = given
         x.cache = <CacheEntry*>malloc(ROUTE_CACHE * sizeof(CacheEntry))
         x.batches = <Batch**>calloc(queues + 1, sizeof(Batch*))
         x.published = <int64_t*>calloc(queues + 1, sizeof(int64_t))
         x.secret = int.from_bytes(_os.urandom(8), "little")
     if x == NULL or x.cache == NULL or x.batches == NULL or x.published == NULL:
-        router_free(x, 0)
+        router_free(x)
         raise MemoryError
     for i in range(ROUTE_CACHE):
         x.cache[i].count = 0xFF
     return x
 
 
-cdef void router_free(Router* x, int queues) noexcept nogil:
+cdef void router_free(Router* x) noexcept nogil:
     cdef int i
     if x == NULL:
         return
-    for i in range(queues):
+    for i in range(x.queue_count if x.batches != NULL else 0):
         if x.batches[i] != NULL:
             batch_release(x.batches[i])
     free(x.cache)

@@ -3,7 +3,7 @@ from cpython.ref cimport Py_DECREF, Py_INCREF
 import os as _os
 import re as _re
 
-SAMPLE_BY = ("request", "connection", "client-ip", "path", "header", "cookie", "query")
+SAMPLE_BY = ("request", "connection", "client-ip", "path", "connection:kernel", "header", "cookie", "query")
 TRACE = ("keep", "unsample", "drop")
 #: fields that decide framing or the connection: the rewriter owns them
 FIXED_FIELDS = frozenset((b"host", b"content-length", b"transfer-encoding", b"connection", b"keep-alive", b"proxy-connection",
@@ -103,8 +103,8 @@ cdef int rules_sample(Rules* r, int64_t share, str sample_by, uint64_t seed, lis
         raise ValueError("share is in parts per million, 0 to 1,000,000")
     r.all = share == 1_000_000
     r.threshold = min((int(share) << 64) // 1_000_000, (1 << 64) - 1)
-    kind, _, name = sample_by.partition(":")
-    if kind not in SAMPLE_BY or (kind in SAMPLE_BY[4:]) != bool(name):
+    kind, _, name = (sample_by, "", "") if sample_by == "connection:kernel" else sample_by.partition(":")
+    if kind not in SAMPLE_BY or (kind in SAMPLE_BY[5:]) != bool(name):
         raise ValueError(f"sample_by: {sample_by!r} is none of {', '.join(SAMPLE_BY)} (header, cookie and query with :NAME)")
     r.sample_by = SAMPLE_BY.index(kind)
     r.sample_name = kept_text(kept, name.lower() if kind == "header" else name)
@@ -115,6 +115,7 @@ cdef int rules_sample(Rules* r, int64_t share, str sample_by, uint64_t seed, lis
 cdef int rules_rewrite(Rules* r, suffix, set_host, sets, adds, removes, str trace, list kept) except -1:
     """sets, adds: (how, name, value). removes: names, or tests on names in lower case."""
     cdef int i
+    r.max_hops = 1
     r.has_suffix = suffix is not None
     r.suffix = kept_text(kept, suffix or b"")
     r.has_literal = set_host is not None
@@ -143,5 +144,5 @@ cdef int rules_rewrite(Rules* r, suffix, set_host, sets, adds, removes, str trac
         raise ValueError(f"trace: {trace!r} is none of {', '.join(TRACE)}")
     r.trace = TRACE.index(trace)
     r.marker = suffix is None and set_host is None
-    r.edits = r.marker or r.set_count > 0 or r.add_count > 0 or r.remove_count > 0 or r.pattern_count > 0 or r.trace != TRACE_KEEP
+    r.edits = r.set_count > 0 or r.add_count > 0 or r.remove_count > 0 or r.pattern_count > 0 or r.trace != TRACE_KEEP
     return 0

@@ -6,9 +6,10 @@ cdef enum SampleBy:
     SAMPLE_CONNECTION = 1
     SAMPLE_CLIENT = 2
     SAMPLE_PATH = 3
-    SAMPLE_HEADER = 4
-    SAMPLE_COOKIE = 5
-    SAMPLE_QUERY = 6
+    SAMPLE_KERNEL = 4             # by connection, with the hash that a packet filter can compute
+    SAMPLE_HEADER = 5             # from here on a request may lack the key
+    SAMPLE_COOKIE = 6
+    SAMPLE_QUERY = 7
 
 cdef enum Trace:
     TRACE_KEEP = 0
@@ -107,9 +108,17 @@ cdef struct Rules:                # what the user asked, compiled; owned by one 
     int trace                     # Trace
     Auth* auth                    # never NULL
     bint marker                   # add x-shadow-replay
+    uint32_t max_hops             # a request that was mirrored so often is a loop
     bint loose                    # --resync loose
-    bint edits                    # anything but the Host changes
+    bint edits                    # anything but the Host and the marker changes
 
+
+cdef enum:
+    LOW_ALL = 1 << 20             # the whole share is taken
+
+cdef enum:
+    KERNEL_P = 0x9E3779B1         # primes of XXH32
+    KERNEL_Q = 0x85EBCA77
 
 cdef uint64_t SHARD_SEED = 0x7368617264                  # a hash of its own, so that shards say nothing about the sample
 
@@ -184,16 +193,37 @@ cdef bint select_pair(const uint8_t* p, size_t n, Text name, uint8_t between, Te
     return False
 
 
-cdef int sample_taken(const Rules* r, const uint8_t* key, const uint8_t* p, const Head* h) noexcept nogil:
-    """1 taken, 0 not, -1 the request lacks the key (S2). key: the 40 bytes of a request, big-endian."""
+cdef inline uint32_t mix32(uint32_t h) noexcept nogil:
+    """The last steps of MurmurHash3 (32 bit): each bit of h reaches each bit."""
+    h = (h ^ (h >> 16)) * <uint32_t>0x85EBCA6B
+    h = (h ^ (h >> 13)) * <uint32_t>0xC2B2AE35
+    return h ^ (h >> 16)
+
+
+cdef inline uint32_t kernel_end(const uint8_t* p) noexcept nogil:
+    """One end of a connection (address of 16 bytes, port): its part of kernel_hash."""
+    cdef uint32_t h = ((be32(p) * KERNEL_P + be32(p + 4)) * KERNEL_P + be32(p + 8)) * KERNEL_P + be32(p + 12)
+    return mix32(h ^ <uint32_t>be16(p + 16) * KERNEL_Q)
+
+
+cdef uint32_t kernel_hash(const uint8_t* key, uint64_t seed) noexcept nogil:
+    """S2b: the same for both directions, in 32-bit arithmetic: what classic BPF has (capture/bpfasm.py). key: of a connection, 36 bytes."""
+    return mix32((kernel_end(key) + kernel_end(key + 18)) ^ <uint32_t>(seed ^ (seed >> 32)))
+
+
+cdef int sample_taken(const Rules* r, const uint8_t* key, const uint8_t* p, const Head* h, uint32_t low) noexcept nogil:
+    """1 taken, 0 not, -1 the request lacks the key (S2), 2 it would be but for `low` (of LOW_ALL): so much of the share is taken. key: the 40 bytes of a request, big-endian."""
     cdef Text value
     cdef Text name
     cdef size_t n
     cdef const uint8_t* q
-    if r.all and r.sample_by < SAMPLE_HEADER:
+    cdef uint64_t hash
+    if r.all and r.sample_by < SAMPLE_HEADER and low == LOW_ALL:
         return 1
     value.p = key
-    if r.sample_by == SAMPLE_REQUEST:
+    if r.sample_by == SAMPLE_KERNEL:
+        value.n = 36
+    elif r.sample_by == SAMPLE_REQUEST:
         value.n = 40
     elif r.sample_by == SAMPLE_CONNECTION:
         value.n = 36
@@ -221,9 +251,12 @@ cdef int sample_taken(const Rules* r, const uint8_t* key, const uint8_t* p, cons
         n = h.target_at + h.target_len - (q - p)
         if not select_pair(q, n, r.sample_name, 38, &value):
             return -1
-    if r.all:
+    if r.all and low == LOW_ALL:
         return 1
-    return 1 if xxh64(value.p, value.n, r.seed) < r.threshold else 0
+    hash = <uint64_t>kernel_hash(key, r.seed) << 32 if r.sample_by == SAMPLE_KERNEL else xxh64(value.p, value.n, r.seed)
+    if not r.all and hash >= r.threshold:
+        return 0
+    return 1 if low == LOW_ALL or hash < (r.threshold >> 20) * low else 2
 
 
 cdef enum HostState:
@@ -320,6 +353,13 @@ def shadow_host(bytes host not None, bytes suffix=b"-shadow"):
     Source: Envoy 1.40 by experiment; envoyproxy/envoy:source/common/router/shadow_writer_impl.cc."""
     cdef size_t at = host_split(<const uint8_t*>host, len(host))
     return host[:at] + suffix + host[at:]
+
+
+def kernel_sample_hash(bytes key not None, uint64_t seed=0):
+    """key: of a connection, 36 bytes."""
+    if len(key) < 36:
+        raise ValueError("a key of a connection has 36 bytes")
+    return kernel_hash(<const uint8_t*>key, seed)
 
 
 def sample_hash(bytes data not None, uint64_t seed=0):

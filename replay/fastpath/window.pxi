@@ -186,7 +186,7 @@ cdef void window_emit(Engine* g, Message* m) noexcept nogil:
     if m.elsewhere:
         return                    # it moved the clock of the capture on, as in a run that has it
     if m.route >= 0:
-        count_add(&g.router.table.routes[m.route].matched, 1)
+        count_add(&m.router.table.routes[m.route].matched, 1)
     if m.filtered:
         count_add(&g.n.filtered[m.filtered], 1)
         return
@@ -197,14 +197,14 @@ cdef void window_emit(Engine* g, Message* m) noexcept nogil:
             batch_row(g, m, withheld, offset, n)
         return
     if m.sampled != 1:
-        count_add(&g.n.sampled_out if m.sampled == 0 else &g.n.no_key, 1)
+        count_add(&g.n.sampled_out if m.sampled == 0 else &g.n.lowered if m.sampled == 2 else &g.n.no_key, 1)
         return
-    if g.router != NULL:
+    if m.router != NULL:
         message_limits(g, m)
         if not m.copies & ~m.dropped_copies:
             count_add(&g.n.limited, 1)
             return
-        count_add(&g.router.table.fanout, copies_of(m.copies & ~m.dropped_copies) - 1)
+        count_add(&m.router.table.fanout, copies_of(m.copies & ~m.dropped_copies) - 1)
     count_add(&g.n.selected, 1)
     if m.flags & REQUEST_WRITE:
         count_add(&g.n.writes, 1)
@@ -214,7 +214,7 @@ cdef void window_emit(Engine* g, Message* m) noexcept nogil:
     memcpy(key + 34, &m.server_port, 2)
     memcpy(key + 36, &m.seq, 4)
     count_add(&g.n.digest, <int64_t>(xxh64(key, 40, <uint64_t>m.ts_ns) >> 1))
-    if g.router != NULL:
+    if m.router != NULL:
         routes_rows(g, m, offset, n)
     else:
         batch_row(g, m, WITHHELD_NONE, offset, n)
@@ -253,7 +253,7 @@ cdef void batch_publish(Engine* g) noexcept nogil:
         # Live, each batch counts; so do the first ones. Else one wake-up serves many.
         while not (queue_push(<void*>g.queues[i], batch) if g.wire or g.published < 10 else queue_push_quietly(<void*>g.queues[i], batch)):
             if g.wire:
-                count_add(&g.n.queue_full, batch.count)
+                queue_refuse(<void*>g.queues[i], batch.count)
                 batch_release(batch)
                 break
             if atomic_get(g.stop):
@@ -303,6 +303,7 @@ cdef void batch_row(Engine* g, Message* m, uint8_t withheld, int64_t offset, int
     cdef uint32_t before = m.captured_host_len + m.captured_target_len if m.len else 0
     cdef Request* r
     cdef Batch* batch = g.batch
+    cdef int i
     cdef const int64_t* now_or_never = &LIVE_ALWAYS
     if not g.collect:
         return
@@ -316,7 +317,8 @@ cdef void batch_row(Engine* g, Message* m, uint8_t withheld, int64_t offset, int
         if batch == NULL:
             if g.wire:
                 count_add(&g.n.copies, g.queue_count)
-                count_add(&g.n.queue_full, g.queue_count)
+                for i in range(g.queue_count):
+                    queue_refuse(<void*>g.queues[i], 1)
             else:
                 count_add(&g.n.unqueued, 1)
             return

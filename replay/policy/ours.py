@@ -22,7 +22,7 @@ __all__ = ["FIXED", "dump", "header_name", "read", "read_text", "sample_by"]
 FIXED = frozenset(
     ("host", "content-length", "transfer-encoding", "connection", "keep-alive", "proxy-connection", "expect", "upgrade", "te", "trailer", "x-shadow-replay")
 )
-_SAMPLE_BY = ("request", "connection", "client-ip", "path", "header:NAME", "cookie:NAME", "query:NAME")
+_SAMPLE_BY = ("request", "connection", "connection:kernel", "client-ip", "path", "header:NAME", "cookie:NAME", "query:NAME")
 _TOKEN = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+", re.ASCII)
 _HOST = re.compile(r"[!-~]+", re.ASCII)
 _HOST_BAD = re.compile(r'[/?#\\<>"|{}^`]')

@@ -52,4 +52,5 @@ def taken(mirror: Mirror, row: dict[str, Any], seed: int) -> bool:
     key = key_of(mirror.sample_by, row)
     if key is None:
         return False
-    return mirror.share == MILLION or _fastpath.sample_hash(key, seed) < (mirror.share << 64) // MILLION
+    value = _fastpath.kernel_sample_hash(key, seed) << 32 if mirror.sample_by == "connection:kernel" else _fastpath.sample_hash(key, seed)
+    return mirror.share == MILLION or value < (mirror.share << 64) // MILLION

@@ -1,6 +1,6 @@
 """The tap as a whole: lanes of ring -> ingest -> queues -> senders, and the control that looks after them some ten times a second.
 
-Here is the order of things: what is opened before rights are dropped, what runs where, what changes without a restart, how it ends. No packet and no request
+Here is the order of things: what is opened before rights are dropped, what runs when, what changes without a restart, how it ends. No packet and no request
 passes through here.
 """
 
@@ -9,77 +9,44 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import threading
 import time
-from collections import deque
-from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any
 
 from replay import _fastpath
-from replay.capture.afpacket import Snoop, Tapped, in_namespace, open_socket
-from replay.capture.netlink import Network
+from replay.capture.afpacket import Tapped, in_namespace, open_socket
 from replay.capture.recording import Recording
-from replay.engine import Health, guarded, resolve, routes_of
-from replay.errors import GuardError, ReplayError, TargetError, UsageError
+from replay.engine import Health, resolve, routes_of
+from replay.errors import GuardError, TargetError, UsageError
 from replay.settings import Target
-from replay.tap import privileges, probe
+from replay.tap import privileges
 from replay.tap.breaker import Breaker
-from replay.tap.place import OWN_PORTS, REJECT_ALL, Place, within
+from replay.tap.counts import Book
+from replay.tap.notes import Notes, notes_of
+from replay.tap.place import REJECT_ALL, Place
 from replay.tap.settings import TapSettings
-from replay.tap.sums import sum_histograms, sum_ingests, sum_senders
+from replay.tap.sums import sum_senders
+from replay.tap.targets import Targets
+from replay.tap.ways import BATCH_BYTES, Way, Workshop
 
 __all__ = ["Tap"]
 
-Address = tuple[bytes, int]
 Counts = dict[str, Any]
 
 _log = logging.getLogger("replay.tap")
 
-#: Batches that may wait for a sender, and the bytes that one counts for; a batch is a block's worth of requests or less. Beyond that the newest is dropped.
-_QUEUE_BATCHES, _BATCH_BYTES = 64, 400 << 10
-_RESOLVE_S = 30.0
 #: A thread that works without a rest, or is silent, for so long hangs. Names that take their time at a reload are meant to fit in.
 _HUNG_S = 25.0
-#: The fullest that the ring was is told for so long.
-_RING_MOST_S = 60.0
-_HISTOGRAMS = ("lag_us", "latency_us", "service_us", "production_us")
 #: What only a change of these asks for new senders; of the others new rules are enough.
 _SENDER_FIELDS = (
-    "targets", "connections", "pipeline", "connect_timeout_ns", "timeout_ns", "drain_ns", "max_age_ns", "allow_production", "dry_run",
+    "targets", "connections", "pipeline", "connect_timeout_ns", "timeout_ns", "drain_ns", "max_age_ns", "allow_production", "dry_run", "tls",
 )  # fmt: skip
 #: What is fixed when the sockets are opened.
-_FIXED_FIELDS = ("captures", "netns", "ring_bytes", "block_ms", "workers", "user", "record", "record_size", "record_every_ns", "record_files")
-
-
-@dataclass(slots=True)
-class _Way:
-    """One target's part of a lane."""
-
-    target: Target | None
-    addresses: list[Address]
-    queue: _fastpath.Queue
-    sender: _fastpath.Sender
-    thread: threading.Thread
-
-
-@dataclass(slots=True)
-class _Lane:
-    """One worker: its own socket, connections, and senders."""
-
-    tapped: Tapped
-    ring: _fastpath.LiveRing
-    ingest: _fastpath.Ingest
-    thread: threading.Thread
-    ways: list[_Way]
-
-
-@dataclass(slots=True)
-class _Retired:
-    """What ways that ended have counted."""
-
-    senders: dict[str, Counts] = field(default_factory=dict)
-    histograms: dict[str, dict[str, bytes]] = field(default_factory=dict)
+_FIXED_FIELDS = (
+    "captures", "netns", "ring_bytes", "block_ms", "workers", "user", "record", "record_size", "record_every_ns", "record_files", "access_log", "results",
+)  # fmt: skip
+#: Former policies that may have requests under way; beyond that a further one has to wait.
+_RETIRING_MOST = 8
 
 
 class Tap:
@@ -92,38 +59,28 @@ class Tap:
     def __init__(self, settings: TapSettings) -> None:
         self.settings = settings
         self.recording: Recording | None = None
+        self.notes = Notes()
         self.started_at = time.time()
         self.ended_at = 0.0
         self.place: Place | None = None
         self.state = "starting"  # capturing, away (no interface), expired, draining, ended
         self.dropped_rights = ""
-        self.share = 1.0  # of the asked share, as --max-cpu lowers it
         self.breakers: dict[str, Breaker] = {}
         self._stop_reading = _fastpath.Stop()
         self._stop = _fastpath.Stop()
         self._asked_to_stop = False
         self._stopping_since: float | None = None
-        self._guards: list[_fastpath.Guard] = []
-        self._guard: _fastpath.Guard | None = None
-        self._addresses: dict[str, list[Address]] = {}
-        self._pool: Any = None
-        self._routes: _fastpath.Routes | None = None
-        self._lanes: list[_Lane] = []
-        self._old: list[_Way] = []
-        self._retired = _Retired()
+        self._queues_ended = False
+        self._targets: Targets | None = None
+        self._shop: Workshop | None = None
+        self._book = Book()
         self._failures: list[BaseException] = []
-        self._snoop: Snoop | None = None
         self._began = 0.0
         self._next: dict[str, float] = {}
-        self._resolving: threading.Thread | None = None
-        self._resolved: dict[str, list[Address]] | None = None
         self._cpu = (0.0, 0.0)
         self._reloads = 0
         self._last_drops = 0
-        #: Held where counters change hands, so that whoever reads them (the metrics have a thread of their own) finds each exactly once.
-        self._counting = threading.RLock()
         self._signs: dict[int, tuple[int, float]] = {}
-        self._ring_most: deque[tuple[float, float]] = deque()
         self._ticked = 0.0
 
     # -- before --------------------------------------------------------------------------------------------------------------
@@ -131,21 +88,23 @@ class Tap:
     def prepare(self) -> None:
         """Opens everything, checks the target, drops the rights. Nothing is sent. Raises UsageError, TapError, TargetError, GuardError."""
         s = self.settings
-        self.place = Place.find(s)
-        self._addresses = {target.url: resolve(target) for target in s.targets}
-        self._refuse_production()
+        self.place = place = Place.find(s)
+        self._targets = targets = Targets(s, place)
+        targets.refuse_production()
+        self.notes = notes_of(s.access_log, s.results, privileges.owner(s.user))
+        self._shop = shop = Workshop(s, place, targets, self.notes, self.breakers, self._failures, self._stop, self._stop_reading)
         # Each queue has room for its two slots, the batch that is open and the one that is being sent.
-        self._pool = _fastpath.Pool(max(s.selection.batch_budget, 4 * _BATCH_BYTES * max(len(s.targets), 1) * s.workers))
+        shop.pool = _fastpath.Pool(max(s.selection.batch_budget, 4 * BATCH_BYTES * max(len(s.targets), 1) * s.workers))
         if s.selection.routing is not None:
-            self._routes = routes_of(s.selection)
+            shop.routes = routes_of(s.selection)
         tapped = [self._open(n) for n in range(s.workers)]
         try:
-            self._check_targets()
+            targets.check()
             recorders = self._record()
             self.dropped_rights = privileges.drop(s.user)
-            self._guard = self._new_guard()
+            shop.guard = targets.new_guard()
             for one, recorder in zip(tapped, recorders, strict=True):
-                self._lanes.append(self._lane(one, recorder))
+                self._book.lanes.append(shop.lane(one, recorder))
         except BaseException:
             for one in tapped:
                 one.close()
@@ -172,131 +131,29 @@ class Tap:
         return [*recorders]
 
     def rotate(self) -> None:
-        """The recording goes on in its next file."""
+        """The recording goes on in its next file; the access log and results under their names, whatever was there before."""
         if self.recording is not None:
             self.recording.rotate()
+        self.notes.rotate()
 
-    def _every(self) -> list[Address]:
-        return [address for one in self._addresses.values() for address in one]
+    @property
+    def shop(self) -> Workshop:
+        assert self._shop is not None, "prepare() comes first"
+        return self._shop
 
-    def _new_guard(self) -> _fastpath.Guard | None:
-        if self.settings.allow_production:
-            return None
-        guard = _fastpath.Guard(guarded(self._every()))
-        self._guards.append(guard)
-        return guard
-
-    def _refuse_production(self) -> None:
-        """What addresses and ports alone tell: the target is a server that is tapped. Raises GuardError."""
-        s, place = self.settings, self.place
-        assert place is not None
-        if s.allow_production or s.dry_run:
-            return
-        for target in s.targets:
-            for packed, port in self._addresses[target.url]:
-                here = place.is_local(packed)
-                named = within(packed, s.selection.server)
-                tapped = named if s.selection.server else {"in": here, "out": not here, "both": True}[s.direction] and here
-                if tapped and port in s.selection.ports:
-                    raise GuardError(
-                        f"{target.url}: refused: its address and port are tapped, what is mirrored would reach production."
-                        " Give the address of a shadow service. If this is meant: --allow-production"
-                    )
-
-    def _check_targets(self, only: set[Address] | None = None) -> None:
-        """Connects to each new address once, without a byte. Raises GuardError."""
-        s, place = self.settings, self.place
-        assert place is not None
-        if s.allow_production or s.dry_run:
-            return
-        if self._snoop is None:
-            self._snoop = in_namespace(s.netns, lambda: Snoop(place.single, REJECT_ALL))
-        ethernet = place.single is None or place.single.hatype in (1, 772)
-        self._snoop.attach(place.program((), ethernet=ethernet, connects=True))
-        try:
-            for target in s.targets:
-                wanted = [one for one in self._addresses[target.url] if only is None or one in only]
-                probe.check(self._snoop, place, target, wanted, s.connect_timeout_ns / 1e9)
-        finally:
-            self._snoop.attach(REJECT_ALL)
-
-    # -- lanes and ways ------------------------------------------------------------------------------------------------------
-
-    def _excluded(self) -> list[Network]:
-        """Clients whose requests are not mirrored: what the shadow itself calls would go round."""
-        if self.settings.exclude_clients is not None:
-            return list(self.settings.exclude_clients)
-        place = self.place
-        assert place is not None
-        return [(packed, 128) for packed, _ in dict.fromkeys(self._every()) if not place.is_own(packed)]
-
-    def _thread(self, name: str, body: Callable[[], None]) -> threading.Thread:
-        def run() -> None:
-            try:
-                body()
-            except BaseException as error:
-                self._failures.append(error)
-
-        return threading.Thread(target=run, name=name, daemon=True)
-
-    def _ways(self) -> list[_Way]:
-        s = self.settings
-        dry: list[Target | None] = [None] * (len(s.targets) if s.selection.routing is not None else 1)
-        targets: list[Target | None] = dry if s.dry_run or not s.targets else list(s.targets)
-        ways = []
-        # One queue alone must not take the memory of all; slots are a power of two.
-        most = max(s.selection.batch_budget * 3 // 4 // _BATCH_BYTES // (len(targets) * s.workers), 2)
-        slots = min(_QUEUE_BATCHES, 1 << (most.bit_length() - 1))
-        for target in targets:
-            addresses = [] if target is None else self._addresses[target.url]
-            queue = _fastpath.Queue(self._pool, slots)
-            try:
-                sender = _fastpath.Sender(
-                    queue, addresses, stop=self._stop, live=target is not None, asap=target is None, dry_run=target is None,
-                    connections=max(s.connections // s.workers, 1), pipeline=s.pipeline, connect_timeout_ns=s.connect_timeout_ns,
-                    timeout_ns=s.timeout_ns, drain_ns=s.drain_ns, expire_ns=s.max_age_ns, guard=self._guard,
-                    rate_most=s.max_rate / s.workers, ports=(OWN_PORTS[0], OWN_PORTS[1] - OWN_PORTS[0] + 1),
-                )  # fmt: skip
-            except OSError as error:
-                raise ReplayError(f"cannot make a sender: {error.strerror}; raise the limit on open files (ulimit -n)") from None
-            ways.append(_Way(target, addresses, queue, sender, self._thread(f"sender {target.url if target else ''}", sender.run)))
-            if target is not None:
-                sender.set_gate(self.breakers.setdefault(target.url, Breaker(s.timeout_ns / 1e9)).passes)
-        return ways
-
-    def _ingest(self, source: Any, ways: list[_Way]) -> _fastpath.Ingest:
-        """An Ingest by the settings of now. Raises UsageError."""
-        s = self.settings
-        rules = s.selection.for_ingest()
-        if self._routes is not None and ways:
-            rules["routes"] = self._routes
-        if self.share < 1.0:
-            rules["share"] = int(rules["share"] * self.share)
-        try:
-            return _fastpath.Ingest(
-                source, [way.queue for way in ways], self._pool, self._stop, guard=self._guard, live=True, last=False, marker=True,
-                twins=self.place is not None and self.place.moving,
-                slack_ns=3 * s.block_ms * 10**6 + 20 * 10**6, batch_ns=max(s.block_ms, 1) * 10**6, limit=s.selection.limit or 0, **rules,
-            )  # fmt: skip
-        except ValueError as error:
-            raise UsageError(str(error)) from None
-
-    def _lane(self, tapped: Tapped, recorder: _fastpath.Recorder | None) -> _Lane:
-        ring = _fastpath.LiveRing(
-            tapped.socket.fileno(), stop=self._stop_reading, block_size=tapped.block_size, block_count=tapped.block_count, recorder=recorder
-        )
-        ways = self._ways()
-        ingest = self._ingest(ring, ways)
-        return _Lane(tapped, ring, ingest, self._thread("ingest", ingest.run), ways)
+    @property
+    def targets(self) -> Targets:
+        assert self._targets is not None, "prepare() comes first"
+        return self._targets
 
     def _attach(self) -> None:
         """The filter of now, on each socket."""
         place = self.place
         assert place is not None
         idle = self.state == "expired" or not place.interfaces
-        excluded = self._excluded()
-        for lane in self._lanes:
-            lane.tapped.attach(REJECT_ALL if idle else place.program(excluded, ethernet=lane.tapped.ethernet))
+        excluded, sample = self.targets.excluded(), self.shop.kernel_sample()
+        for lane in self._book.lanes:
+            lane.tapped.attach(REJECT_ALL if idle else place.program(excluded, ethernet=lane.tapped.ethernet, sample=sample))
 
     def start(self) -> None:
         """Starts the threads, and lets packets in."""
@@ -304,7 +161,8 @@ class Tap:
         self._cpu = (time.process_time(), self._began)
         if self.recording is not None:
             self.recording.start()
-        for lane in self._lanes:
+        self.notes.start()
+        for lane in self._book.lanes:
             for way in lane.ways:
                 way.thread.start()
             lane.thread.start()
@@ -317,11 +175,11 @@ class Tap:
     def drain(self) -> None:
         """Begins the end: what is in the ring and on its way is still accounted for, bounded by --drain."""
         self._asked_to_stop = True
-        self._stop_reading.set()
 
     def stop(self) -> None:
         """Ends at once; the numbers still add up."""
         self.drain()
+        self._stop_reading.set()
         self._stop.set()
 
     def wait(self, seconds: float) -> None:
@@ -349,7 +207,7 @@ class Tap:
         """The name of a thread that is gone, or gave no sign of life for too long; else ""."""
         if now - self._ticked > _HUNG_S:
             return "the main loop"
-        for n, lane in enumerate(self._lanes):
+        for n, lane in enumerate(self._book.lanes):
             takes = lane.ring.counters(False)["takes"]
             before, since = self._signs.get(n, (-1, now))
             self._signs[n] = (takes, now if takes != before else since)
@@ -367,7 +225,7 @@ class Tap:
     @property
     def guarded(self) -> bool:
         """A guard has stopped the sending for good."""
-        return any(guard.tripped for guard in self._guards)
+        return self._targets is not None and self._targets.guarded
 
     def _due(self, name: str, now: float, every: float) -> bool:
         if now < self._next.get(name, 0.0):
@@ -394,15 +252,16 @@ class Tap:
         self._break(now)
         if self._due("second", now, 1.0):
             self._expire(time.time())
-            self._retire()
+            self._book.retire()
+            self.targets.tell_failures()
+            self.targets.let_go(way.name for way in self._book.ways())
             self._drops()
             self._lower(now)
         if self.settings.targets and not self.settings.dry_run:
             self._resolve(now)
 
     def _drops(self) -> None:
-        with self._counting:
-            drops = sum(lane.tapped.statistics() for lane in self._lanes)
+        drops = self._book.kernel_drops()
         if drops > self._last_drops and self._due("drops", time.monotonic(), 60.0):
             _log.warning("the kernel dropped %d packets: the ring was full; raise --ring, or narrow the filter", drops - self._last_drops)
             self._last_drops = drops
@@ -423,14 +282,14 @@ class Tap:
             went = sorted(names - {one.name for one in place.interfaces})
             told = [f"{word} {', '.join(some[:8])}{' …' if len(some) > 8 else ''}" for word, some in (("came:", came), ("went:", went)) if some]
             _log.info("interfaces %s; %d tapped", "; ".join(told), len(place.interfaces))
-        for lane in self._lanes:
+        for lane in self._book.lanes:
             place.rebind(lane.tapped)
         if self.state in ("capturing", "away"):
             self.state = "capturing" if place.interfaces else "away"
         self._attach()
 
-    def _senders(self, url: str) -> list[_Way]:
-        return [way for lane in self._lanes for way in lane.ways if way.target is not None and way.target.url == url]
+    def _senders(self, url: str) -> list[Way]:
+        return [way for lane in self._book.lanes for way in lane.ways if way.target is not None and way.target.url == url]
 
     def _break(self, now: float) -> None:
         for url, breaker in self.breakers.items():
@@ -464,76 +323,31 @@ class Tap:
         if most <= 0 or now - before[1] <= 0:
             return
         used = (cpu - before[0]) / (now - before[1])
-        share = self.share
+        share = self.shop.share
         if used > most:
             share = max(share * max(most / used, 0.5), 0.001)
         elif used < most * 0.8 and share < 1.0:
             share = min(share * 1.25, 1.0)
-        if share != self.share:
-            self.share = share
+        if share != self.shop.share:
+            self.shop.share = share
             _log.warning("--max-cpu: %.0f %% of a core was used; %.1f %% of the asked share is taken", used * 100, share * 100)
             self._adopt(new_ways=False)
 
     # -- what changes --------------------------------------------------------------------------------------------------------
 
     def _resolve(self, now: float) -> None:
-        """Names are looked up again every 30 s, and sooner when nothing answers, in a thread: a resolver may hang."""
-        if self._resolving is not None:
-            if self._resolving.is_alive():
-                return
-            self._resolving, found, self._resolved = None, self._resolved, None
-            if found is not None:
-                self._move(found)
-            return
-        down = any(breaker.state == "open" for breaker in self.breakers.values())
-        if not self._due("resolve", now, 5.0 if down else _RESOLVE_S):
-            if down and self._next["resolve"] > now + 5.0:
-                self._next["resolve"] = now + 5.0
-            return
-        if self._reloads == 0 and now - self._began < 1.0:
-            return  # they were looked up just now
-        targets = self.settings.targets
-
-        def look() -> None:
-            found = {}
-            for target in targets:
-                try:
-                    found[target.url] = resolve(target)
-                except TargetError as error:
-                    _log.warning("%s; the old addresses are used", error)
-            self._resolved = found
-
-        self._resolving = threading.Thread(target=look, name="resolver", daemon=True)
-        self._resolving.start()
-
-    def _move(self, found: dict[str, list[Address]]) -> None:
-        """To the addresses that the names have now."""
-        changed = {url: now for url, now in found.items() if url in self._addresses and set(now) != set(self._addresses[url])}
-        if not changed:
-            return
-        before = self._addresses
-        fresh = {address for url, now in changed.items() for address in now if address not in before[url]}
-        self._addresses = before | changed
-        try:
-            self._refuse_production()
-            self._check_targets(fresh)
-        except GuardError as error:
-            self._addresses = before
-            _log.error("%s; the old addresses are used", error)
-            return
-        for url in changed:
-            _log.info("%s: has %d addresses now, %d of them new", url, len(changed[url]), len(fresh & set(changed[url])))
-        self._adopt(new_ways=True)
+        changed = self.targets.look(now, any(breaker.state == "open" for breaker in self.breakers.values()))
+        if changed and self.targets.move(changed):
+            self._adopt(new_ways=True)
 
     def _adopt(self, *, new_ways: bool) -> None:
         """Rules, and if need be senders, by the settings of now; no packet is lost over it."""
+        shop = self.shop
         if new_ways:
-            self._guard = self._new_guard()
-            self._guards = self._guards[-8:] if not self.guarded else self._guards
-        for lane in self._lanes:
-            before = lane.ways
-            ways = self._ways() if new_ways else before
-            rules = self._ingest(_fastpath.PacketSource(), ways)
+            shop.guard = self.targets.new_guard()
+        for lane in self._book.lanes:
+            ways = shop.ways() if new_ways else lane.ways
+            rules = shop.ingest(_fastpath.PacketSource(), ways)
             if new_ways:
                 for way in ways:
                     way.thread.start()
@@ -541,206 +355,159 @@ class Tap:
                 if not new_ways:
                     continue
                 _log.error("the capture thread does not take new rules; the old senders stay")
-            with self._counting:
-                lane.ways = ways
-                if new_ways:
-                    self._old = self._old + before
-                    for breaker in self.breakers.values():
-                        breaker.renewed()
             if new_ways:
-                for way in before:
-                    way.queue.end()
+                self._book.replace(lane, ways)
+        if new_ways:
+            for breaker in self.breakers.values():
+                breaker.renewed()
         self._attach()
 
     def reload(self, settings: TapSettings) -> list[str]:
         """Goes on by other settings. Returns names of those that need a restart, which are left as they are.
 
         Raises UsageError, TargetError, GuardError; then the old settings stay."""
-        if settings.selection.routing != self.settings.selection.routing:
-            raise UsageError("--policy: a changed policy is taken up by a restart only; the old one goes on")
+        shop, place, targets = self.shop, self.place, self.targets
+        assert place is not None
         fixed = [name for name in _FIXED_FIELDS if getattr(settings, name) != getattr(self.settings, name)]
         settings = replace(settings, **{name: getattr(self.settings, name) for name in fixed})
-        before, addresses = self.settings, self._addresses
-        new_ways = any(getattr(settings, name) != getattr(before, name) for name in _SENDER_FIELDS)
-        self.settings = settings
-        place = self.place
-        assert place is not None
+        before, addresses, routes = self.settings, targets.addresses, shop.routes
+        policy = settings.selection.routing != before.selection.routing
+        if policy and (settings.selection.routing is None or before.selection.routing is None):
+            raise UsageError("--policy: from a policy to a percentage, and back, it takes a restart; the old one goes on")
+        if policy and any(lane.ingest.retiring >= _RETIRING_MOST for lane in self._book.lanes):
+            raise UsageError(f"--policy: requests that {_RETIRING_MOST} former policies chose are not whole yet; the old one goes on, try it again later")
+        new_ways = policy or any(getattr(settings, name) != getattr(before, name) for name in _SENDER_FIELDS)
+        self._use(settings)
         try:
-            self._ingest(_fastpath.PacketSource(), [])  # the rules can be meant
+            shop.ingest(_fastpath.PacketSource(), [])  # the rules can be meant
+            if policy:
+                shop.routes = routes_of(settings.selection)
             if new_ways:
-                self._addresses = {target.url: addresses.get(target.url) or resolve(target) for target in settings.targets}
-                place.settings = settings
-                self._refuse_production()
+                targets.addresses = {target.url: addresses.get(target.url) or resolve(target) for target in settings.targets}
+                targets.prepare_relays()
+                targets.refuse_production()
                 known = {address for one in addresses.values() for address in one}
-                self._check_targets({one for one in self._every() if one not in known})
-            place.settings = settings
+                targets.check({one for one in targets.every() if one not in known})
             place.look()
             self._adopt(new_ways=new_ways)
         except (UsageError, TargetError, GuardError):
-            self.settings, self._addresses = before, addresses
-            place.settings = before
+            targets.addresses, shop.routes = addresses, routes
+            self._use(before)
             raise
         if settings.max_rate != before.max_rate and not new_ways:
-            for lane in self._lanes:
+            for lane in self._book.lanes:
                 for way in lane.ways:
                     way.sender.set_rate(settings.max_rate / settings.workers)
-        self.breakers = {url: one for url, one in self.breakers.items() if url in self._addresses}
+        self.breakers = shop.breakers = {url: one for url, one in self.breakers.items() if url in targets.addresses}
         self._reloads += 1
         self._expire(time.time())
         return fixed
 
-    def _retire(self) -> None:
-        """Senders that are done: what they counted is kept, they are not."""
-        with self._counting:
-            left = []
-            for way in self._old:
-                if way.thread.is_alive():
-                    left.append(way)
-                else:
-                    self._count(way)
-            self._old = left
-
-    def _count(self, way: _Way) -> None:
-        way.sender.sweep()
-        name = way.target.url if way.target else ""
-        counts = way.sender.counters()
-        old = self._retired.senders.get(name)
-        self._retired.senders[name] = counts if old is None else sum_senders([old, counts])
-        one = way.sender.histograms()
-        before = self._retired.histograms.get(name)
-        self._retired.histograms[name] = {key: sum_histograms(key, [one[key]], before) for key in _HISTOGRAMS}
+    def _use(self, settings: TapSettings) -> None:
+        """These are the settings of now, for everybody."""
+        self.settings = self.shop.settings = self.targets.settings = settings
+        assert self.place is not None
+        self.place.settings = settings
 
     # -- the end -------------------------------------------------------------------------------------------------------------
 
     def _end(self, now: float) -> None:
         """One step of draining: reading ends first, then each queue, then the senders; all of it bounded."""
+        lanes = self._book.lanes
         if self._stopping_since is None:
             self._stopping_since = now
             self.state = "draining"
-            for lane in self._lanes:
+            for lane in lanes:
                 with contextlib.suppress(OSError):
                     lane.tapped.attach(REJECT_ALL)
                     lane.tapped.statistics()
-        if any(lane.thread.is_alive() for lane in self._lanes):
+        if now - self._stopping_since < 2e-3 * self.settings.block_ms and not self._stop.is_set():
+            return  # the block that is being filled is handed over first
+        self._stop_reading.set()
+        if any(lane.thread.is_alive() for lane in lanes):
             if now - self._stopping_since > 5.0:
                 self._stop.set()
             return
-        for lane in self._lanes:
-            for way in lane.ways:
-                if not self._next.get("queues ended"):
+        if not self._queues_ended:
+            self._queues_ended = True
+            for lane in lanes:
+                lane.let_go()
+                for way in lane.ways:
                     way.queue.end()
-        self._next["queues ended"] = 1.0
-        ways = [way for lane in self._lanes for way in lane.ways] + self._old
-        if any(way.thread.is_alive() for way in ways):
+        if any(way.thread.is_alive() for way in self._book.ways()):
             if now - self._stopping_since > self.settings.drain_ns / 1e9 + 0.5:
                 self._stop.set()
             return
+        for way in self._book.ways():
+            way.sender.sweep()
         if self.recording is not None:
             self.recording.end()
+        self.notes.end()
         self.state = "ended"
         self.ended_at = time.time()
 
     def close(self) -> None:
         """Sockets are closed; call it when it has ended, or was never started."""
-        for lane in self._lanes:
+        for lane in self._book.lanes:
             lane.tapped.close()
         if self.recording is not None:
             self.recording.close()
-        if self._snoop is not None:
-            self._snoop.close()
+        if self._targets is not None:
+            self._targets.close()
         if self.place is not None:
             self.place.close()
 
     # -- told ----------------------------------------------------------------------------------------------------------------
 
-    def _names(self) -> list[str]:
-        """Targets of now and of before, by their URLs; "" is a dry run."""
-        return list(dict.fromkeys([*(way.target.url if way.target else "" for lane in self._lanes for way in lane.ways), *self._retired.senders]))
-
-    def _ways_of(self, name: str) -> list[_Way]:
-        every = [*(way for lane in self._lanes for way in lane.ways), *self._old]
-        return [way for way in every if (way.target.url if way.target else "") == name]
-
     def snapshot(self) -> Counts:
         """Counters of now, plain values: `ingest`, `targets` and `senders` (in one order, those of before a reload too), `tap`, `state`. Any thread may ask."""
-        with self._counting:
+        with self._book.lock:
             return self._snapshot()
 
     def _snapshot(self) -> Counts:
-        names = self._names()
-        senders = []
-        for name in names:
-            counted = [way.sender.counters() for way in self._ways_of(name)]
-            if name in self._retired.senders:
-                counted.append(self._retired.senders[name])
-            senders.append(sum_senders(counted))
-        known = {target.url: target for target in self.settings.targets}
-        s = self.settings
+        s, shop, book = self.settings, self._shop, self._book
+        names = book.names()
+        known = {target.url: target for target in s.targets}
+        ingest = book.ingested()
+        if ingest is not None and shop is not None and shop.routes is not None:
+            ingest |= {"routed": shop.routes.counters()}
+        effective = shop.effective if shop is not None else s.selection.share
+        interfaces = self.place.interfaces if self.place is not None else []
         return {
             "state": self.state,
             "elapsed_s": time.monotonic() - self._began if self._began else 0.0,
-            "ingest": self._ingested(),
+            "ingest": ingest,
             "targets": [known.get(name) or (Target(name, "", 0) if name else None) for name in names],
-            "senders": senders,
+            "senders": book.senders(),
             "tap": {
-                **self._captured(),
+                **book.captured(),
+                "interfaces": {one.name: {"up": one.up} for one in interfaces},
                 "share_ppm": s.selection.share,
-                "effective_ppm": 0 if self.state == "expired" else int(s.selection.share * self.share),
+                "effective_ppm": 0 if self.state == "expired" else effective,
+                "kernel_ppm": shop.in_kernel if shop is not None else s.selection.share,
                 "expired": int(self.state == "expired"),
                 "breakers": [self.breakers[name].state if name in self.breakers else "closed" for name in names],
                 "breaker_changes": [dict(self.breakers[name].changes) if name in self.breakers else {} for name in names],
-                "queued_bytes": self._pool.held if self._pool is not None else 0,
+                "queued_bytes": shop.pool.held if shop is not None and shop.pool is not None else 0,
                 "recorded": self.recording.counters() if self.recording is not None else None,
+                "noted": self.notes.counters(),
                 "reloads": self._reloads,
             },
         }
 
-    def _ingested(self) -> Counts | None:
-        if not self._lanes:
-            return None
-        found = sum_ingests([lane.ingest.counters() for lane in self._lanes])
-        return found if self._routes is None else found | {"routed": self._routes.counters()}
-
-    def _captured(self) -> Counts:
-        rings = [lane.ring.counters() for lane in self._lanes]
-        interfaces = self.place.interfaces if self.place is not None else []
-        return {
-            "kernel_packets": sum(one["packets"] for one in rings),
-            "kernel_drops": sum(lane.tapped.statistics() for lane in self._lanes),
-            "cut_frames": sum(one["cut_frames"] for one in rings),
-            "bytes": sum(one["bytes"] for one in rings),
-            "ring_bytes": sum(lane.tapped.block_size * lane.tapped.block_count for lane in self._lanes),
-            "ring_used": self._ring_used(max((one["ring_most"] for one in rings), default=0.0)),
-            "newest_ns": max((one["newest_ns"] or 0 for one in rings), default=0) or None,
-            "interfaces": {one.name: {"up": one.up} for one in interfaces},
-        }
-
-    def _ring_used(self, most: float) -> float:
-        """The fullest that the ring was of late; each look at the ring empties its own mark, and there are several who look."""
-        now = time.monotonic()
-        self._ring_most.append((now, most))
-        while self._ring_most[0][0] < now - _RING_MOST_S:
-            self._ring_most.popleft()
-        return max(share for _, share in self._ring_most)
-
     def histograms(self) -> list[dict[str, bytes]]:
         """Of each target of `snapshot` `lag_us` (sent minus captured), `latency_us`, `service_us`, `production_us`, as `histogram.Histogram` reads them."""
-        found = []
-        with self._counting:
-            for name in self._names():
-                counted, before = [way.sender.histograms() for way in self._ways_of(name)], self._retired.histograms.get(name)
-                found.append({key: sum_histograms(key, [one[key] for one in counted], before) for key in _HISTOGRAMS})
-        return found
+        return self._book.histograms()
 
     def result(self) -> Counts:
         """Everything that was counted, as `report.build` takes it; it has ended. Raises what a thread raised."""
         if self._failures:
             raise self._failures[0]
-        for way in [*(way for lane in self._lanes for way in lane.ways), *self._old]:
+        for way in self._book.ways():
             way.sender.sweep()
         found = self.snapshot()
         return found | {
-            "addresses": [self._addresses.get(target.url, []) if target is not None else [] for target in found["targets"]],
+            "addresses": [self.targets.addresses.get(target.url, []) if target is not None else [] for target in found["targets"]],
             "histograms": self.histograms(),
             "faults": [],
             "passes": 1,

@@ -17,6 +17,9 @@ __all__ = ["MARK", "OWN_PORTS", "Place", "REJECT_ALL", "own_ports", "within"]
 #: SO_MARK of every connection to a shadow ("SHDW"), as the sender sets it.
 MARK = 0x53484457
 
+#: Of a reply so much is captured, from its status line on: a usual head.
+REPLY_BYTES = 512
+
 #: Nothing passes.
 REJECT_ALL: list[bpfasm.Instruction] = [(0x06, 0, 0, 0)]
 
@@ -97,8 +100,11 @@ class Place:
         """It is one of this host's own addresses."""
         return within(address, self.own)
 
-    def program(self, excluded: Sequence[Network], *, ethernet: bool = True, connects: bool = False) -> list[bpfasm.Instruction]:
+    def program(
+        self, excluded: Sequence[Network], *, ethernet: bool = True, connects: bool = False, sample: tuple[int, int] | None = None
+    ) -> list[bpfasm.Instruction]:
         """The filter. excluded: clients that are left out.  connects: for the check of the target: the first packets of all connections, ours too.
+        sample: as `bpfasm.Rules` has it.
 
         Raises TapError when there are more interfaces or networks than the kernel's filters hold."""
         s = self.settings
@@ -118,6 +124,8 @@ class Place:
             ethernet=ethernet,
             loopback_once=True,
             connects=connects,
+            sample=None if connects else sample,
+            replies=0 if connects or s.record is not None or s.selection.bpf is not None else {"none": None, "heads": REPLY_BYTES, "whole": 0}[s.replies],
         )
         then: list[bpfasm.Instruction] = []
         if s.selection.bpf is not None and not connects:

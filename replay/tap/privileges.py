@@ -10,7 +10,7 @@ import pwd
 from replay import _fastpath
 from replay.errors import UsageError
 
-__all__ = ["capabilities", "drop"]
+__all__ = ["capabilities", "drop", "owner"]
 
 _PR_SET_NO_NEW_PRIVS, _PR_CAP_AMBIENT, _PR_CAPBSET_DROP = 38, 47, 24
 _CLEAR_ALL = 4
@@ -48,6 +48,22 @@ def preload() -> None:
     _fastpath.blocks_zstd()
 
 
+def _ids(user: str) -> tuple[int, int]:
+    """Raises UsageError for a user that there is not."""
+    try:
+        who = pwd.getpwnam(user)
+    except KeyError:
+        if not user.isdigit():
+            raise UsageError(f"--user {user}: there is no such user here") from None
+        return int(user), int(user)
+    return who.pw_uid, who.pw_gid
+
+
+def owner(user: str) -> tuple[int, int] | None:
+    """(user, group) that files are given to which it has to open again; None: they are ours already. Raises UsageError."""
+    return _ids(user) if os.geteuid() == 0 and user not in ("", "root") else None
+
+
 def drop(user: str) -> str:
     """Gives up everything; call it before threads are started. Returns what was dropped, in words.
 
@@ -57,14 +73,7 @@ def drop(user: str) -> str:
     said = []
     had = capabilities()
     if os.geteuid() == 0 and user not in ("", "root"):
-        try:
-            who = pwd.getpwnam(user)
-        except KeyError:
-            if not user.isdigit():
-                raise UsageError(f"--user {user}: there is no such user here") from None
-            uid = gid = int(user)
-        else:
-            uid, gid = who.pw_uid, who.pw_gid
+        uid, gid = _ids(user)
         try:
             os.setgroups([])
             os.setresgid(gid, gid, gid)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from replay.settings import Selection, Settings, Target
+from replay.settings import Selection, Settings, Target, Tls
 
 __all__ = ["TapSettings"]
 
@@ -17,6 +17,7 @@ class TapSettings:
 
     captures: interfaces as the person named them.  direction: in (servers of this node), out (servers elsewhere) or both.
     exclude_clients: None: the addresses of the targets, unless they are this host's.  max_age_ns: an older request is not sent.
+    replies: what is captured of production's replies: heads, whole ones, or none. A recording has them whole.
     max_rate: requests a second, to each target.  max_cpu: a share of a core, 0 to n.  expires_at: seconds since 1970.
     """
 
@@ -42,6 +43,10 @@ class TapSettings:
     duration_ns: int | None = None
     expires_at: float | None = None
     user: str = "nobody"
+    replies: str = "heads"
+    tls: Tls = Tls()
+    access_log: str | None = None
+    results: str | None = None
     record: str | None = None
     record_size: int = 256 << 20
     record_every_ns: int = 0

@@ -1,0 +1,187 @@
+"""Where a tap sends: the addresses that names have now, the guards before production, and relays for what the sender does not speak itself.
+
+Must not know: rings, lanes, counters.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import threading
+from collections.abc import Iterable
+
+from replay import _fastpath
+from replay.capture.afpacket import Snoop, in_namespace
+from replay.capture.netlink import Network
+from replay.engine import guarded, resolve
+from replay.errors import GuardError, TargetError
+from replay.relay import Relay
+from replay.settings import Target
+from replay.tap import probe
+from replay.tap.place import OWN_PORTS, REJECT_ALL, Place, within
+from replay.tap.settings import TapSettings
+
+__all__ = ["Targets"]
+
+Address = tuple[bytes, int]
+
+_log = logging.getLogger("replay.tap")
+
+_RESOLVE_S, _DOWN_S = 30.0, 5.0
+
+
+class Targets:
+    """settings and `addresses` (by URL) are those of now; whoever tries others puts the old ones back when they are refused."""
+
+    def __init__(self, settings: TapSettings, place: Place) -> None:
+        self.settings, self.place = settings, place
+        self.addresses: dict[str, list[Address]] = {target.url: resolve(target) for target in settings.targets}
+        self._guards: list[_fastpath.Guard] = []
+        self._relays: dict[str, Relay] = {}
+        self._told: dict[str, str] = {}
+        self._snoop: Snoop | None = None
+        self._resolving: threading.Thread | None = None
+        self._resolved: dict[str, list[Address]] | None = None
+        self._next = 0.0
+        self.prepare_relays()
+
+    def every(self) -> list[Address]:
+        return [address for one in self.addresses.values() for address in one]
+
+    def excluded(self) -> list[Network]:
+        """Clients whose requests are not mirrored: what the shadow itself calls would go round."""
+        if self.settings.exclude_clients is not None:
+            return list(self.settings.exclude_clients)
+        return [(packed, 128) for packed, _ in dict.fromkeys(self.every()) if not self.place.is_own(packed)]
+
+    # -- guards --------------------------------------------------------------------------------------------------------------
+
+    def new_guard(self) -> _fastpath.Guard | None:
+        if self.settings.allow_production:
+            return None
+        if not self.guarded:
+            self._guards = self._guards[-8:]
+        guard = _fastpath.Guard(guarded(self.every()))
+        self._guards.append(guard)
+        return guard
+
+    @property
+    def guarded(self) -> bool:
+        """A guard has stopped the sending for good."""
+        return any(guard.tripped for guard in self._guards)
+
+    def refuse_production(self) -> None:
+        """What addresses and ports alone tell: the target is a server that is tapped. Raises GuardError."""
+        s, place = self.settings, self.place
+        if s.allow_production or s.dry_run:
+            return
+        for target in s.targets:
+            for packed, port in self.addresses[target.url]:
+                here = place.is_local(packed)
+                named = within(packed, s.selection.server)
+                tapped = named if s.selection.server else {"in": here, "out": not here, "both": True}[s.direction] and here
+                if tapped and port in s.selection.ports:
+                    raise GuardError(
+                        f"{target.url}: refused: its address and port are tapped, what is mirrored would reach production."
+                        " Give the address of a shadow service. If this is meant: --allow-production"
+                    )
+
+    def check(self, only: set[Address] | None = None) -> None:
+        """Connects to each new address once, without a byte. Raises GuardError."""
+        s, place = self.settings, self.place
+        if s.allow_production or s.dry_run:
+            return
+        if self._snoop is None:
+            self._snoop = in_namespace(s.netns, lambda: Snoop(place.single, REJECT_ALL))
+        ethernet = place.single is None or place.single.hatype in (1, 772)
+        self._snoop.attach(place.program((), ethernet=ethernet, connects=True))
+        try:
+            for target in s.targets:
+                wanted = [one for one in self.addresses[target.url] if only is None or one in only]
+                probe.check(self._snoop, place, target, wanted, s.connect_timeout_ns / 1e9)
+        finally:
+            self._snoop.attach(REJECT_ALL)
+
+    # -- relays --------------------------------------------------------------------------------------------------------------
+
+    def prepare_relays(self) -> None:
+        """One for each target that needs it; their files are read here, while we may. Raises UsageError."""
+        s = self.settings
+        for target in () if s.dry_run else s.targets:
+            if target.scheme != "http" and target.url not in self._relays:
+                timeout_s = max(s.connect_timeout_ns / 1e9, 0.05)
+                self._relays[target.url] = Relay(target, s.tls, self.addresses[target.url], timeout_s, ports=OWN_PORTS)
+
+    def reached(self, target: Target) -> list[Address]:
+        """Where a sender connects to; a relay begins when it is asked for. Call it when the rights were dropped: it has a thread."""
+        relay = self._relays.get(target.url)
+        if relay is None:
+            return self.addresses[target.url]
+        relay.addresses = self.addresses[target.url]
+        relay.begin()
+        return [relay.address]
+
+    def tell_failures(self) -> None:
+        """Why relays do not reach their targets, when that is another reason than before."""
+        for url, relay in self._relays.items():
+            if relay.failed is not None and relay.failed != self._told.get(url):
+                _log.warning("%s: %s", url, relay.failed)
+                self._told[url] = relay.failed
+
+    def let_go(self, urls: Iterable[str]) -> None:
+        """Relays of targets that nobody sends to any more end. urls: of those that somebody does."""
+        kept = {*urls, *self.addresses}
+        for url in [one for one in self._relays if one not in kept]:
+            self._relays.pop(url).stop()
+
+    # -- names ---------------------------------------------------------------------------------------------------------------
+
+    def look(self, now: float, down: bool) -> dict[str, list[Address]] | None:
+        """Names are looked up every 30 s, and sooner when nothing answers, in a thread: a resolver may hang. What is new, when it is there."""
+        if self._next == 0.0:
+            self._next = now + _RESOLVE_S  # they were looked up just now
+        if down:
+            self._next = min(self._next, now + _DOWN_S)
+        if self._resolving is not None:
+            if self._resolving.is_alive():
+                return None
+            self._resolving, found, self._resolved = None, self._resolved, None
+            return {url: new for url, new in (found or {}).items() if set(new) != set(self.addresses.get(url, new))} or None
+        if now >= self._next:
+            self._next = now + _RESOLVE_S
+            targets = self.settings.targets
+            self._resolving = threading.Thread(target=self._resolve, args=(targets,), name="resolver", daemon=True)
+            self._resolving.start()
+        return None
+
+    def _resolve(self, targets: tuple[Target, ...]) -> None:
+        found = {}
+        for target in targets:
+            try:
+                found[target.url] = resolve(target)
+            except TargetError as error:
+                _log.warning("%s; the old addresses are used", error)
+        self._resolved = found
+
+    def move(self, changed: dict[str, list[Address]]) -> bool:
+        """To the addresses that the names have now; False when a guard refuses them."""
+        before = self.addresses
+        fresh = {address for url, now in changed.items() for address in now if address not in before[url]}
+        self.addresses = before | changed
+        try:
+            self.refuse_production()
+            self.check(fresh)
+        except GuardError as error:
+            self.addresses = before
+            _log.error("%s; the old addresses are used", error)
+            return False
+        for url in changed:
+            _log.info("%s: has %d addresses now, %d of them new", url, len(changed[url]), len(fresh & set(changed[url])))
+        return True
+
+    def close(self) -> None:
+        for relay in self._relays.values():
+            with contextlib.suppress(OSError):
+                relay.stop()
+        if self._snoop is not None:
+            self._snoop.close()

@@ -1,0 +1,320 @@
+"""What a tap tells of each request: the access log and results, over a rotation; targets behind TLS and on Unix sockets; policies that change."""
+
+import json
+import os
+import pathlib
+import signal
+import socket
+import ssl
+import stat
+import subprocess
+import tempfile
+import threading
+import time
+
+import pytest
+from endtoend import balanced
+from tapmake import Sink, Tap, ended, eventually, get, needs, needs_root, nginx  # noqa: F401
+
+from replay.tap.notes import NotesFile
+
+pytestmark = [needs_root, needs("nginx", "ip")]
+
+
+@pytest.fixture
+def folder():
+    """One that `nobody` may write in."""
+    with tempfile.TemporaryDirectory() as name:
+        os.chmod(name, 0o777)
+        yield pathlib.Path(name)
+
+
+def lines(path):
+    return path.read_text().splitlines() if path.exists() else []
+
+
+def mode(path):
+    return stat.S_IMODE(path.stat().st_mode)
+
+
+def test_access_log_and_results_over_a_rotation(nginx, folder):  # noqa: F811
+    """Each request that ended stands in both, once; what a rotation took away stays as it is; both are their owner's alone."""
+    log, results = folder / "access.log", folder / "results.jsonl"
+    with ended(Sink("--status", "404")) as shadow:
+        words = ("lo", "--port", nginx.port, "--to", f"http://{shadow.address}", "-p", 100, "--access-log", log, "--results", results)
+        with ended(Tap(*words)) as tap:
+            for i in range(20):
+                get(f"{nginx.url}/a/{i}", data=b"x" * 30)
+            eventually(lambda: len(lines(log)) == len(lines(results)) == 20)
+            log.rename(folder / "access.log.1")
+            results.rename(folder / "results.jsonl.1")
+            tap.process.send_signal(signal.SIGHUP)
+            eventually(lambda: log.exists() and results.exists())
+            for i in range(15):
+                get(f"{nginx.url}/b/{i}")
+            report = balanced(tap.report())
+    assert [len(lines(folder / name)) for name in ("access.log.1", "access.log", "results.jsonl.1", "results.jsonl")] == [20, 15, 20, 15]
+    assert all(mode(folder / name) == 0o600 for name in ("access.log.1", "access.log", "results.jsonl.1", "results.jsonl"))
+    found = [json.loads(line) for line in lines(results)]
+    assert {row["target"] for row in found} == {f"/b/{i}" for i in range(15)}
+    assert all((row["outcome"], row["shadow_status"], row["host"]) == ("answered", 404, f"127.0.0.1:{nginx.port}") for row in found)
+    assert all('"GET /b/' in line and " 404 - " in line for line in lines(log))
+    assert report["ledger"]["answered"] == 35 and report["results"] == {"lines": 35, "lost": 0}
+
+
+def test_results_and_new_senders(nginx, folder):  # noqa: F811
+    """A reload that makes new senders loses no line of the old ones."""
+    results, config = folder / "results.jsonl.zst", folder / "tap.yaml"
+    with ended(Sink()) as one, ended(Sink()) as two:
+        config.write_text(f"to: http://{one.address}\n")
+        with ended(Tap("lo", "--port", nginx.port, "-p", 100, "--results", results, "--config", config)) as tap:
+            for turn in range(6):
+                for i in range(10):
+                    get(f"{nginx.url}/{turn}/{i}")
+                config.write_text(f"to: http://{(one, two)[turn % 2 == 0].address}\n")
+                tap.wait_for("reloaded")
+            report = balanced(tap.report())
+    done = subprocess.run(["zstd", "-dc", results], capture_output=True, text=True) if (pathlib.Path("/usr/bin/zstd").exists()) else None
+    if done is not None:
+        assert sorted(json.loads(line)["target"] for line in done.stdout.splitlines()) == sorted(f"/{turn}/{i}" for turn in range(6) for i in range(10))
+    assert report["ledger"]["answered"] == 60 and report["results"] == {"lines": 60, "lost": 0}
+
+
+def test_a_file_that_cannot_be_made_anew_goes_on(folder, caplog):
+    file = NotesFile("--access-log", str(folder / "log"))
+    file.write(b"one\n")
+    (folder / "log").rename(folder / "log.1")
+    (folder / "log").mkdir()
+    file.rotate()
+    file.write(b"two\n")
+    file.close()
+    assert lines(folder / "log.1") == ["one", "two"] and "goes on in the file of before" in caplog.text
+
+
+def test_a_full_disk_ends_the_log_and_nothing_else(caplog):
+    file = NotesFile("--access-log", "/dev/full")
+    for _ in range(100_000):
+        file.write(b"a line of the log\n")
+    file.flush()
+    file.close()
+    assert caplog.text.count("No space left on device: nothing more is written there, the tap goes on") == 1
+
+
+# ---- other targets -------------------------------------------------------------------------------------------------------------------
+
+
+class Shadow:
+    """A server that answers 200 to what it reads, over TLS or on a Unix socket."""
+
+    def __init__(self, where, context=None):
+        if isinstance(where, str):
+            self.listener = socket.socket(socket.AF_UNIX)
+            self.listener.bind(where)
+            os.chmod(where, 0o777)
+            self.listener.listen(64)
+        else:
+            self.listener = socket.create_server(where)
+        self.context, self.heads, self.port = context, [], None if isinstance(where, str) else self.listener.getsockname()[1]
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def _accept(self):
+        while True:
+            try:
+                one, _ = self.listener.accept()
+            except OSError:
+                return
+            threading.Thread(target=self._serve, args=(one,), daemon=True).start()
+
+    def _serve(self, one):
+        try:
+            with self.context.wrap_socket(one, server_side=True) if self.context else one as it:
+                have = b""
+                while True:
+                    while b"\r\n\r\n" not in have:
+                        more = it.recv(65536)
+                        if not more:
+                            return
+                        have += more
+                    head, _, have = have.partition(b"\r\n\r\n")
+                    self.heads.append(head)
+                    it.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
+        except OSError:
+            pass
+
+    def close(self):
+        self.listener.close()
+
+
+@pytest.fixture(scope="module")
+def certificate(tmp_path_factory):
+    path = tmp_path_factory.mktemp("certificate")
+    words = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-keyout", path / "key.pem", "-out", path / "cert.pem", "-days", "2", "-subj", "/CN=shadow.example"]
+    subprocess.run([*words, "-addext", "subjectAltName=DNS:shadow.example"], check=True, capture_output=True)
+    return path
+
+
+@needs("openssl")
+def test_a_target_behind_tls(nginx, certificate):  # noqa: F811
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate / "cert.pem", certificate / "key.pem")
+    shadow = Shadow(("127.0.0.1", 0), context)
+    try:
+        words = ("--to", f"https://127.0.0.1:{shadow.port}", "--cacert", certificate / "cert.pem", "--sni", "shadow.example")
+        with ended(Tap("lo", "--port", nginx.port, "-p", 100, *words)) as tap:
+            for i in range(30):
+                get(f"{nginx.url}/{i}")
+            eventually(lambda: len(shadow.heads) >= 30)
+            report = balanced(tap.report())
+    finally:
+        shadow.close()
+    assert report["ledger"]["found"] == report["ledger"]["answered"] == 30
+    assert all(f"Host: 127.0.0.1-shadow:{nginx.port}".encode() in head and b"x-shadow-replay: 1" in head for head in shadow.heads)
+
+
+@needs("openssl")
+def test_a_certificate_that_is_not_trusted_costs_requests_and_nothing_else(nginx, certificate):  # noqa: F811
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate / "cert.pem", certificate / "key.pem")
+    shadow = Shadow(("127.0.0.1", 0), context)
+    try:
+        with ended(Tap("lo", "--port", nginx.port, "-p", 100, "--to", f"https://127.0.0.1:{shadow.port}", "--drain", "1s")) as tap:
+            for i in range(5):
+                get(f"{nginx.url}/{i}")
+            eventually(lambda: "found 5" in tap.ask(), every=0.2)
+            if "is not trusted" not in tap.said:
+                tap.wait_for("is not trusted")
+            code, out, err = tap.end()
+    finally:
+        shadow.close()
+    assert code == 0 and not shadow.heads and "its certificate is not trusted" in err
+    assert balanced(json.loads(out))["ledger"]["dropped"] == 5
+
+
+def test_a_target_on_a_unix_socket_that_comes_later(nginx, folder):  # noqa: F811
+    path = str(folder / "shadow.sock")
+    with ended(Tap("lo", "--port", nginx.port, "-p", 100, "--to", f"unix:{path}", "--drain", "1s")) as tap:
+        get(f"{nginx.url}/early")
+        eventually(lambda: "found 1" in tap.ask(), every=0.2)
+        time.sleep(0.5)
+        shadow = Shadow(path)
+        try:
+            sent = 0
+            while not shadow.heads:
+                assert sent < 400, "it does not come back"
+                sent += 1
+                get(f"{nginx.url}/later/{sent}")
+                time.sleep(0.05)
+            report = balanced(tap.report())
+        finally:
+            shadow.close()
+    ledger = report["ledger"]
+    assert ledger["found"] == sent + 1 and ledger["answered"] >= 1 and ledger["unanswered"] == 0
+
+
+def test_a_reload_to_another_scheme(nginx, folder):  # noqa: F811
+    config = folder / "tap.yaml"
+    shadow = Shadow(str(folder / "shadow.sock"))
+    try:
+        with ended(Sink()) as sink:
+            config.write_text(f"to: http://{sink.address}\n")
+            with ended(Tap("lo", "--port", nginx.port, "-p", 100, "--config", config)) as tap:
+                for turn in range(4):
+                    for i in range(5):
+                        get(f"{nginx.url}/{turn}/{i}")
+                    eventually(lambda turn=turn: f"found {5 * turn + 5}" in tap.ask(), every=0.2)
+                    if turn == 1:
+                        eventually(lambda: len(shadow.heads) == 5)
+                    config.write_text(f"to: unix:{folder}/shadow.sock\n" if turn % 2 == 0 else f"to: http://{sink.address}\n")
+                    tap.wait_for("reloaded")
+                    time.sleep(0.8)  # the relay has tried its target
+                report = balanced(tap.report())
+    finally:
+        shadow.close()
+    assert report["ledger"]["answered"] == 20 and len(shadow.heads) == 10
+
+
+# ---- policies ------------------------------------------------------------------------------------------------------------------------
+
+
+def rows(path):
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_a_changed_policy_is_taken_up_and_loses_nothing(nginx, folder):  # noqa: F811
+    """An upload that began under the policy of before goes where that said; what comes later goes by the new one; a bad file is refused."""
+    logs = [folder / "one.jsonl", folder / "two.jsonl"]
+    with ended(Sink("--access-log", logs[0])) as one, ended(Sink("--access-log", logs[1])) as two:
+        policy = folder / "policy.yaml"
+        policy.write_text(f"routes:\n- mirror: [{{to: 'http://{one.address}', set-headers: {{x-policy: first}}}}]\n")
+        with ended(Tap("lo", "--port", nginx.port, "--policy", policy)) as tap:
+            get(f"{nginx.url}/first")
+            with socket.create_connection(("127.0.0.1", nginx.port)) as slow:
+                slow.sendall(b"POST /slow HTTP/1.1\r\nHost: a\r\nContent-Length: 10\r\n\r\n12345")
+                time.sleep(0.3)
+                for turn in range(3):
+                    target = two if turn % 2 == 0 else one
+                    policy.write_text(f"routes:\n- {{match: {{path: /not}}, mirror: []}}\n- mirror: [{{to: 'http://{target.address}', set-headers: {{x-policy: later}}}}]\n")
+                    tap.wait_for("reloaded")
+                    for path in ("not", f"later/{turn}"):
+                        get(f"{nginx.url}/{path}")
+                policy.write_text("routes:\n- mirror: [{to: nowhere at all}]\n")
+                assert "p" in tap.wait_for("refused, the old one goes on")
+                get(f"{nginx.url}/still")
+                slow.sendall(b"67890")
+                slow.recv(1000)
+                eventually(lambda: "found 9" in tap.ask(), every=0.2)
+            report = balanced(tap.report())
+    got = [{row["target"]: dict(row["headers"])["x-policy"] for row in rows(log)} for log in logs]
+    assert got == [{"/first": "first", "/slow": "first", "/later/1": "later"}, {"/later/0": "later", "/later/2": "later", "/still": "later"}]
+    assert report["ledger"]["by_reason"]["filtered"] == {"not_mirrored": 3} and report["ledger"]["answered"] == 6
+
+
+def test_many_reloads_of_a_policy_under_load(nginx, folder):  # noqa: F811
+    """Requests all the while, a new policy as fast as it is taken up: each request goes to exactly one of the shadows."""
+    with ended(Sink()) as one, ended(Sink()) as two:
+        policy = folder / "policy.yaml"
+        said = "routes:\n- mirror: [{{to: 'http://{}'}}]\n"
+        policy.write_text(said.format(one.address))
+        with ended(Tap("lo", "--port", nginx.port, "--policy", policy, "--max-age", "60s", "--drain", "20s")) as tap:
+            ends, asked = threading.Event(), [0]
+
+            def load():
+                while not ends.is_set():
+                    get(f"{nginx.url}/x", data=b"x" * 5000)
+                    asked[0] += 1
+
+            loader = threading.Thread(target=load)
+            loader.start()
+            for turn in range(8):
+                policy.write_text(said.format((one, two)[turn % 2 == 0].address))
+                tap.wait_for("reloaded")
+            ends.set()
+            loader.join()
+            eventually(lambda: f"found {asked[0]:,}" in tap.ask(), every=0.3)
+            report = balanced(tap.report())
+        assert one.totals()["requests"] + two.totals()["requests"] == asked[0] == report["ledger"]["sent"]
+
+
+def test_max_cpu_and_a_policy(nginx, folder):  # noqa: F811
+    """What --max-cpu holds back has a reason of its own, in a policy as well."""
+    policy = folder / "policy.yaml"
+    policy.write_text("routes:\n- mirror: [{to: 'http://127.0.0.1:9', percent: 50}]\n")
+    with ended(Tap("lo", "--port", nginx.port, "--policy", policy, "--dry-run", "--max-cpu", "0.001")) as tap:
+        end = time.monotonic() + 20
+        asked = 0
+        while time.monotonic() < end and "max_cpu" not in tap.ask():
+            for _ in range(100):
+                get(f"{nginx.url}/{asked}")
+                asked += 1
+        eventually(lambda: f"found {asked:,}," in tap.ask(), every=0.2)
+        report = balanced(tap.report())
+    out = report["ledger"]["by_reason"]["sampled_out"]
+    assert out["max_cpu"] > 0 and out["share"] > 0 and sum(out.values()) + report["ledger"]["selected"] == asked
+
+
+def test_a_long_policy_is_told_whole(folder):
+    policy = folder / "policy.yaml"
+    policy.write_text("routes:\n" + "".join(f"- {{name: r{chr(97 + n)}, match: {{path: {{prefix: /{chr(97 + n)}}}}}, mirror: [{{to: 'http://127.0.0.1:9'}}]}}\n" for n in range(18)))
+    with ended(Tap("lo", "--port", "1", "--policy", policy, "--dry-run")) as tap:
+        assert all(f"r{chr(97 + n)}" in tap.said for n in range(18)), tap.said
+        tap.report()
