@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+import re
 import shlex
 import socket
 import subprocess
@@ -35,13 +36,19 @@ def adds_up(report):
 # ---- errors of usage ----
 
 
+@pytest.mark.parametrize("typed, meant", [("--precent", "--percent"), ("--percnt", "--percent"), ("--tiemout", "--timeout"), ("--sed", "--seed"), ("--shard-of", "--shard")])
+def test_an_option_with_a_typo_is_answered_with_the_nearest_one(typed, meant):
+    code, _, said = replay("run", typed, "5", DEMO)
+    assert code == 2 and re.search(rf"[Dd]id you mean '?{meant}'?\?$", said.strip()), said  # with or without quotes, by the version of click
+
+
 @pytest.mark.parametrize(
     "words, said",
     [
         (["shwo", DEMO], "did you mean 'show'"),
         ([DEMO], "replay run"),
         (["run"], "CAPTURE"),
-        (["run", "--precent", "5", DEMO], "No such option: --precent Did you mean --percent?"),
+        (["run", "--precent", "5", DEMO], "--percent"),
         (["run", "--seed", str(1 << 64), DEMO], "has more than 64 bits"),
         (["run", "-p", "101", DEMO], "more than 100 %"),
         (["run", "-p", "0.00001", DEMO], "finer than a millionth"),

@@ -235,6 +235,7 @@ GOR = [  # what is in the file, (target, status, incomplete), reason
         [("/a", None, None), ("/b", None, None)],
         "fewer than three header fields: passed over, and on",
     ),
+    (gor_record(1, ID + "a" * 8, 9_700_000_008_000_000_000, ask(b"/a")) + gor_record(1, ID + "b" * 8, NOW, ask(b"/b")), [("/b", None, None)], "a time that is none"),
     (
         gor_record(1, ID + "a" * 8, NOW, ask(b"/a")) + gor_record(2, ID + "a" * 8, NOW + 1, b"HTTP/1.1 200 OK\r\n\r\n") + gor_record(2, ID + "c" * 8, NOW + 2, b"HTTP/1.1 500 No\r\n\r\n"),
         [("/a", 200, None)],

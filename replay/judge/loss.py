@@ -35,12 +35,12 @@ class Mix:
         self.method: Counter[str] = Counter()
         self.size: Counter[str] = Counter()
 
-    def add(self, method: bytes, size: str) -> None:
+    def add(self, method: bytes, size: str, count: int = 1) -> None:
         name = method.decode("latin-1")
         if name not in self.method and len(self.method) >= 50:
             name = "other"
-        self.method[name] += 1
-        self.size[size] += 1
+        self.method[name] += count
+        self.size[size] += count
 
 
 def estimate(counts: dict[str, Any], known: int, request_bytes: int) -> Estimate:
