@@ -378,8 +378,10 @@ cdef int sender_gather(SenderState* s, SenderConnection* c, iovec* parts, uint64
     return count
 
 
-cdef bint sender_may_write(SenderState* s, SenderConnection* c, int64_t now) noexcept nogil:
-    """The last looks before a write: no captured server is the target, and the server did not hang up meanwhile."""
+cdef bint sender_may_write(SenderState* s, SenderConnection* c, uint64_t total, int64_t now) noexcept nogil:
+    """The last looks before a write of so many bytes: no captured server is the target, and the server did not hang up meanwhile."""
+    if not c.settled and (c.used or total > SENDER_SEGMENT):
+        sender_settle(c)
     if s.guard_hit != NULL and atomic_get(s.guard_hit) and not s.halt:
         sender_halt(s, REASON_GUARD, now)
         return False
@@ -549,13 +551,13 @@ cdef void sender_read(SenderState* s, SenderConnection* c, int64_t now) noexcept
 
 # ---- connections ------------------------------------------------------------------------------------------------------------
 
-cdef void sender_connected(SenderState* s, SenderConnection* c, int64_t now) noexcept nogil:
-    """The connect ended, one way or the other."""
+cdef void sender_connected(SenderState* s, SenderConnection* c, bint failed, int64_t now) noexcept nogil:
+    """The connect ended, one way or the other. failed: the kernel has an error for us."""
     cdef SenderAddress* a = &s.addresses[c.address]
     cdef int error = 0
     cdef socklen_t size = sizeof(int)
     cdef int32_t address = c.address
-    if getsockopt(c.fd, SOL_SOCKET, SO_ERROR, &error, &size) < 0:
+    if failed and getsockopt(c.fd, SOL_SOCKET, SO_ERROR, &error, &size) < 0:
         error = errno.errno
     if error == 0 and sender_is_self(c.fd, a):
         error = errno.ECONNREFUSED

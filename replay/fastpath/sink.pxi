@@ -652,8 +652,8 @@ cdef void sink_end(SinkServer* s, SinkConnection* c) noexcept nogil:
         sink_shut(s, c)
 
 
-cdef void sink_head(SinkServer* s, SinkConnection* c, const uint8_t* p, size_t n, const LineIndex* x, bint more) noexcept nogil:
-    """A whole head. more: bytes behind it have come already."""
+cdef void sink_parse(SinkServer* s, SinkConnection* c, const uint8_t* p, size_t n, const LineIndex* x, bint more) noexcept nogil:
+    """A whole head of any kind."""
     cdef Head h
     if request_line(p, n) != LINE_REQUEST:
         sink_bad(s, c, KIND_BAD)
@@ -661,6 +661,11 @@ cdef void sink_head(SinkServer* s, SinkConnection* c, const uint8_t* p, size_t n
     if n > SINK_HEAD or head_parse(p, n, x, False, &h) != OK:
         sink_bad(s, c, KIND_TOO_LARGE)
         return
+    sink_head(s, c, p, &h, more)
+
+
+cdef void sink_head(SinkServer* s, SinkConnection* c, const uint8_t* p, const Head* h, bint more) noexcept nogil:
+    """A whole head and what it says. more: bytes behind it have come already."""
     if h.flags & (HEAD_AMBIGUOUS | HEAD_MALFORMED | HEAD_HOSTS_DIFFER | HEAD_BAD_HOST_LINE | HEAD_CONNECT) or (h.hosts == 0 and h.version > 10):
         sink_bad(s, c, KIND_BAD)
         return
@@ -673,7 +678,7 @@ cdef void sink_head(SinkServer* s, SinkConnection* c, const uint8_t* p, size_t n
         c.kind |= KIND_KEPT
     c.body_len = 0
     if s.log:
-        sink_note_begin(s, c, p, &h)
+        sink_note_begin(s, c, p, h)
     if h.framing == FRAMING_CHUNKED:
         memset(&c.chunked, 0, sizeof(Chunked))
         c.state = SINK_READS_CHUNKS
@@ -722,7 +727,7 @@ cdef size_t sink_held_head(SinkServer* s, SinkConnection* c, const uint8_t* p, s
         c.held = NULL
         c.held_len = c.held_size = 0
         head_index(held, end, &index)
-        sink_head(s, c, held, end, &index, before + n > end)
+        sink_parse(s, c, held, end, &index, before + n > end)
         free(held)
         return end - before
     line = request_line(c.held, c.held_len)
@@ -739,13 +744,18 @@ cdef size_t sink_fresh_head(SinkServer* s, SinkConnection* c, const uint8_t* p, 
     cdef size_t end
     cdef RequestLine line
     cdef LineIndex index
+    cdef Head h
     while at < n and (p[at] == 13 or p[at] == 10):
         at += 1
     if at == n:
         return n
+    end = head_scan(p + at, n - at, &h)       # the usual head; it leaves to the general parser what is not
+    if end > HEAD_BEGUN and h.method_len and end <= SINK_HEAD:
+        sink_head(s, c, p + at, &h, n - at > end)
+        return at + end
     end = head_index(p + at, n - at, &index)
     if end:
-        sink_head(s, c, p + at, end, &index, n - at > end)
+        sink_parse(s, c, p + at, end, &index, n - at > end)
         return at + end
     line = request_line(p + at, n - at)
     if line != LINE_REQUEST and line != LINE_MORE:
