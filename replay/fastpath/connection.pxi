@@ -11,6 +11,10 @@ cdef enum:
     SENDER_OWN = 256 * 1024       # a stuck request up to this size is copied, so that its batch can go
     SENDER_MARK = 0x53484457      # SO_MARK of every shadow connection ("SHDW"), for filters and firewalls
 
+cdef enum:                        # what a driver hears of beside connections
+    KEY_QUEUE = 0xFFFFFFFF
+    KEY_STOP = 0xFFFFFFFE
+
 cdef int64_t BACKOFF_FIRST_NS = 10000000
 cdef int64_t BACKOFF_MOST_NS = 1000000000
 

@@ -72,10 +72,10 @@ static void fold_token(FoldName *f, const uint8_t *p, size_t n, size_t digits, u
     }
 }
 
-static void fold_segment(FoldName *f, const uint8_t *p, size_t n) {
+static void fold_segment(FoldName *f, const uint8_t *p, size_t n, int odd) { /* odd: one of ; @ % may be in it */
     size_t i = 0, begin, digits;
     unsigned kind, kinds;
-    const uint8_t *semicolon = (const uint8_t *)memchr(p, ';', n), *end = p + n;
+    const uint8_t *semicolon = odd ? (const uint8_t *)memchr(p, ';', n) : NULL, *end = p + n;
     if (semicolon) n = (size_t)(semicolon - p);
     if (n == 36 && fold_is_uuid(p)) {
         fold_instead(f, p, end, "{uuid}", 6);
@@ -85,7 +85,7 @@ static void fold_segment(FoldName *f, const uint8_t *p, size_t n) {
         fold_instead(f, p, end, "{date}", 6);
         return;
     }
-    if (fold_is_mail(p, n)) {
+    if (odd && fold_is_mail(p, n)) {
         fold_instead(f, p, end, "{mail}", 6);
         return;
     }
@@ -107,13 +107,13 @@ static void fold_segment(FoldName *f, const uint8_t *p, size_t n) {
     if (semicolon) fold_instead(f, semicolon, end, "", 0);
 }
 
-typedef struct { uint64_t slash, end, look; } FoldMasks; /* a bit a byte: '/'; '?' and '#'; digits and ';', '@', '%' */
+typedef struct { uint64_t slash, end, digit, odd; } FoldMasks; /* a bit a byte: '/'; '?' and '#'; digits; ';', '@' and '%' */
 
 static inline void fold_masks(const uint8_t *p, size_t n, FoldMasks *m) { /* of at most 64 bytes */
 #if defined(__SSE2__)
     uint8_t copy[64];
     size_t i;
-    m->slash = m->end = m->look = 0;
+    m->slash = m->end = m->digit = m->odd = 0;
     if (n < 64) {
         memset(copy, 0, 64);
         memcpy(copy, p, n);
@@ -126,17 +126,19 @@ static inline void fold_masks(const uint8_t *p, size_t n, FoldMasks *m) { /* of 
         const __m128i end = _mm_or_si128(_mm_cmpeq_epi8(v, _mm_set1_epi8('?')), _mm_cmpeq_epi8(v, _mm_set1_epi8('#')));
         m->slash |= (uint64_t)(uint32_t)_mm_movemask_epi8(_mm_cmpeq_epi8(v, _mm_set1_epi8('/'))) << i;
         m->end |= (uint64_t)(uint32_t)_mm_movemask_epi8(end) << i;
-        m->look |= (uint64_t)(uint32_t)_mm_movemask_epi8(_mm_or_si128(_mm_or_si128(digit, mail), _mm_cmpeq_epi8(v, _mm_set1_epi8(';')))) << i;
+        m->digit |= (uint64_t)(uint32_t)_mm_movemask_epi8(digit) << i;
+        m->odd |= (uint64_t)(uint32_t)_mm_movemask_epi8(_mm_or_si128(mail, _mm_cmpeq_epi8(v, _mm_set1_epi8(';')))) << i;
         if (m->end) break;
     }
 #else
     size_t i;
-    m->slash = m->end = m->look = 0;
+    m->slash = m->end = m->digit = m->odd = 0;
     for (i = 0; i < n && !m->end; i++) {
         const uint64_t bit = (uint64_t)1 << i;
         if (p[i] == '/') m->slash |= bit;
         else if (p[i] == '?' || p[i] == '#') m->end |= bit;
-        else if (p[i] == ';' || p[i] == '@' || p[i] == '%' || FOLD_CLASS[p[i]] == FOLD_DIGIT) m->look |= bit;
+        else if (p[i] == ';' || p[i] == '@' || p[i] == '%') m->odd |= bit;
+        else if (FOLD_CLASS[p[i]] == FOLD_DIGIT) m->digit |= bit;
     }
 #endif
 }
@@ -147,21 +149,21 @@ static inline uint64_t fold_below(size_t n) { return n >= 64 ? ~(uint64_t)0 : ((
 static inline size_t fold_usual(FoldName *f, const uint8_t *target, size_t n, size_t *length) {
     FoldMasks m;
     size_t limit = n, at, begin, end;
-    uint64_t before, behind;
+    uint64_t before, behind, look;
     fold_masks(target, n < 64 ? n : 64, &m);
     if (m.end) limit = (size_t)__builtin_ctzll(m.end);
     else if (n > 63) return 0;
     m.slash &= fold_below(limit);
-    m.look &= fold_below(limit);
+    look = (m.digit | m.odd) & fold_below(limit);
     if (!(m.slash & 1) || (m.slash & ((m.slash | (uint64_t)1 << limit) >> 37))) return 0;
-    while (m.look) {
-        at = (size_t)__builtin_ctzll(m.look);
+    while (look) {
+        at = (size_t)__builtin_ctzll(look);
         before = m.slash & fold_below(at); /* not 0: the first byte is one */
         behind = m.slash & ~fold_below(at);
         begin = 64 - (size_t)__builtin_clzll(before);
         end = behind ? (size_t)__builtin_ctzll(behind) : limit;
-        fold_segment(f, target + begin, end - begin);
-        m.look &= ~fold_below(end);
+        fold_segment(f, target + begin, end - begin, (m.odd & fold_below(end) & ~fold_below(begin)) != 0);
+        look &= ~fold_below(end);
     }
     *length = limit;
     return 1;
@@ -177,7 +179,7 @@ static size_t fold_name(const uint8_t *method, size_t method_len, const uint8_t 
         while (i < n && f.at < room) {
             begin = i;
             while (i < n && target[i] != '/' && target[i] != '?' && target[i] != '#') i++;
-            fold_segment(&f, target + begin, i - begin);
+            fold_segment(&f, target + begin, i - begin, 1);
             if (i == n || target[i] != '/') break;
             i++;
         }
