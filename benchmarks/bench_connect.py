@@ -1,6 +1,6 @@
 """How many connections a second, and what does each cost, when every captured connection is its own?
 
-    python benchmarks/bench_connect.py [--requests 20k] [--rounds 5]
+    python benchmarks/bench_connect.py [--requests 60k] [--rounds 5]
 
 `replay run --pace max -c 64` out of a capture with one request a connection, into an nginx that closes each connection after its reply, so that every request needs a new one; beside it `ab -c 64` without keep-alive,
 into the same nginx; heads of the same length. nginx's own count of accepted connections is not below that of requests.
@@ -29,7 +29,7 @@ def connected(server, once):
 
 
 def main():
-    parser = measure.arguments(__doc__, requests=20_000)
+    parser = measure.arguments(__doc__, requests=60_000)
     asked = parser.parse_args()
     if absent := measure.missing("nginx"):
         raise SystemExit(f"{absent[0]} is not installed: benchmarks/peers.sh")

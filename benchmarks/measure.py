@@ -26,6 +26,7 @@ PEERS = HERE / "peers"
 REPLAY = [sys.executable, "-P", "-m", "replay"]  # -P: the installed package, not the checkout that we may stand in
 CORES = sorted(os.sched_getaffinity(0))
 CLIENT, SERVER = CORES[0], CORES[-1]  # client and server have a core each
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # whatever is installed has its bytecode; without, each start would parse the sources anew
 os.environ["PATH"] = os.environ.get("PATH", "") + ":/usr/sbin:/sbin"  # nginx, tcpdump and ip are there for root only
 QUIET_CORES = 0.1  # others may use so much of the machine before it is told
 

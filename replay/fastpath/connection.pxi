@@ -7,8 +7,13 @@ cdef enum:
     SENDER_PIPELINE = 64          # most requests under way on a connection; also iovecs in one write
     SENDER_WRITE = 1024 * 1024    # bytes offered to the kernel in one write
     SENDER_UNSENT = 256 * 1024    # bytes that may wait in the kernel, unsent (TCP_NOTSENT_LOWAT)
+    SENDER_SEGMENT = 1200         # bytes that fit into one segment anywhere
     SENDER_OWN = 256 * 1024       # a stuck request up to this size is copied, so that its batch can go
     SENDER_MARK = 0x53484457      # SO_MARK of every shadow connection ("SHDW"), for filters and firewalls
+
+cdef enum:                        # what a driver hears of beside connections
+    KEY_QUEUE = 0xFFFFFFFF
+    KEY_STOP = 0xFFFFFFFE
 
 cdef int64_t BACKOFF_FIRST_NS = 10000000
 cdef int64_t BACKOFF_MOST_NS = 1000000000
@@ -81,6 +86,7 @@ cdef struct SenderConnection:
     uint8_t hangup                # the kernel said that no more will come, or an error waits
     uint8_t broken                # a write failed
     uint8_t used                  # a byte was written
+    uint8_t settled               # the options that only a second segment needs are set
     uint8_t barrier               # an HTTP/1.0 request is under way: nothing follows it
     uint8_t armed                 # io_uring: a receive
     uint8_t polls                 # io_uring: one look for room to write, or for the end of the connect
@@ -427,8 +433,6 @@ cdef int sender_open(SenderState* s, int32_t address, int64_t now) noexcept nogi
     cdef sockaddr_in6 to
     cdef socklen_t size = sender_sockaddr(a, &to)
     cdef int32_t index = s.free_connection
-    cdef int one = 1
-    cdef int unsent = SENDER_UNSENT
     cdef int mark = SENDER_MARK
     cdef int error
     cdef int fd
@@ -441,8 +445,6 @@ cdef int sender_open(SenderState* s, int32_t address, int64_t now) noexcept nogi
             return NEED_MORE
         sender_failed(s, address, error, now)
         return MALFORMED
-    setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof(int))
-    setsockopt(fd, IPPROTO_TCP, TCP_NOTSENT_LOWAT, &unsent, sizeof(int))
     setsockopt(fd, SOL_SOCKET, SO_MARK, &mark, sizeof(int))     # needs a right; without it the suffix and the marker must do
     c = &s.connections[index]
     error = 0
@@ -470,7 +472,7 @@ cdef int sender_open(SenderState* s, int32_t address, int64_t now) noexcept nogi
     c.way = c.load = 0
     c.reply_bytes = 0
     c.bucket = -1
-    c.hangup = c.broken = c.used = c.barrier = 0
+    c.hangup = c.broken = c.used = c.settled = c.barrier = 0
     c.armed = c.polls = c.sending = c.blocked = 0
     c.lowat = 1
     c.since_ns = now
@@ -496,6 +498,16 @@ cdef bint sender_is_self(int fd, const SenderAddress* a) noexcept nogil:
     if size == sizeof(sockaddr_in):
         return memcmp(&own, &to, 8) == 0
     return own.sin6_port == to.sin6_port and memcmp(&own.sin6_addr, &to.sin6_addr, 16) == 0
+
+
+cdef void sender_settle(SenderConnection* c) noexcept nogil:
+    """Before anything but the first segment: no segment waits for an acknowledgement, and the kernel does not take more than it can use. A connection
+    for one short request, of which there may be many, needs neither."""
+    cdef int one = 1
+    cdef int unsent = SENDER_UNSENT
+    c.settled = 1
+    setsockopt(c.fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof(int))
+    setsockopt(c.fd, IPPROTO_TCP, TCP_NOTSENT_LOWAT, &unsent, sizeof(int))
 
 
 cdef void sender_lowat(SenderConnection* c, int32_t wanted) noexcept nogil:

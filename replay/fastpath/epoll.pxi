@@ -44,7 +44,7 @@ cdef void epoll_driver_event(SenderState* s, uint32_t events, uint64_t key, int6
     if c.state == CONNECTION_CONNECTING:
         if not events & (EPOLLOUT | EPOLLERR | EPOLLHUP):
             return
-        sender_connected(s, c, now)
+        sender_connected(s, c, (events & (EPOLLERR | EPOLLHUP)) != 0, now)
         if c.state == CONNECTION_OPEN and events & (EPOLLIN | EPOLLRDHUP | EPOLLERR | EPOLLHUP):
             sender_again(s, c)
         return
@@ -84,7 +84,7 @@ cdef void epoll_driver_flush(SenderState* s, SenderConnection* c) noexcept nogil
         if count == 0:
             return
         now = now_ns()
-        if not sender_may_write(s, c, now):
+        if not sender_may_write(s, c, total, now):
             return
         if count == 1:
             n = send(c.fd, parts[0].iov_base, parts[0].iov_len, MSG_NOSIGNAL | MSG_DONTWAIT)

@@ -145,7 +145,7 @@ cdef void uring_driver_event(SenderState* s, const UringCqe* cqe, int64_t now) n
         else:
             c.polls = c.blocked = 0
             if c.state == CONNECTION_CONNECTING:
-                sender_connected(s, c, now)
+                sender_connected(s, c, cqe.res < 0 or cqe.res & (POLLERR | POLLHUP), now)
             elif c.cursor != NULL:
                 sender_dirty(s, c)
     if cqe.flags & URING_CQE_BUFFER:
@@ -179,7 +179,7 @@ cdef void uring_driver_flush(SenderState* s, SenderConnection* c, int64_t now) n
         u.messages_count = u.parts_count = 0
     parts = u.parts + u.parts_count
     count = sender_gather(s, c, parts, &c.offered)
-    if count == 0 or not sender_may_write(s, c, now):
+    if count == 0 or not sender_may_write(s, c, c.offered, now):
         return
     c.sending = 1
     u.writes += 1
