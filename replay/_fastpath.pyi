@@ -70,6 +70,7 @@ SAMPLE_BY: tuple[str, ...]
 TRACE: tuple[str, ...]
 
 CHANGES: tuple[str, ...]
+PARTS: tuple[str | None, ...]
 TESTS: tuple[str, ...]
 
 @disjoint_base
