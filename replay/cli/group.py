@@ -11,7 +11,7 @@ from typing import Any
 
 import click
 
-from replay import __version__
+from replay import __version__, _unbuilt
 from replay.errors import ReplayError
 
 _VERBS = {
@@ -98,6 +98,12 @@ def run(arguments: list[str] | None = None) -> int:
     except ReplayError as error:
         _say(str(error))
         code = error.exit_code
+    except ImportError as error:
+        code = 70
+        if "_fastpath" in str(error):
+            _say(_unbuilt())
+        else:
+            _internal(error)
     except MemoryError:
         _say("out of memory; lower --max-memory or --connections")
         code = 70
