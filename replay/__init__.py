@@ -26,15 +26,6 @@ __all__ = ["Batch", "Capture", "Report", "Request", "__version__", "read", "run"
 _HOMES = {"Capture": "api", "Report": "api", "read": "api", "run": "api", "Batch": "batch", "Request": "batch", "sink": "embedded"}
 
 
-def _unbuilt() -> str:
-    import os
-
-    return (
-        f"the engine of replay is not in {os.path.dirname(__file__)}: that is a source tree which is not built. Python takes what lies in the current folder "
-        "before what is installed; run it in another folder (or as python -P), or build it there: python setup.py build_ext --inplace"
-    )
-
-
 def __getattr__(name: str) -> Any:
     if name in _HOMES:
         import importlib
@@ -44,5 +35,7 @@ def __getattr__(name: str) -> Any:
         except ImportError as error:
             if "_fastpath" not in str(error):
                 raise
-            raise ImportError(_unbuilt()) from error
+            from replay.extras import unbuilt
+
+            raise ImportError(unbuilt()) from error
     raise AttributeError(f"module 'replay' has no attribute {name!r}")

@@ -11,8 +11,9 @@ from typing import Any
 
 import click
 
-from replay import __version__, _unbuilt
+from replay import __version__
 from replay.errors import ReplayError
+from replay.extras import unbuilt
 
 _VERBS = {
     "run": "replay captures against a shadow service (without --to: a dry run)",
@@ -101,7 +102,7 @@ def run(arguments: list[str] | None = None) -> int:
     except ImportError as error:
         code = 70
         if "_fastpath" in str(error):
-            _say(_unbuilt())
+            _say(unbuilt())
         else:
             _internal(error)
     except MemoryError:
