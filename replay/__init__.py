@@ -30,5 +30,12 @@ def __getattr__(name: str) -> Any:
     if name in _HOMES:
         import importlib
 
-        return getattr(importlib.import_module(f"replay.{_HOMES[name]}"), name)
+        try:
+            return getattr(importlib.import_module(f"replay.{_HOMES[name]}"), name)
+        except ImportError as error:
+            if "_fastpath" not in str(error):
+                raise
+            from replay.extras import unbuilt
+
+            raise ImportError(unbuilt()) from error
     raise AttributeError(f"module 'replay' has no attribute {name!r}")

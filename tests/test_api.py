@@ -6,6 +6,7 @@ import json
 import os
 import pathlib
 import re
+import shutil
 import subprocess
 import sys
 import weakref
@@ -271,3 +272,13 @@ def test_importing_the_package_loads_little():
     code = "import sys, replay\nprint(sorted({'numpy', 'click', 'yaml', 'rich', 'replay._fastpath'} & set(sys.modules)))\nassert callable(replay.read)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.stdout == "[]\n", done.stderr
+
+
+@pytest.mark.parametrize("words", [["-c", "import replay; replay.read('x')"], ["-m", "replay", "show", "x"]], ids=["package", "command"])
+def test_a_source_tree_that_is_not_built_is_told_apart(tmp_path, words):
+    """A checkout lies in the current folder, and Python takes it for the package: no riddle, but what to do."""
+    source = pathlib.Path(replay.__file__).parent
+    shutil.copytree(source, tmp_path / "replay", ignore=shutil.ignore_patterns("*.so", "*.c", "__pycache__"))
+    clean = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "PYTHONSAFEPATH")}
+    done = subprocess.run([sys.executable, *words], cwd=tmp_path, capture_output=True, text=True, env=clean)
+    assert done.returncode != 0 and f"{tmp_path / 'replay'}: that is a source tree which is not built" in done.stderr, done.stderr

@@ -519,7 +519,7 @@ BAD = [  # why, policy, messages
         "istio: no mirror in any document",
         "apiVersion: v1\nkind: Service\nmetadata: {name: a}\n",
         [
-            "p.yaml:1: error: there is no VirtualService, HTTPRoute or GRPCRoute; found Service (1)",
+            "p.yaml:1: error: there is no VirtualService, HTTPRoute or GRPCRoute; found Service (1); name the file of the route as well (several files, each with a --policy of its own on run and tap, or their folder)",
         ],
     ),
     (

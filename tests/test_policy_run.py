@@ -105,3 +105,27 @@ def test_headers_that_envoy_adds(tmp_path):
         first, second = (dict(row["headers"]) for row in sink.stop())
     assert first["X-Forwarded-For"] == "10.0.0.1,10.9.9.9" and second["x-forwarded-for"] == "10.9.9.9"
     assert first["x-envoy-internal"] == second["x-envoy-internal"] == "true"
+
+
+TRACES = [  # header, value, as the copy has it, reason
+    (b"traceparent", b"00-11111111111111111111111111111111-2222222222222222-01", "00-11111111111111111111111111111111-2222222222222222-00", "sampled"),
+    (b"traceparent", b"00-11111111111111111111111111111111-2222222222222222-03", "00-11111111111111111111111111111111-2222222222222222-02", "another flag stays"),
+    (b"traceparent", b"cc-11111111111111111111111111111111-2222222222222222-01-what", "cc-11111111111111111111111111111111-2222222222222222-00-what", "a later version"),
+    (b"traceparent", b"10.0.0.1", "10.0.0.1", "no trace"),
+    (b"traceparent", b"a b", "a b", "no trace that ends in a hex digit"),
+    (b"uber-trace-id", b"1:2:0:1", "1:2:0:0", "Jaeger"),
+    (b"uber-trace-id", b"1:2:1", "1:2:1", "no trace of Jaeger"),
+    (b"b3", b"1-2-1", "1-2-0", "B3 in one header"),
+    (b"x-b3-sampled", b"1", "0", "B3"),
+]
+
+
+def test_an_istio_policy_unsamples_traces_and_leaves_alone_what_is_none(tmp_path):
+    (tmp_path / "vs.yaml").write_text(VIRTUAL_SERVICE.replace("    mirror_percent: 50\n", ""))
+    requests = [endtoend.request(b"/%d" % i, extra=b"%s: %s\r\n" % one[:2], host=b"customer") for i, one in enumerate(TRACES)]
+    capture = endtoend.write(tmp_path / "a.pcap", endtoend.conversation(requests))
+    with Sink(tmp_path / "log") as sink:
+        run(capture, "--policy", tmp_path / "vs.yaml", "--resolve", f"customer.tutorial:version-v2={sink.url}", "--pace", "max")
+        got = {int(row["target"][1:]): dict(row["headers"]) for row in sink.stop()}
+    for at, (name, _, expected, reason) in enumerate(TRACES):
+        assert got[at][name.decode()] == expected, reason

@@ -13,6 +13,7 @@ import click
 
 from replay import __version__
 from replay.errors import ReplayError
+from replay.extras import unbuilt
 
 _VERBS = {
     "run": "replay captures against a shadow service (without --to: a dry run)",
@@ -98,6 +99,12 @@ def run(arguments: list[str] | None = None) -> int:
     except ReplayError as error:
         _say(str(error))
         code = error.exit_code
+    except ImportError as error:
+        code = 70
+        if "_fastpath" in str(error):
+            _say(unbuilt())
+        else:
+            _internal(error)
     except MemoryError:
         _say("out of memory; lower --max-memory or --connections")
         code = 70

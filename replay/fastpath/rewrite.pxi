@@ -242,6 +242,18 @@ cdef void trace_unsample(TraceField which, uint8_t* p, size_t n) noexcept nogil:
     cdef int dashes = 0
     if n == 0:
         return
+    if which == TRACE_PARENT:
+        # 2-32-16-2 hex digits; versions after 00 may go on behind them. What is none is left as it is.
+        if n >= 55 and p[2] == 45 and p[35] == 45 and p[52] == 45 and (n == 55 or p[55] == 45):
+            n = 55
+        else:
+            return
+    elif which == TRACE_UBER:
+        for i in range(n):
+            if p[i] == 58:
+                dashes += 1
+        if dashes != 3:
+            return
     if which == TRACE_PARENT or which == TRACE_UBER:
         if HTTP1_HEX[p[n - 1]] >= 0:
             i = HTTP1_HEX[p[n - 1]] & 0xE

@@ -133,6 +133,10 @@ cdef int rules_rewrite(Rules* r, suffix, set_host, sets, adds, removes, str trac
     r.pattern_count = len(patterns)
     for i in range(r.pattern_count):
         kept_test(kept, &r.patterns[i], patterns[i])
+        if r.patterns[i].kind not in (TEST_REGEX, TEST_RANGE):
+            if not r.patterns[i].folded and patterns[i][1] != patterns[i][1].lower():
+                r.patterns[i].kind = TEST_ABSENT      # no name is like that: they are in lower case
+            r.patterns[i].folded = True
     removes = [n.lower() for n in removes if not isinstance(n, tuple)]
     r.removes = <Text*>kept_room(kept, len(removes), sizeof(Text))
     r.remove_count = len(removes)

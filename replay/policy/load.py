@@ -113,6 +113,7 @@ def _kubernetes(documents: list[Node], file: str, diagnoses: Diagnoses, mesh: st
     if not services and not routes:
         others = ", ".join(f"{kind} ({n})" for kind, n in sorted(objects.others.items())) or "only DestinationRule"
         old = "; a RouteRule is of Istio before 1.0: write it as a VirtualService" if "RouteRule" in objects.others else ""
+        old = old or "; name the file of the route as well (several files, each with a --policy of its own on run and tap, or their folder)"
         documents[0].error(f"there is no VirtualService, HTTPRoute or GRPCRoute; found {others}{old}")
     if services and routes:
         routes[0].error("VirtualService and HTTPRoute together: their order is not defined; give one of them")
