@@ -106,7 +106,8 @@ def build(
     _judged(report, found.get("judged"))
     if "tap" in found:
         tap = found["tap"]
-        report["tap"] = {"kernel_percent": tap["kernel_ppm"] / 10_000, "shortened_packets": tap["shortened"], "bytes": tap["bytes"], "copied_bytes": tap["copied_bytes"]}
+        report["tap"] = {"kernel_percent": tap["kernel_ppm"] / 10_000, "shortened_packets": tap["shortened"]}
+        report["tap"] |= {"bytes": tap["bytes"], "copied_bytes": tap["copied_bytes"]}
     if found.get("tap", {}).get("noted") is not None:
         noted = found["tap"]["noted"]
         report["results"] = {"lines": noted["lines"], "lost": noted["lost"] + sum(target["log_lost"] for target in report["targets"].values())}
