@@ -102,12 +102,19 @@ class Nginx:
         return self._counts()[0]
 
     def _counts(self):
-        self._line.sendall(b"GET /served HTTP/1.1\r\nHost: x\r\n\r\n")
         said = b""
         while b"Waiting" not in said.partition(b"\r\n\r\n")[2]:
-            more = self._line.recv(4096)
-            if not more:
+            try:
+                if not said:
+                    self._line.sendall(b"GET /served HTTP/1.1\r\nHost: x\r\n\r\n")
+                more = self._line.recv(4096)
+            except ConnectionError:
+                more = b""
+            if not more and said:
                 raise SystemExit("nginx has closed the connection of its status")
+            if not more:  # it was idle for long
+                self._line.close()
+                self._line = socket.create_connection(("127.0.0.1", self.port), timeout=PATIENCE_S)
             said += more
         self.asked += 1
         return [int(one) for one in said.partition(b"requests\n")[2].split()[:3]]

@@ -7,6 +7,7 @@ may leave is looked for: packet sockets, connections to the shadow, listening so
 ever. wrk has to have had no error at all, and nginx nothing to say.
 """
 
+import contextlib
 import os
 import pathlib
 import random
@@ -18,7 +19,7 @@ import servers
 import tapping
 
 QUESTION = "Does production notice when a tap is killed at any time, and does anything stay behind?"
-LONGEST_S = 2.5
+LONGEST_S = 5.0
 
 
 def said(*words):
@@ -45,7 +46,7 @@ def main():
     tapping.apart("wrk", "nginx", "ss", "tc")
     chance = random.Random(asked.seed)
     checks = tapping.Checks()
-    with measure.scratch() as folder:
+    with measure.scratch() as folder, contextlib.ExitStack() as stack:
         own = folder / "own"  # where a tap would put what it thinks is temporary
         own.mkdir(mode=0o777)
         production = folder / "production"
@@ -65,6 +66,7 @@ def main():
                 for _ in range(asked.kills):
                     after = chance.uniform(0, LONGEST_S)
                     tap = tapping.Tool([*measure.REPLAY, "tap", "lo", "--port", nginx.port, *words], env=os.environ | {"TMPDIR": str(own)})
+                    stack.callback(tap.kill)
                     time.sleep(after)
                     starts += "rights:" in tap.said()
                     ended += tap.process.poll() is not None

@@ -208,20 +208,28 @@ function setup(thread) before = before + 1; thread:set("me", before) end
 function init(args) n = 0; head = "GET /" .. (args[1] or "") .. me .. "."; tail = " HTTP/1.1\\r\\nHost: production.example\\r\\n\\r\\n" end
 function request() n = n + 1; return head .. n .. tail end
 """
+#: So many requests in one write, as browsers and proxies do not, but as fast as it goes.
+PIPELINED = """
+function init(args) local one = wrk.format("GET", "/"); local all = {}; for i = 1, tonumber(args[1]) do all[i] = one end; batch = table.concat(all) end
+function request() return batch end
+"""
 
 
 class Wrk:
-    """wrk at production, while it runs and afterwards. As a context manager; `rate`, `errors` once it has ended. mark: begins each target, which is then each request's own."""
+    """wrk at production, while it runs and afterwards. As a context manager; `rate`, `errors` once it has ended; a reply that takes two seconds is none: that is the machine's.
 
-    def __init__(self, url, seconds, connections=CONNECTIONS, mark=None, header=None, core=measure.CLIENT):
-        words = ["wrk", "-t1", f"-c{connections}", f"-d{seconds}s", *(["-H", header] if header else [])]
-        if mark is not None:
+    mark: begins each target, which is then each request's own.  depth: requests in one write.  inside: of an `Elsewhere`."""
+
+    def __init__(self, url, seconds, connections=CONNECTIONS, mark=None, header=None, depth=1, core=measure.CLIENT, inside=list):
+        words = ["wrk", "-t1", f"-c{connections}", f"-d{seconds}s", "--timeout", "60s", *(["-H", header] if header else [])]
+        argument = [mark] if mark is not None else [str(depth)] if depth > 1 else []
+        if argument:
             script = tempfile.NamedTemporaryFile("w", suffix=".lua")
-            script.write(EACH_ITS_OWN)
+            script.write(EACH_ITS_OWN if mark is not None else PIPELINED)
             script.flush()
             self._script = script  # owns: until wrk has read it
             words += ["-s", script.name]
-        self.process = subprocess.Popen([*words, f"{url}/", *([mark] if mark is not None else [])], stdout=subprocess.PIPE, text=True, **measure.on(core))
+        self.process = subprocess.Popen(inside([*words, f"{url}/", *argument]), stdout=subprocess.PIPE, text=True, **measure.on(core))
 
     def __enter__(self):
         return self

@@ -20,11 +20,13 @@ cdef extern from "fastpath/atomics.h" nogil:
     int ring_push(PointerRing* r, void* p)
     void* ring_pop(PointerRing* r)
     uint64_t ring_count(const PointerRing* r)
+    bint ring_is_behind(const PointerRing* r)
 
 
 cdef extern from "fastpath/hints.h" nogil:
     void prefetch(const void* p)
     void prefetch_struct(const void* p, size_t n)
+    void prefetch_lines(const void* p, size_t n)
     void spin_pause()
 
 cdef extern from "fastpath/xxh64.h" nogil:
@@ -104,7 +106,9 @@ cdef class PacketSource:
     """Where packets come from. `take` fills at most `most` packets, valid until the next take.
 
     Returns the number of packets; 0 at the end; TAKE_IDLE when nothing came for a moment (a pipe, a live tap).
-    `keeps`: the next take leaves all packets so far valid, as one from a window of a file that holds more does; False unless a source knows better."""
+    `keeps`: the next take leaves all packets so far valid, as one from a window of a file that holds more does; False unless a source knows better.
+    `ahead`: so many bytes behind a packet the memory should be asked for early (a mapped file); 0: no need."""
+    cdef int64_t ahead
     cdef int take(self, Packet* out, int most) noexcept nogil
     cdef bint keeps(self) noexcept nogil
 
@@ -140,6 +144,7 @@ cdef extern from "fastpath/headfast.h" nogil:
     enum:
         HEAD_DROPS                # hop-by-hop fields of a head whose place is noted
         HEAD_BEGUN                # head_scan: a usual first line, no end yet
+        HS_STRICT                 # a sanitizer looks on
 
     ctypedef struct Head:         # of a request or a reply; offsets are from its first byte
         uint32_t length           # through the empty line
@@ -282,10 +287,13 @@ cdef class Queue:
     cdef PointerRing ring
     cdef Pool pool                # kept alive
     cdef readonly int fd          # becomes readable when a batch was pushed or the end was marked
+    cdef uint64_t slots
     cdef int64_t waiting          # atomic: the consumer is about to sleep on fd
     cdef int64_t ended            # atomic
     cdef int64_t refused          # live: requests that were dropped because it was full; who pushes counts
     cdef int push(self, Batch* batch) noexcept nogil
+    cdef int push_quietly(self, Batch* batch) noexcept nogil
+    cdef void nudge(self) noexcept nogil
     cdef void wake(self) noexcept nogil
     cdef Batch* pop(self) noexcept nogil
     cdef void finish(self) noexcept nogil

@@ -343,7 +343,7 @@ def _duration(value: Any) -> int:
 _READ: dict[str, tuple[str, Callable[[Any], Any]]] = {  # option -> (field of Selection, how its value is read)
     "percent": ("share", lambda value: units.share(f"{value:f}" if isinstance(value, float) else str(value))),
     "sample_by": ("sample_by", str),
-    "seed": ("seed", _within(0, (1 << 62) - 1)),
+    "seed": ("seed", _within(0, (1 << 64) - 1)),
     "shard": ("shard", lambda value: units.shard(str(value))),
     "methods": ("methods", lambda value: methods(value if isinstance(value, str) else ",".join(value))),
     "path": ("path", str),

@@ -10,6 +10,7 @@ import ctypes
 import ctypes.util
 import errno
 import importlib.metadata
+import importlib.util
 import os
 import platform
 import resource
@@ -20,6 +21,7 @@ import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
+from replay import extras
 from replay.settings import Target
 from replay.units import show_bytes, show_count, show_duration
 
@@ -112,6 +114,12 @@ def zstd(subject: Subject) -> Finding | None:
     except ImportError:
         return Finding("zstd", WARN, "captures that end in .zst cannot be read", "pip install backports.zstd")
     return Finding("zstd", OK, "compressed captures can be read")
+
+
+def patterns(subject: Subject) -> Finding | None:
+    if importlib.util.find_spec("re2") is None:
+        return Finding("policy", WARN, "google-re2 is not installed: of regular expressions in a --policy only literal text works", extras.how("policy"))
+    return Finding("policy", OK, "regular expressions of policies work (RE2)")
 
 
 def packet_filter(subject: Subject) -> Finding | None:
@@ -261,6 +269,6 @@ def target(subject: Subject) -> Finding | None:
 
 
 CHECKS: list[Check] = [
-    program, name_taken, zstd, packet_filter, processors, memory, open_files, local_ports, timer, clock, live_capture, own_mark, target,
+    program, name_taken, zstd, patterns, packet_filter, processors, memory, open_files, local_ports, timer, clock, live_capture, own_mark, target,
 ]  # fmt: skip
 

@@ -12,22 +12,24 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from replay import _fastpath
 from replay.capture import records, source
 from replay.errors import CaptureError, ReplayError, TargetError, UsageError
 from replay.histogram import Histogram
-from replay.relay import Relay, context
 from replay.settings import Selection, Settings, Target
+
+if TYPE_CHECKING:  # it loads OpenSSL, which most runs do not need
+    from replay.relay import Relay
 
 __all__ = ["Counts", "Health", "Listing", "Plan", "Replay", "plan", "resolve", "routes_of"]
 
 #: How much of the captures is read before the first request is sent: for the plan, and for the guard.
 PLAN_BYTES = 64 << 20
 
-#: Batches (of 512 requests at most) that reading may be ahead of a sender: enough for any pace, and little memory.
-_QUEUE_BATCHES = 4
+#: Batches (of 128 requests at most) that reading may be ahead of a sender: enough for any pace, and little memory.
+_QUEUE_BATCHES = 16
 
 #: Requests that ended and were not judged or logged yet, over all targets; beyond that they are counted as lost.
 _OUTCOMES = 1 << 17
@@ -388,6 +390,8 @@ class Replay:
             self._guard = _fastpath.Guard(guarded(every))
         self._rules = _rules(s.selection)
         if any(target.scheme == "https" for target in s.targets):
+            from replay.relay import context
+
             context(s.tls)  # a wrong file is said before anything runs
         if s.dry_run:  # reads everything at once itself
             self.plan = Plan(None, False, None, False)
@@ -431,11 +435,13 @@ class Replay:
         queue = _fastpath.Queue(self._pool, _QUEUE_BATCHES)
         waiting = max(_OUTCOMES // max(len(s.targets), 1), 4096)
         wanted = self.log or self.results or (self.judged and not s.dry_run)
-        outcomes = _fastpath.Outcomes(waiting, head=_LOGGED_HEAD if self.log else 0, wait=s.dry_run) if wanted else None
+        outcomes = _fastpath.Outcomes(waiting, head=_LOGGED_HEAD if self.log else 0, wait=s.dry_run, records=self.log or self.results) if wanted else None
         rate = s.pace.value if s.pace.kind == "rate" else 0.0
         speed = s.pace.value if s.pace.kind == "original" else 1.0
         relay = None
         if target is not None and target.scheme != "http":
+            from replay.relay import Relay
+
             relay = Relay(target, s.tls, addresses, max(s.connect_timeout_ns / 1e9, 0.05))
             relay.start(lambda: not self.stopped)
         try:

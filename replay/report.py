@@ -16,6 +16,7 @@ from typing import Any
 from replay import __version__
 from replay.histogram import Histogram
 from replay.judge import endpoints as judging
+from replay.judge import loss
 from replay.judge.hints import hints as judge_hints
 from replay.judge.hints import worst
 from replay.settings import Routing, Settings
@@ -64,7 +65,7 @@ def build(
             "kernel_drops": found["tap"]["kernel_drops"] if "tap" in found else 0,
             "cut_frames": ingest["packets"]["cut_frames"],
         },
-        "lost_estimated": ingest["lost_estimated"],
+        **_lost(ingest, senders),
         "status": _status(senders),
         "status_change": _sum(sender["status_change"] for sender in senders),
         "status_captured": {str(code): n for code, n in sorted(_sum(sender["status_captured"] for sender in senders).items())},
@@ -117,15 +118,25 @@ def build(
     return report
 
 
+def _lost(ingest: dict[str, Any], senders: list[dict[str, Any]]) -> dict[str, Any]:
+    """`lost_estimated`, by the estimator of `inspect`, and what it stands on (`loss`)."""
+    known = ingest["found"] + ingest["other_shards"] + sum(ingest["incomplete"].values())
+    sent = sum(sender["sent"] for sender in senders)
+    mean = sum(sender["bytes_sent"] for sender in senders) / sent if sent else 0.0
+    found = loss.estimate(ingest, known, round(known * mean))
+    told = {"packets": found.rate, "from": found.source, "orphans": ingest["lost_estimated"], "matched": ingest["matched"]}
+    return {"lost_estimated": found.lost, "loss": told}
+
+
 def _judged(report: dict[str, Any], judged: dict[str, Any] | None) -> None:
     """Adds what the judge counted: `response_us`, `endpoints` (worst first), `timeline`, `results`."""
     if judged is None:
         report |= {"response_us": Histogram().as_dict(), "endpoints": [], "timeline": judging.timeline(None, 100_000_000, []), "not_judged": 0}
         return
     report["response_us"] = Histogram(judged["response"]).as_dict()
-    report["endpoints"] = judging.build(judged["endpoints"])
+    report["endpoints"] = judging.build(judged["endpoints"], report["targets"])
     report["timeline"] = judging.timeline(*judged["timeline"])
-    report["not_judged"] = sum(target["log_lost"] for target in report["targets"].values()) + judged["not_judged"]
+    report["not_judged"] = judged["not_judged"]
     if judged["results"] is not None:
         lost = judged["results"]["lost"] + sum(target["log_lost"] for target in report["targets"].values())
         report["results"] = {"lines": judged["results"]["lines"], "lost": lost}
@@ -446,8 +457,8 @@ def _nothing(report: dict[str, Any]) -> str:
 
 # ---- lines and texts --------------------------------------------------------------------------------------------------------
 
-# Envoy's response flags (access log, %RESPONSE_FLAGS%) of what became of a request.
-_FLAGS = {"target_down": "UF", "reset": "UR", "closed": "UC", "timeout": "UT", "garbage": "UPE", "stopped": "DC", "memory": "UO"}
+# Envoy's response flags (access log, %RESPONSE_FLAGS%) of what became of a request; over HTTP/1 a reset is a connection that ended (UR is HTTP/2's).
+_FLAGS = {"target_down": "UF", "reset": "UC", "closed": "UC", "timeout": "UT", "garbage": "UPE", "stopped": "DC", "memory": "UO"}
 
 
 def access_line(row: dict[str, Any], addresses: list[tuple[bytes, int]]) -> str:
@@ -461,23 +472,26 @@ def access_line(row: dict[str, Any], addresses: list[tuple[bytes, int]]) -> str:
     authority = _text(fields.get("host"))
     upstream = endpoint(*addresses[row["address"]]) if row["address"] is not None and row["address"] < len(addresses) and row["outcome"] != "dropped" else "-"
     reached = row["first_byte_ns"]
+    flag = "UPE" if row["reason"] in ("closed", "reset") and reached else _FLAGS.get(row["reason"], "-")
+    path = _text(fields.get("x-envoy-original-path") or row["target"])
     who = " ".join(f'"{_text(fields.get(name))}"' for name in ("x-forwarded-for", "user-agent", "x-request-id"))
     return (
-        f'[{when(began / 1e9)}] "{_text(row["method"])} {_text(row["target"])} HTTP/{row["version"] // 10}.{row["version"] % 10}"'
-        f" {row['shadow_status'] or 0} {_FLAGS.get(row['reason'], '-')} {row['body_len']} {row['shadow_body_len']}"
+        f'[{when(began / 1e9)}] "{_text(row["method"])} {path} HTTP/{row["version"] // 10}.{row["version"] % 10}"'
+        f" {row['shadow_status'] or 0} {flag} {row['body_len']} {row['shadow_body_len']}"
         f" {max(0, ended - began) // 1_000_000} {max(0, reached - began) // 1_000_000 if reached else '-'}"
         f' {who} "{authority}" "{upstream}"'
     )
 
 
 def _fields(head: bytes) -> dict[str, bytes]:
-    """The first value of each field of a head, names lower-case."""
+    """The values of each field of a head, joined by commas as Envoy does it for those that the log shows; names lower-case."""
     found: dict[str, bytes] = {}
     for line in head.split(b"\n")[1:]:
         name, colon, value = line.partition(b":")
         if not colon:
             break
-        found.setdefault(name.decode("latin-1").lower(), value.strip())
+        key, value = name.decode("latin-1").lower(), value.strip()
+        found[key] = found[key] + b"," + value if found.get(key) and value else found.get(key) or value
     return found
 
 

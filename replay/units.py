@@ -16,6 +16,7 @@ __all__ = [
     "duration",
     "moment",
     "pace",
+    "seed",
     "shard",
     "share",
     "show_bytes",
@@ -102,6 +103,14 @@ def count(text: str) -> int:
     if found[0] * unit >= 1 << 62:
         raise ValueError(f"{text!r} is too large")
     return int(found[0] * unit)
+
+
+def seed(text: str) -> int:
+    """Any number of 64 bits."""
+    value = int(text) if re.fullmatch(r"\s*\d{1,20}\s*", text, re.ASCII) else count(text)
+    if value >= 1 << 64:
+        raise ValueError(f"{text!r} has more than 64 bits")
+    return value
 
 
 def pace(text: str) -> Pace:

@@ -87,12 +87,17 @@ class Recorder:
         self.thread.join(5)
 
 
-def bootstrap(port, clusters, routes):
-    """An Envoy bootstrap: one listener, a cluster a name with its port, and these virtual hosts."""
+HTTP_OPTIONS = "type.googleapis.com/envoy.extensions.upstreams.http.v3.HttpProtocolOptions"
+
+
+def bootstrap(port, clusters, routes, *, trailers=False, access_log=None):
+    """An Envoy bootstrap: one listener, a cluster a name with its port, and these virtual hosts. trailers: go on to the clusters."""
 
     def cluster(name, at):
         endpoint = {"endpoint": {"address": {"socket_address": {"address": "127.0.0.1", "port_value": at}}}}
-        return {"name": name, "connect_timeout": "2s", "type": "STATIC", "load_assignment": {"cluster_name": name, "endpoints": [{"lb_endpoints": [endpoint]}]}}
+        options = {"@type": HTTP_OPTIONS, "explicit_http_config": {"http_protocol_options": {"enable_trailers": trailers}}}
+        more = {"typed_extension_protocol_options": {HTTP_OPTIONS.rpartition("/")[2]: options}} if trailers else {}
+        return more | {"name": name, "connect_timeout": "2s", "type": "STATIC", "load_assignment": {"cluster_name": name, "endpoints": [{"lb_endpoints": [endpoint]}]}}
 
     manager = {
         "@type": "type.googleapis.com/envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager",
@@ -104,6 +109,9 @@ def bootstrap(port, clusters, routes):
             {"name": "envoy.filters.http.router", "typed_config": {"@type": "type.googleapis.com/envoy.extensions.filters.http.router.v3.Router"}}
         ],
     }
+    if access_log is not None:
+        log = {"@type": "type.googleapis.com/envoy.extensions.access_loggers.file.v3.FileAccessLog", "path": str(access_log)}
+        manager["access_log"] = [{"name": "envoy.access_loggers.file", "typed_config": log}]
     listener = {
         "name": "in",
         "address": {"socket_address": {"address": "127.0.0.1", "port_value": port}},
@@ -182,14 +190,17 @@ def exchange(port, requests, connections=8):
     return statuses
 
 
-def mirrored(folder, envoy_routes, policy, requests, shadows=("shadow", "other"), **more):
-    """(what each shadow got from Envoy, what it got from replay, the report of replay). policy: text, `{name}` for the URL of a shadow, or None: Envoy's own."""
+def mirrored(folder, envoy_routes, policy, requests, shadows=("shadow", "other"), *, front=False, trailers=False, options=(), **more):
+    """(what each shadow got from Envoy, what it got from replay, the report of replay, what the primary got).
+
+    policy: text, `{name}` for the URL of a shadow, or None: Envoy's own.  front: the capture is of the traffic to Envoy, not of that to the primary.
+    """
     primary = Recorder(**more)
     ours, theirs = ({name: Recorder() for name in shadows} for _ in range(2))
     port = free_port()
     clusters = {"primary": primary.port} | {name: one.port for name, one in theirs.items()}
-    config = bootstrap(port, clusters, envoy_routes)
-    with envoy(folder, config, port), captured(folder / "primary.pcap", primary.port):
+    config = bootstrap(port, clusters, envoy_routes, trailers=trailers)
+    with envoy(folder, config, port), captured(folder / "primary.pcap", port if front else primary.port):
         statuses = exchange(port, requests)
         assert set(statuses) == {200}, [(requests[i][:200], s) for i, s in enumerate(statuses) if s != 200][:3]
         settle(theirs.values())
@@ -198,9 +209,10 @@ def mirrored(folder, envoy_routes, policy, requests, shadows=("shadow", "other")
         file.write_text(yaml.safe_dump(bootstrap(port, {"primary": primary.port} | {name: one.port for name, one in ours.items()}, envoy_routes)))
     else:
         file.write_text(policy.format(**{name: f"http://127.0.0.1:{one.port}" for name, one in ours.items()}))
+    words = [word.format(**{name: f"127.0.0.1:{one.port}" for name, one in ours.items()}) for word in options]
     own = [dict(row[2]).get(b"x-forwarded-for", b"").rpartition(b",")[2].decode() for one in theirs.values() for row in one.rows[:1]]
     command = [sys.executable, "-m", "replay", "run", str(folder / "primary.pcap"), "--policy", str(file), "--pace", "max", "--json", "-q"]
-    done = subprocess.run([*command, "--mirror-headers", f"envoy:{own[0] if own else '127.0.0.1'}", "--max-body", "64MiB"], capture_output=True)
+    done = subprocess.run([*command, "--mirror-headers", f"envoy:{own[0] if own else '127.0.0.1'}", "--max-body", "64MiB", *words], capture_output=True)
     assert done.returncode == 0, done.stderr.decode()
     settle(ours.values())
     for one in (primary, *ours.values(), *theirs.values()):

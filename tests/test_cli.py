@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+import re
 import shlex
 import socket
 import subprocess
@@ -35,6 +36,12 @@ def adds_up(report):
 # ---- errors of usage ----
 
 
+@pytest.mark.parametrize("typed, meant", [("--precent", "--percent"), ("--percnt", "--percent"), ("--tiemout", "--timeout"), ("--sed", "--seed"), ("--shard-of", "--shard")])
+def test_an_option_with_a_typo_is_answered_with_the_nearest_one(typed, meant):
+    code, _, said = replay("run", typed, "5", DEMO)
+    assert code == 2 and re.search(rf"[Dd]id you mean '?{meant}'?\?$", said.strip()), said  # with or without quotes, by the version of click
+
+
 @pytest.mark.parametrize(
     "words, said",
     [
@@ -42,6 +49,7 @@ def adds_up(report):
         ([DEMO], "replay run"),
         (["run"], "CAPTURE"),
         (["run", "--precent", "5", DEMO], "--percent"),
+        (["run", "--seed", str(1 << 64), DEMO], "has more than 64 bits"),
         (["run", "-p", "101", DEMO], "more than 100 %"),
         (["run", "-p", "0.00001", DEMO], "finer than a millionth"),
         (["run", "-p", "five", DEMO], "no percentage"),
@@ -348,6 +356,7 @@ def test_samples_are_repeatable_and_nest():
     assert 0 < ten["selected"] < fifty["selected"] < 225
     assert json.loads(replay("run", "--json", "-p", "0", DEMO)[1])["ledger"]["selected"] == 0
     assert digest("-p", "50") == digest("-p", "50") != digest("-p", "50", "--seed", "1")
+    assert len({digest("-p", "50", "--seed", seed) for seed in ("0", str(1 << 62), str((1 << 64) - 1))}) == 3
 
 
 def test_credentials_are_masked_in_the_report():

@@ -9,7 +9,10 @@ import lossmake
 import pcapmake
 import pytest
 
+from replay import _fastpath
+from replay.engine import Listing
 from replay.judge import card as cards
+from replay.settings import Selection
 
 
 def inspect(*arguments, code=0):
@@ -45,6 +48,9 @@ def test_the_estimate_against_the_truth(loss, most, tmp_path):
         assert abs(card["mix"]["method"]["POST"]["found"] - 0.22) > 0.05
         assert card["mix"]["distortion"]["points"] > 5
         assert any("points too" in hint for hint in card["hints"]) and any("larger buffer" in hint for hint in card["hints"])
+    # A run says the same of it.
+    report = endtoend.run(tmp_path / "a.pcap", "--dry-run")
+    assert report["lost_estimated"] == card["lost_estimated"] and report["loss"]["packets"] == card["loss"]["packets"]
     if loss == 0:
         assert card["lost_estimated"] == 0 and card["mix"]["distortion"]["points"] == 0 and card["hints"] == []
 
@@ -58,6 +64,9 @@ def test_loss_without_replies_is_told_by_the_gaps(tmp_path):
     (tmp_path / "a.pcap").write_bytes(pcapmake.pcap(sorted(packets), nanoseconds=True))
     card = inspect(tmp_path / "a.pcap")
     assert card["shares"]["one_sided"] > 0.95 and card["loss"]["from"] == "gaps"
+    with endtoend.Sink(tmp_path / "log") as sink:  # where nothing is sent, the length of a request is not known, nor is the rate
+        report = endtoend.run(tmp_path / "a.pcap", "--to", sink.url, "--pace", "max")
+    assert report["loss"]["from"] == "gaps" and abs(report["loss"]["packets"] - card["loss"]["packets"]) < 0.02
     assert 0.1 < card["loss"]["packets"] < 0.25
     assert 0.85 * 3600 <= card["loss"]["requests"] <= 1.05 * 3600
 
@@ -127,3 +136,33 @@ def test_repeated_segments_are_told(tmp_path):
 
 def test_unreadable_captures_are_exit_4(tmp_path):
     inspect(endtoend.DEMO, tmp_path / "nowhere.pcap", code=4)
+
+
+def test_groups_say_what_rows_say(tmp_path):
+    """The card of a capture, counted by groups of a batch and row by row: the same; hosts, paths and sizes of all kinds, some cut."""
+    rng = random.Random(9)
+    talks = []
+    for number in range(60):
+        requests = []
+        for i in range(30):
+            body = b"x" * rng.choice([0, 0, 1, 1023, 1024, 20_000])
+            host = rng.choice([b"a.example", b"b.example:80", b"", b"h" * 900, b"x%d.example" % i])
+            requests.append(endtoend.request(rng.choice([b"/a/%d", b"/b?q=%d", b"/%d" + b"/long" * 80]) % i, rng.choice([b"GET", b"POST", b"PURGE"]), body, host=host))
+        talks.append([packet for packet in endtoend.conversation(requests, number, start_ns=10**18 + number * 37_000_000) if rng.random() > 0.02])
+    capture = endtoend.write(tmp_path / "a.pcap", *talks)
+    selection = Selection()
+    by_row, by_group = cards.Card(_fastpath.fold_endpoint), cards.Card(_fastpath.fold_endpoint)
+    for row in (listing := Listing((str(capture),), selection, incomplete=True, digests=False)):
+        by_row.add(row)
+    for batch in (again := Listing((str(capture),), selection, incomplete=True, digests=False)).batches():
+        groups, steps, others = _fastpath.tally(batch, [end for _, end in cards.SIZES], cards.STEP_NS)
+        by_group.add_groups(groups, steps)
+        for at in others:
+            by_group.add(batch[at])
+    one, two = by_row.as_dict(listing.counts), by_group.as_dict(again.counts)
+    for key in ("hosts", "endpoints"):  # equal counts may stand in another order
+        assert by_row.__getattribute__(key) == by_group.__getattribute__(key)
+        one.pop(key), two.pop(key)
+    assert one == two and one["incomplete"] and by_row.rows == by_group.rows > 1000
+    with pytest.raises(ValueError, match="ends"):
+        _fastpath.tally(batch, [], 1)

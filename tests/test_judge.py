@@ -20,7 +20,7 @@ from replay import _fastpath
 from replay._reference.endpoints import fold
 from replay.errors import UsageError
 from replay.histogram import Histogram
-from replay.judge import endpoints, gates
+from replay.judge import endpoints, gates, hints, merging
 
 # ---- endpoints ------------------------------------------------------------------------------------------------------------------
 
@@ -437,6 +437,27 @@ def test_endpoints_are_counted_and_the_worst_comes_first(tmp_path):
     assert Histogram.decode(report["response_us"]["hdr"]).total == 300
     assert report["not_judged"] == 0
     assert report["status_captured"] == {"200": 300} and report["status_known"] == 300 and report["status_same"] == 300 - orders["requests"]
+
+
+def test_endpoints_say_what_each_of_several_targets_did(tmp_path):
+    """Two shadows of one run: the sums are those of the endpoint, each has its own, and the one that does the harm is named; with one target there is no split."""
+    capture = endtoend.write(tmp_path / "a.pcap", *(endtoend.conversation([endtoend.request(b"/a/%d" % i) for i in range(20)], k) for k in range(10)))
+    with endtoend.Sink(tmp_path / "good") as good, endtoend.Sink(tmp_path / "bad", "--status", "503") as bad:
+        (tmp_path / "p.yaml").write_text(f"routes:\n- mirror: [{{to: '{good.url}'}}, {{to: '{bad.url}', percent: 50}}]\n")
+        report = endtoend.run(capture, "--policy", tmp_path / "p.yaml", "--pace", "max", "--report", tmp_path / "r.json", "--html", tmp_path / "r.html")
+        (row,) = report["endpoints"]
+        single = endtoend.run(capture, "--to", good.url, "--pace", "max")
+        got = {good.url: 200, bad.url: len(bad.stop())}
+    assert {url: share["requests"] for url, share in row["targets"].items()} == got and 50 < got[bad.url] < 150
+    for name in ("requests", "answered", "unanswered", "dropped", "known", "changed", "worse", "compared", "slower"):
+        assert sum(share[name] for share in row["targets"].values()) == row[name], name
+    assert row["targets"][good.url]["changed"] == 0 and row["targets"][bad.url]["changed"] == row["targets"][bad.url]["status"]["5xx"] == got[bad.url]
+    for share in row["targets"].values():
+        assert 0 < share["response_sum_us"] / share["compared"] <= share["response_max_us"]
+    assert "targets" not in single["endpoints"][0]
+    assert any(f"at {bad.url}" in line for line in hints.worst(report)) and f"at {bad.url}" in (tmp_path / "r.html").read_text()
+    whole = merging.merged([report, report])["endpoints"][0]
+    assert whole["targets"][bad.url]["changed"] == 2 * got[bad.url] and whole["targets"][bad.url]["response_max_us"] == row["targets"][bad.url]["response_max_us"]
 
 
 def test_many_targets_are_judged_together():

@@ -7,46 +7,19 @@ import sys
 
 import pytest
 import yaml
+from policymake import VIRTUAL_SERVICE, load, mirrors, policy, taken, warnings
 
 from replay.errors import UsageError
 from replay.policy import Names, ours
-from replay.policy.diagnose import Diagnoses, PolicyError
+from replay.policy.diagnose import PolicyError
 from replay.policy.explain import words
 from replay.policy.kubernetes import millionths, short_names
-from replay.policy.load import load_documents
-from replay.policy.match import Asked, find
-from replay.policy.model import Block, Field, Host, PathRewrite, Text
-from replay.policy.tree import parse
+from replay.policy.match import Asked, find, holds
+from replay.policy.model import Block, Field, Host, Part, PathRewrite, Text
 
 pytest.importorskip("re2", reason="needs google-re2")
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
-
-
-def load(text, *, mesh=None, resolve=(), require=False, namespace="default"):
-    diagnoses = Diagnoses()
-    return load_documents(
-        parse(text, "p.yaml", diagnoses), ("p.yaml",), diagnoses, mesh=mesh, names=Names(tuple(resolve)), namespace=namespace, require=require
-    )
-
-
-def policy(text, **more):
-    return load(text, **more)[0]
-
-
-def warnings(text, **more):
-    return [str(one) for one in load(text, **more)[1].warnings]
-
-
-def mirrors(text, **more):
-    """(destination, share) of all mirrors."""
-    return [(one.to.name, one.share) for one in policy(text, **more).mirrors]
-
-
-def taken(loaded, method=b"GET", path=b"/", **more):
-    """The destinations that a request goes to; None when no route matches."""
-    route = find(loaded, Asked(method, path, **more))
-    return None if route is None else [one.to.name for one in route.mirrors]
 
 
 # ---- our own ------------------------------------------------------------------------------------------------------------
@@ -133,7 +106,7 @@ def test_the_schema_accepts_what_the_reader_accepts_and_knows_the_same_names():
     check = jsonschema.Draft202012Validator(schema)
     check.check_schema(schema)
     documented = (ROOT / "docs" / "policy.md").read_text().split("```yaml")[1].split("```")[0]
-    for text in (OURS, documented, ours.dump(policy(VIRTUAL_SERVICE)), ours.dump(policy(HTTP_ROUTE)), ours.dump(policy(ENVOY))):
+    for text in (OURS, documented, ours.dump(policy(VIRTUAL_SERVICE)), ours.dump(policy(HTTP_ROUTE)), ours.dump(policy(ENVOY)), ours.dump(policy(ENVOY_MORE))):
         assert policy(text)
         assert not list(check.iter_errors(yaml.safe_load(text)))
     assert set(schema["properties"]) == set(ours._ROOT)
@@ -183,22 +156,6 @@ def test_aliases_that_blow_up_and_deep_nesting_are_refused():
 
 # ---- Istio ---------------------------------------------------------------------------------------------------------------
 
-VIRTUAL_SERVICE = """
-apiVersion: networking.istio.io/v1alpha3
-kind: VirtualService
-metadata: {name: customer, namespace: tutorial}
-spec:
-  hosts: [customer]
-  http:
-  - route: [{destination: {host: customer, subset: version-v1}}]
-    mirror: {host: customer, subset: version-v2}
-    mirror_percent: 50
----
-apiVersion: networking.istio.io/v1alpha3
-kind: DestinationRule
-metadata: {name: customer, namespace: tutorial}
-spec: {host: customer, subsets: [{name: version-v1, labels: {version: v1}}, {name: version-v2, labels: {version: v2}}]}
-"""
 V2 = "customer.tutorial.svc.cluster.local subset version-v2"
 
 
@@ -491,6 +448,98 @@ virtual_hosts:
     for at in range(3):  # an inverted test does not hold for a header that is missing
         assert taken(loaded, b"PUT", **(good | {"headers": good["headers"][:at] + good["headers"][at + 1 :]})) is None
     assert taken(loaded, b"PUT", **(good | {"path": b"/u/12x"})) is None and taken(loaded, b"PUT", **(good | {"query": b"q=1"})) is None
+
+
+ENVOY_MORE = """
+virtual_hosts:
+- name: a
+  domains: ["*"]
+  routes:
+  - match:
+      path_match_policy:
+        name: envoy.path.match.uri_template.uri_template_matcher
+        typed_config:
+          "@type": type.googleapis.com/envoy.extensions.path.match.uri_template.v3.UriTemplateMatchConfig
+          path_template: "/m/{country}/{rest=**}.m3u8"
+      headers:
+      - {name: x-n, range_match: {start: "-5", end: 10}}
+      - {name: x-e, string_match: {exact: ""}, treat_missing_header_as_empty: true}
+      cookies: [{name: session, string_match: {prefix: a}}, {name: old, string_match: {exact: "1"}, invert_match: true}]
+    route:
+      cluster: p
+      path_rewrite_policy:
+        name: envoy.path.rewrite.uri_template.uri_template_rewriter
+        typed_config:
+          "@type": type.googleapis.com/envoy.extensions.path.rewrite.uri_template.v3.UriTemplateRewriteConfig
+          path_template_rewrite: "/n/{rest}/1{country}"
+      request_mirror_policies:
+      - cluster: s
+        request_headers_mutations:
+        - {append: {header: {key: x-user, value: "%REQ(X-User?Cookie):20% via %PROTOCOL%"}, append_action: OVERWRITE_IF_EXISTS}}
+        - {append: {header: {key: x-path, value: "%REQ(:path)%"}, keep_empty_value: true}}
+        - {append: {header: {key: x-plain, value: "50%%"}}}
+        - {append: {header: {key: x-time, value: "%START_TIME%"}}}
+        - {remove_on_match: {key_matcher: {prefix: x-secret}}}
+        - {remove_on_match: {key_matcher: {safe_regex: {regex: "x-debug-.*"}}}}
+"""
+
+
+def test_more_conditions_and_changes_of_envoy():
+    loaded = policy(ENVOY_MORE)
+    good = dict(path=b"/m/de/a/b.m3u8", headers=((b"x-n", b"-5"), (b"cookie", b"old=2; session=abc"), (b"cookie", b"session=b")))
+    assert taken(loaded, **good) == ["s"]
+    for change in (
+        dict(path=b"/m/a.m3u8"), dict(path=b"/m//a.m3u8"), dict(path=b"/m/de/a.mp4"),
+        *(dict(headers=((b"x-n", n), *good["headers"][1:])) for n in (b"10", b"-6", b"5.0", b"", b"1,2")), dict(headers=good["headers"][1:]),
+        dict(headers=(*good["headers"], (b"x-e", b"a"))), dict(headers=((b"x-n", b"1"), (b"cookie", b"session=abc; old=1"))), dict(headers=((b"x-n", b"1"),)),
+    ):  # fmt: skip
+        assert taken(loaded, **(good | change)) is None, change
+    assert taken(loaded, **(good | dict(headers=(*good["headers"], (b"x-e", b""))))) == ["s"]
+    mirror = loaded.mirrors[0]
+    assert mirror.path == PathRewrite("regex", "/n/\\2/1\\1", mirror.path.matched)
+    made = {name: value for _, name, value in mirror.headers}
+    assert made["x-user"].parts == (Part("header", "x-user", 20, "header", "cookie"), Part("text", " via "), Part("version"))
+    assert (made["x-path"].parts, made["x-path"].keep_empty, made["x-plain"]) == ((Part("path"),), True, "50%")
+    assert [value for how, _, value in mirror.headers if how == "remove_matching"] == [Text("prefix", "x-secret"), Text("regex", "x-debug-.*")]
+    assert any("%START_TIME% has no value here" in one for one in warnings(ENVOY_MORE))
+    again = policy(ours.dump(loaded))
+    assert again.routes[0].blocks == loaded.routes[0].blocks and again.mirrors[0].path == mirror.path
+    assert sorted(map(repr, again.mirrors[0].headers)) == sorted(map(repr, mirror.headers))
+    text = "\n".join(words(loaded))
+    for part in ("with header x-n from -5 to below 10", "with header x-e '' (or missing)", "with cookie session beginning with 'a'", "headers named beginning with 'x-secret' removed"):
+        assert part in text, (part, text)
+
+
+def test_a_header_that_comes_several_times():
+    """As Envoy 1.40 compares them (tests/test_envoy_parity.py): one value is enough, and none for an inverted test; what Envoy joins is one value."""
+    text = 'routes:\n- {match: {headers: {NAME: TEST}}, mirror: {to: "http://h"}}\n'
+
+    def matches(name, test, *values):
+        loaded = policy(text.replace("NAME", name).replace("TEST", test))
+        return taken(loaded, headers=tuple((name.encode(), value) for value in values)) is not None
+
+    for test, own, joined in (("a", True, False), ("b", True, False), ("'a,b'", False, True), ("{suffix: a}", True, False), ("{exact: b, not: true}", False, True), ("{range: [0, 5]}", False, False)):
+        assert matches("x-own", test, b"a", b"b") is own and matches("accept", test, b"a", b"b") is joined, test
+    assert matches("accept", "a", b"", b"a", b"") and matches("x-own", "{range: [0, 5]}", b"z", b"4")
+
+
+@pytest.mark.parametrize(
+    "template, fits, others",
+    [
+        ("/", ["/"], ["/a", "//"]),
+        ("/a/", ["/a/"], ["/a"]),
+        ("/a/*", ["/a/b", "/a/b=c", "/a/*"], ["/a/", "/a", "/a/b/c", "/A/b"]),
+        ("/a/**", ["/a/", "/a/b", "/a/b/c", "/a//b"], ["/a"]),
+        ("/{x}/b", ["/a/b"], ["//b", "/a/b/"]),
+        ("/{x=a/*/c}/d", ["/a/b/c/d"], ["/a/c/d"]),
+        ("/a.b", ["/a.b"], ["/aXb"]),
+        ("/{x=**}.js", ["/a/b.js", "/.js"], ["/a.jsx"]),
+    ],
+)
+def test_path_templates(template, fits, others):
+    loaded = policy(ENVOY_MORE.replace("/m/{country}/{rest=**}.m3u8", template).replace("/n/{rest}/1{country}", "/n"))
+    path = loaded.routes[0].blocks[0].path
+    assert [one for one in [*fits, *others] if holds(path, one.encode())] == fits
 
 
 # ---- names ---------------------------------------------------------------------------------------------------------------------------

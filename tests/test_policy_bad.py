@@ -615,6 +615,113 @@ BAD = [  # why, policy, messages
         ],
     ),
     (
+        "envoy: a range of words",
+        ENVOY
+        + "  - {match: {prefix: /, headers: [{name: x, range_match: {start: one, end: 2}}]}, route: {cluster: a, request_mirror_policies: [{cluster: b}]}}\n",
+        [
+            "p.yaml:5: error: virtual_hosts[0].routes[0].match.headers[0].range_match.start: expected a whole number, found 'one'",
+        ],
+    ),
+    (
+        "envoy: a regex in any case",
+        ENVOY
+        + "  - {match: {prefix: /, headers: [{name: x, string_match: {safe_regex: {regex: a}, ignore_case: true}}]}, route: {cluster: a, request_mirror_policies: [{cluster: b}]}}\n",
+        [
+            "p.yaml:5: error: virtual_hosts[0].routes[0].match.headers[0].string_match.ignore_case: ignore_case has no effect on safe_regex, and Envoy refuses it; begin the expression with (?i)",
+        ],
+    ),
+    (
+        "envoy: another path matcher",
+        ENVOY
+        + '  - {match: {path_match_policy: {name: mine, typed_config: {"@type": type.googleapis.com/my.PathMatcher}}}, route: {cluster: a, request_mirror_policies: [{cluster: b}]}}\n',
+        [
+            "p.yaml:5: error: virtual_hosts[0].routes[0].match.path_match_policy: only UriTemplateMatchConfig is known here, found PathMatcher",
+        ],
+    ),
+    (
+        "envoy: a template without its slash",
+        ENVOY
+        + '  - {match: {path_match_policy: {name: x, typed_config: {"@type": type.googleapis.com/envoy.extensions.path.match.uri_template.v3.UriTemplateMatchConfig, path_template: "a/{x}"}}}, route: {cluster: a, request_mirror_policies: [{cluster: b}]}}\n',
+        [
+            "p.yaml:5: error: virtual_hosts[0].routes[0].match.path_match_policy.typed_config.path_template: 'a/{x}' is no path template: it begins with /",
+        ],
+    ),
+    (
+        "envoy: a glob behind **",
+        ENVOY
+        + '  - {match: {path_match_policy: {name: x, typed_config: {"@type": type.googleapis.com/envoy.extensions.path.match.uri_template.v3.UriTemplateMatchConfig, path_template: "/{x=**}/*"}}}, route: {cluster: a, request_mirror_policies: [{cluster: b}]}}\n',
+        [
+            "p.yaml:5: error: virtual_hosts[0].routes[0].match.path_match_policy.typed_config.path_template: '/{x=**}/*': no glob may stand behind **",
+        ],
+    ),
+    (
+        "envoy: a variable that is not closed",
+        ENVOY
+        + '  - {match: {path_match_policy: {name: x, typed_config: {"@type": type.googleapis.com/envoy.extensions.path.match.uri_template.v3.UriTemplateMatchConfig, path_template: "/a/{x"}}}, route: {cluster: a, request_mirror_policies: [{cluster: b}]}}\n',
+        [
+            "p.yaml:5: error: virtual_hosts[0].routes[0].match.path_match_policy.typed_config.path_template: '/a/{x': '{x' is neither plain text, * or ** nor a variable in braces",
+        ],
+    ),
+    (
+        "envoy: a rewriting with a variable that is not there",
+        ENVOY
+        + '  - {match: {path_match_policy: {name: x, typed_config: {"@type": type.googleapis.com/envoy.extensions.path.match.uri_template.v3.UriTemplateMatchConfig, path_template: "/a/{x}"}}}, route: {cluster: a, request_mirror_policies: [{cluster: b}], path_rewrite_policy: {name: x, typed_config: {"@type": type.googleapis.com/envoy.extensions.path.rewrite.uri_template.v3.UriTemplateRewriteConfig, path_template_rewrite: "/{y}"}}}}\n',
+        [
+            "p.yaml:5: error: virtual_hosts[0].routes[0].route.path_rewrite_policy.typed_config.path_template_rewrite: '/{y}': the template '/a/{x}' has no variable 'y'",
+        ],
+    ),
+    (
+        "envoy: a rewriting without its matcher",
+        ENVOY
+        + '  - {match: {prefix: /}, route: {cluster: a, request_mirror_policies: [{cluster: b}], path_rewrite_policy: {name: x, typed_config: {"@type": type.googleapis.com/envoy.extensions.path.rewrite.uri_template.v3.UriTemplateRewriteConfig, path_template_rewrite: "/{y}"}}}}\n',
+        [
+            "p.yaml:5: error: virtual_hosts[0].routes[0].route.path_rewrite_policy: path_rewrite_policy goes with path_match_policy",
+        ],
+    ),
+    (
+        "envoy: headers to remove without a test",
+        ENVOY + "  - {match: {prefix: /}, route: {cluster: a, request_mirror_policies: [{cluster: b, request_headers_mutations: [{remove_on_match: {}}]}]}}\n",
+        [
+            "p.yaml:5: error: virtual_hosts[0].routes[0].route.request_mirror_policies[0].request_headers_mutations[0].remove_on_match: key_matcher is missing",
+        ],
+    ),
+    (
+        "envoy: a value made of a header that was changed",
+        ENVOY
+        + '  - {match: {prefix: /}, route: {cluster: a, request_mirror_policies: [{cluster: b, request_headers_mutations: [{append: {header: {key: x-a, value: "1"}}}, {append: {header: {key: x-b, value: "%REQ(x-a)%"}}}]}]}}\n',
+        [
+            "p.yaml:5: error: virtual_hosts[0].routes[0]: '%REQ(x-a)%' reads the header 'x-a', which a change before it touches; that is not supported",
+        ],
+    ),
+    (
+        "envoy: a cookie without a test",
+        ENVOY + "  - {match: {prefix: /, cookies: [{name: x}]}, route: {cluster: a, request_mirror_policies: [{cluster: b}]}}\n",
+        [
+            "p.yaml:5: error: virtual_hosts[0].routes[0].match.cookies[0]: name and string_match are needed",
+        ],
+    ),
+    (
+        "ours: a range of one end",
+        'routes:\n- {match: {headers: {x: {range: [1]}}}, mirror: {to: "http://h"}}\n',
+        [
+            "p.yaml:2: error: routes[0].match.headers.x.range: a range is [from, below], two whole numbers",
+        ],
+    ),
+    (
+        "ours: a format that is not known",
+        'routes:\n- {mirror: {to: "http://h", set-headers: {x: {format: "%HOSTNAME%"}}}}\n',
+        [
+            "p.yaml:2: error: routes[0].mirror.set-headers.x.format: %HOSTNAME% has no value here: only what the captured request holds is known (%REQ(NAME)%, %PROTOCOL%)",
+        ],
+    ),
+    (
+        "ours: a value and a format",
+        'routes:\n- {mirror: {to: "http://h", set-headers: {x: {format: a, value: b}}}}\n',
+        [
+            "p.yaml:2: error: routes[0].mirror.set-headers.x: value and format exclude each other",
+        ],
+    ),
+    (
         "two languages",
         ENVOY
         + "  - {match: {prefix: /}, route: {cluster: a}}\n---\napiVersion: networking.istio.io/v1\nkind: VirtualService\nmetadata: {name: a, namespace: n}\nspec:\n  hosts: [a]\n  http:\n  - mirror: {host: b}\n",

@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from test_policy import mirrors, policy, taken, warnings
+from policymake import mirrors, policy, taken, warnings
 
 from replay.errors import UsageError
 

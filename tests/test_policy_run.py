@@ -5,19 +5,9 @@ import json
 import endtoend
 import pytest
 from endtoend import Sink, run, show
+from policymake import VIRTUAL_SERVICE
 
 DEMO = endtoend.ROOT / "replay" / "data" / "demo.pcap"
-VIRTUAL_SERVICE = """
-apiVersion: networking.istio.io/v1alpha3
-kind: VirtualService
-metadata: {name: customer, namespace: tutorial}
-spec:
-  hosts: [customer]
-  http:
-  - route: [{destination: {host: customer, subset: version-v1}}]
-    mirror: {host: customer, subset: version-v2}
-    mirror_percent: 50
-"""
 
 
 def rows_of(sink):

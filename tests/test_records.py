@@ -224,7 +224,67 @@ GOR = [  # what is in the file, (target, status, incomplete), reason
         "replies of a replay are passed over",
     ),
     (gor_record(1, ID + "a" * 8, NOW, ask(b"/a", extra=b"Transfer-Encoding: chunked\r\n") + b"1\r\nx\r\n0\r\n\r\n"), [("/a", None, None)], "chunks"),
+    (gor_record(1, ID + "a" * 8, NOW, ask(b"/a", b"one\r\ntwo\r\n")), [("/a", None, None)], "a body with line ends of its own"),
+    (
+        gor_record(1, ID + "a" * 8, NOW, ask(b"/a", b"x" * 50).replace(b"x" * 50, b"x" * 20)) + gor_record(1, ID + "b" * 8, NOW + 1, ask(b"/b")),
+        [("/a", None, "closed"), ("/b", None, None)],
+        "a body cut by --copy-buffer-size: its length is beyond the payload",
+    ),
+    (
+        gor_record(1, ID + "a" * 8, NOW, ask(b"/a")) + b"1 " + ID.encode() + b"\nGET / HTTP/1.1\r\nHost: h\r\n\r\n" + gor.SEPARATOR + gor_record(1, ID + "b" * 8, NOW + 1, ask(b"/b")),
+        [("/a", None, None), ("/b", None, None)],
+        "fewer than three header fields: passed over, and on",
+    ),
+    (gor_record(1, ID + "a" * 8, 9_700_000_008_000_000_000, ask(b"/a")) + gor_record(1, ID + "b" * 8, NOW, ask(b"/b")), [("/b", None, None)], "a time that is none"),
+    (
+        gor_record(1, ID + "a" * 8, NOW, ask(b"/a")) + gor_record(2, ID + "a" * 8, NOW + 1, b"HTTP/1.1 200 OK\r\n\r\n") + gor_record(2, ID + "c" * 8, NOW + 2, b"HTTP/1.1 500 No\r\n\r\n"),
+        [("/a", 200, None)],
+        "a reply without a request",
+    ),
+    (
+        gor_record(1, ID + "a" * 8, NOW, ask(b"/a")) + gor_record(1, ID + "a" * 8, NOW + 2, ask(b"/b")) + gor_record(2, ID + "a" * 8, NOW + 3, b"HTTP/1.1 404 No\r\n\r\n"),
+        [("/a", None, None), ("/b", 404, None)],
+        "a reply goes to the last request with its identifier",
+    ),
 ]
+
+
+def test_gor_in_chunks_is_one_stream(tmp_path):
+    """`name_0.gor` to `name_11.gor`, gzip or not, one beginning where the other ended: by time, not by name; from a folder and from a glob."""
+    for i in range(12):
+        data = b"".join(gor_record(1, f"{ID}{i * 10 + j:08x}", NOW + (i * 10 + j) * 1000, ask(b"/%d" % (i * 10 + j))) for j in range(10))
+        (tmp_path / (f"name_{i}.gor" if i % 2 else f"name.gor_{i}.gz")).write_bytes(data if i % 2 else gzip.compress(data))
+    for paths in ([tmp_path], sorted(tmp_path.iterdir())):
+        rows, _ = listed(*paths)
+        assert [row["target"].decode() for row in rows] == [f"/{i}" for i in range(120)]
+
+
+def test_gor_of_an_older_version(tmp_path):
+    """Three fields, 40 digits, which say nothing of addresses; in a gzip file."""
+    data = b"".join(gor_record(1, f"{i:040x}", NOW + i, ask(b"/%d" % i), latency="") + gor_record(2, f"{i:040x}", NOW + i + 5000, b"HTTP/1.1 200 OK\r\n\r\n", latency="") for i in range(20))
+    (tmp_path / "old.gor.gz").write_bytes(gzip.compress(data))
+    rows, _ = listed(tmp_path / "old.gor.gz")
+    assert [(row["target"].decode(), row["status"]) for row in rows] == [(f"/{i}", 200) for i in range(20)]
+    assert {(row["client"], row["response_us"]) for row in show(tmp_path / "old.gor.gz")} == {("0.0.0.0:0", 5)}
+
+
+@needs_taps
+@pytest.mark.parametrize("kind", ["json-bytes", "json-string", "proto", "proto-delimited", "proto-text"])
+@pytest.mark.parametrize("how", ["buffered", "streaming"])
+@pytest.mark.parametrize("level", ["http", "socket"])
+def test_each_form_of_a_tap_file_packed_and_in_a_folder(tmp_path, level, kind, how):
+    name = f"http-{kind}-{how}-64k-post-json.*" if level == "http" else f"socket-{kind}-{how}-64k-downstream.*"
+    (path,) = TAPS.glob(name)
+    plain, _ = listed(path)
+    (tmp_path / "deep" / "er").mkdir(parents=True)
+    (tmp_path / "deep" / "er" / f"{path.name}.gz").write_bytes(gzip.compress(path.read_bytes()))
+    packed, _ = listed(tmp_path)
+    keys = ("method", "target", "host", "body_len", "body_sha256", "status", "withheld", "incomplete")
+    assert plain and [[row[key] for key in keys] for row in packed] == [[row[key] for key in keys] for row in plain]
+    half = path.read_bytes()[: path.stat().st_size // 2]
+    (tmp_path / "deep" / "er" / f"{path.name}.gz").write_bytes(gzip.compress(half))
+    cut, _ = listed(tmp_path, incomplete=True)  # what is cut off in the middle: less, and no more
+    assert len(cut) <= len(plain)
 
 
 @pytest.mark.parametrize("data, expected", [case[:2] for case in GOR], ids=[case[2] for case in GOR])

@@ -283,7 +283,10 @@ def recorded(path, port):
         try:
             endtoend.wait_until(lambda: b"listening on" in path.with_suffix(".err").read_bytes(), "tcpdump")
             yield
-            time.sleep(0.2)
+            size = -1
+            while size != path.stat().st_size:  # what the kernel still holds for it
+                size = path.stat().st_size
+                time.sleep(0.5)
         finally:
             tcpdump.send_signal(signal.SIGINT)
             tcpdump.wait(endtoend.PATIENCE_S)

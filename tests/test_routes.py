@@ -1,6 +1,7 @@
 """Compiled routes against their plain Python twin: which route, which mirrors, which bytes, and the ledger of several targets."""
 
 import threading
+from dataclasses import replace
 
 import packetmake
 import pcapmake
@@ -14,7 +15,8 @@ from replay._reference import rewrite, sampling
 from replay.cli.policy import asked
 from replay.errors import UsageError
 from replay.policy.compiled import compile_policy
-from replay.policy.match import find
+from replay.policy.formats import parse as parse_format
+from replay.policy.match import find, holds
 from replay.policy.model import Block, Client, Destination, Field, Host, Mirror, PathRewrite, Policy, Route, Text, Where
 from replay.policy.sample import taken
 from replay.settings import network, target
@@ -96,6 +98,12 @@ def expected(chosen, rows, seed=0):
     return copies, list(matched.values())
 
 
+def value_of(value):
+    if isinstance(value, str):
+        return value.encode()
+    return tuple((part.what, part.value.encode(), part.most, part.other, part.other_value.encode()) for part in value.parts), value.keep_empty
+
+
 def head_of(one, head):
     def path(old):
         kind, value, matched = one.path.kind, one.path.value.encode(), one.path.matched.encode()
@@ -114,7 +122,8 @@ def head_of(one, head):
         head,
         None if one.suffix is None else one.suffix.encode(),
         None if one.literal is None else one.literal.encode(),
-        changes=tuple((how, name.encode(), value.encode()) for how, name, value in one.headers),
+        changes=tuple((how, name.encode(), value_of(value)) for how, name, value in one.headers if how != "remove_matching"),
+        removes=lambda name: any(holds(value, name) for how, _, value in one.headers if how == "remove_matching"),
         authority=None if one.authority is None else one.authority.encode(),
         path=None if one.path is None else path,
         marker=one.suffix is None and one.literal is None,
@@ -135,8 +144,9 @@ def agree(chosen, capture, seed=0, **options):
 
 # ---- generated policies and requests -------------------------------------------------------------------------------------
 
-WORDS = ["a", "A", "ab", "b", "", "a,b"]
-NAMES = ["x-a", "X-B", "x-c"]
+WORDS = ["a", "A", "ab", "b", "", "a,b", "7", "-3", "+05", "1" * 30]
+NAMES = ["x-a", "X-B", "x-c", "Accept"]  # the last one is joined by commas where it comes several times
+COOKIES = ["k=a", "k=b; v=a", "v=1;k=ab;  k=a", 'k="a"', "k", "k=", " \tx=1; k=7 ;v"]
 PATHS = ["/", "/a", "/ab", "/a/b", "/A/b", "/a/b/c", "/longer/than/eight", "/longer/than/eight/x", "/b"]
 HOSTS = ["a.example", "b.example", "A.Example", "x.a.example", "shop.local", "[::1]", "a"]
 
@@ -149,7 +159,12 @@ def texts(values):
     return st.one_of(plain, plain, regex)
 
 
-FIELD_TESTS = st.one_of(texts(WORDS), st.builds(Text, st.sampled_from(["present", "absent"])))
+FIELD_TESTS = st.one_of(
+    texts(WORDS),
+    st.builds(Text, st.sampled_from(["present", "absent"])),
+    st.builds(Text, st.just("range"), st.sampled_from(["0 10", "-5 5", f"{-(1 << 63)} 0"]), st.just(False), st.booleans(), st.booleans()),
+    texts(WORDS).map(lambda test: replace(test, missing_empty=True)),
+)
 BLOCKS = st.builds(
     Block,
     hosts=st.lists(st.one_of(
@@ -164,9 +179,29 @@ BLOCKS = st.builds(
     methods=st.lists(texts(["GET", "PUT", "P", "get"]), max_size=1).map(tuple),
     headers=st.lists(st.builds(Field, st.sampled_from([n.lower() for n in NAMES]), FIELD_TESTS), max_size=2).map(tuple),
     query=st.lists(st.builds(Field, st.sampled_from(["k", "v"]), FIELD_TESTS), max_size=1).map(tuple),
+    cookies=st.lists(st.builds(Field, st.sampled_from(["k", "v"]), FIELD_TESTS), max_size=1).map(tuple),
     clients=st.lists(st.sampled_from(["10.0.0.0/8", "10.1.0.0/16", "10.1.0.7", "2001:db8::/32"]).map(lambda text: Client(text, *network(text))), max_size=1).map(tuple),
 )  # fmt: skip
-CHANGES = st.lists(st.tuples(st.sampled_from(["set", "add", "append", "set_if_exists", "add_if_absent", "remove"]), st.sampled_from(["x-a", "X-b", "x-new"]), st.sampled_from(["v", "w w"])), max_size=3, unique_by=lambda c: c[1].lower()).map(tuple)  # fmt: skip
+FORMATS = [parse_format(text, keep_empty=keep) for text in ["%REQ(x-c)%", "p-%REQ(x-none?:path)%", "%REQ(X-C):1%%REQ(:authority)%", "%PROTOCOL% %REQ(:method)%%%"] for keep in (False, True)]
+HOWS = ["set", "add", "append", "set_if_exists", "add_if_absent"]
+CHANGES = st.tuples(
+    st.lists(
+        st.one_of(
+            st.tuples(st.sampled_from([*HOWS, "remove"]), st.sampled_from(["x-a", "X-b", "x-new"]), st.sampled_from(["v", "w w"])),
+            st.tuples(st.sampled_from(HOWS), st.sampled_from(["x-a", "X-b", "x-new"]), st.sampled_from(FORMATS)),
+        ),
+        max_size=3,
+        unique_by=lambda c: c[1].lower(),
+    ),
+    st.lists(
+        st.tuples(
+            st.just("remove_matching"),
+            st.just(""),
+            st.sampled_from([Text("prefix", "X-", True), Text("prefix", "X-"), Text("suffix", "b"), Text("contains", "t"), Text("regex", "x-[ac]"), Text("exact", "accept", invert=True)]),
+        ),
+        max_size=1,
+    ),
+).map(lambda both: (*both[0], *both[1]))  # fmt: skip
 MIRRORS = st.builds(
     mirror,
     st.integers(0, 3),
@@ -200,6 +235,7 @@ def requests(draw):
             fields.insert(draw(st.integers(0, len(fields))), ("Host", host if draw(st.booleans()) else f" {host} "))
             if draw(st.integers(0, 3)) == 0:
                 fields.append(("Connection", "keep-alive, x-c"))
+            fields += [("Cookie", line) for line in draw(st.lists(st.sampled_from(COOKIES), max_size=2))]
             body = draw(st.sampled_from(["", "", "abc", "abcdef"]))
             if body:
                 fields.append(("Content-Length", str(len(body))))
@@ -358,9 +394,9 @@ def test_shares_hold_for_every_key_and_seed_and_in_both_implementations(sample_b
 
 
 def hash_below(key, share, seed):
-    from replay._fastpath import xxh64_for_tests
+    from replay._fastpath import sample_hash
 
-    return xxh64_for_tests(key, seed) < (share << 64) // 1_000_000
+    return sample_hash(key, seed) < (share << 64) // 1_000_000
 
 
 def key_for(sample_by, i):

@@ -13,7 +13,7 @@ import time
 
 import pytest
 from endtoend import balanced
-from tapmake import Sink, Tap, ended, eventually, needs, needs_root, nginx  # noqa: F401
+from tapmake import Sink, Tap, ended, eventually, get, needs, needs_root, nginx  # noqa: F401
 
 pytestmark = [needs_root, needs("nginx", "wrk")]
 
@@ -207,6 +207,23 @@ def test_a_shadow_that_asks_for_rest_gets_it(nginx):  # noqa: F811
     finally:
         server.shutdown()
         server.server_close()
+
+
+def test_what_waits_for_a_shadow_that_pauses_is_bounded_by_bytes(nginx):  # noqa: F811
+    """A few hundred small requests, one after the other, while the shadow stands still: all of them wait, though each was handed over alone."""
+    with ended(Sink()) as shadow:
+        words = ("lo", "--port", nginx.port, "--to", f"http://{shadow.address}", "-p", 100, "-c", 4, "--timeout", "60s", "--max-age", "60s", "--drain", "60s")
+        with ended(Tap(*words)) as tap:
+            get(f"{nginx.url}/first")
+            eventually(lambda: "found 1" in tap.ask(), every=0.2)
+            shadow.process.send_signal(signal.SIGSTOP)
+            for i in range(500):
+                get(f"{nginx.url}/{i}")
+                time.sleep(0.006)  # longer than a batch is open
+            eventually(lambda: "found 501" in tap.ask(), every=0.2)
+            shadow.process.send_signal(signal.SIGCONT)
+            report = balanced(tap.report())
+    assert report["ledger"]["by_reason"]["dropped"] == {} and report["ledger"]["answered"] == 501
 
 
 def test_a_shadow_that_is_stopped_and_goes_on(nginx):  # noqa: F811

@@ -14,6 +14,8 @@ SCHEME = re.compile(rb"[A-Za-z][A-Za-z0-9+.-]*://")
 # Of one hop (S3); the second set stays even when Connection names it.
 ONE_HOP = frozenset((b"connection", b"keep-alive", b"proxy-connection", b"expect"))
 NEVER_NAMED = frozenset((b"host", b"content-length", b"transfer-encoding"))
+# That no policy removes (S5): they decide the framing, or are our own.
+NEVER_CHANGED = NEVER_NAMED | {b"te", b"trailer", b"upgrade", b"x-shadow-replay"}
 
 
 def suffix_at(host):
@@ -99,6 +101,23 @@ def host_of(head: bytes) -> tuple[str | None, bytes | None]:
     return ("bad_host" if is_refused(host) else None), host
 
 
+def made(parts, fields, line, host, origin):
+    """A value that is made for a request: (what, text, most, other, other_text) for each part; what is missing is empty."""
+    method, _, version = line.split(b" ", 2)
+
+    def one(what, text):
+        if what == "header":
+            return next((value_of(field.partition(b"\n")[0]) for field in fields if name_of(field) == text), None)
+        return {"text": text, "path": origin, "method": method, "authority": host, "version": version}.get(what)
+
+    value = b""
+    for what, text, most, other, other_text in parts:
+        found = one(what, text)
+        found = one(other, other_text) if found is None else found
+        value += (found or b"")[:most]
+    return value
+
+
 def rewrite_head(
     head: bytes,
     suffix: bytes | None = b"-shadow",
@@ -107,7 +126,8 @@ def rewrite_head(
     add_headers: tuple[tuple[bytes, bytes], ...] = (),
     remove_headers: tuple[bytes, ...] = (),
     *,
-    changes: tuple[tuple[str, bytes, bytes], ...] = (),
+    changes: tuple[tuple[str, bytes, bytes | tuple[tuple[tuple[str, bytes, int | None, str | None, bytes], ...], bool]], ...] = (),
+    removes: Callable[[bytes], bool] = lambda name: False,
     authority: bytes | None = None,
     path: Callable[[bytes], bytes] | None = None,
     marker: bool = False,
@@ -115,13 +135,10 @@ def rewrite_head(
     """The head that is sent, of a head that may be sent (not withheld).
 
     A header that is set stands where its first line stood, else at the end; added ones come after.
-    changes: (how, name, value) of a mirror, instead of the three before.  authority: stands for the host, before the suffix.  path: old to new, without
+    changes: (how, name, value) of a mirror, instead of the three before; a value may be (parts, keep_empty), see `made`.
+    removes: of a name in lower case: it goes as well.  authority: stands for the host, before the suffix.  path: old to new, without
     the query.  marker: x-shadow-replay is added.
     """
-    set_headers = (*set_headers, *((name, value) for how, name, value in changes if how in ("set", "append", "set_if_exists", "add_if_absent")))
-    how_of = {name.lower(): how for how, name, _ in changes if how not in ("add", "remove")}
-    add_headers = (*add_headers, *((name, value) for how, name, value in changes if how == "add"))
-    remove_headers = (*remove_headers, *(name for how, name, _ in changes if how == "remove"), *([b"x-shadow-replay"] if marker else []))
     line, end, fields, empty = split_head(head)
     method, target, version = line.split(b" ", 2)
     _, host = host_of(head)
@@ -132,26 +149,39 @@ def rewrite_head(
     if path is not None and origin.startswith(b"/"):
         old, mark, query = origin.partition(b"?")
         origin = path(old) + mark + query
+    done_changes: list[tuple[str, bytes, bytes]] = []
+    for how, name, value in changes:
+        if isinstance(value, tuple):
+            parts_of, keep_empty = value
+            value = made(parts_of, fields, line, host, origin)
+            if not value and not keep_empty:
+                continue
+        done_changes.append((how, name, value))
+    set_headers = (*set_headers, *((name, value) for how, name, value in done_changes if how in ("set", "append", "set_if_exists", "add_if_absent")))
+    how_of = {name.lower(): how for how, name, _ in done_changes if how not in ("add", "remove")}
+    add_headers = (*add_headers, *((name, value) for how, name, value in done_changes if how == "add"))
+    remove_headers = (*remove_headers, *(name for how, name, _ in changes if how == "remove"), *([b"x-shadow-replay"] if marker else []))
     new_host = set_host if set_host is not None else shadow_host(host, suffix) if suffix is not None else host
 
     named = {option.strip(BLANKS).lower() for f in fields if name_of(f) == b"connection" for option in value_of(f).split(b",")}
     gone = ONE_HOP | (named - NEVER_NAMED) | {n.lower() for n in remove_headers}
+    gone |= {name_of(f) for f in fields if removes(name_of(f))} - NEVER_CHANGED
     to_set = {name.lower(): (name, value) for name, value in set_headers}
     out, done = [], set()
     if not any(name_of(f) == b"host" for f in fields):
         out.append(b"Host: " + new_host + b"\r\n")
-    for field in fields:
+    for at, field in enumerate(fields):
         name = name_of(field)
         if name == b"host":
             if name not in done:
                 value = value_of(field)
                 line_end = len(field.rstrip(b"\r\n"))
-                at = field.index(value, field.index(b":") + 1) if value else line_end
-                out.append(field[:at] + new_host + field[at + len(value) :])
+                begin = field.index(value, field.index(b":") + 1) if value else line_end
+                out.append(field[:begin] + new_host + field[begin + len(value) :])
             done.add(name)
         elif name in to_set and name not in gone:
             how = how_of.get(name, "set")
-            if how == "add_if_absent" or (how == "append" and name in done):
+            if how == "add_if_absent" or (how == "append" and any(name_of(later) == name for later in fields[at + 1 :])):
                 out.append(field)
             elif how == "append":
                 kept = field.rstrip(b"\r\n \t")

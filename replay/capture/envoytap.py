@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from typing import Any, BinaryIO
 
 from replay.capture.protobuf import message, varint, walk
-from replay.capture.record import NOWHERE, Fault, Record
+from replay.capture.record import LATEST_NS, NOWHERE, Fault, Record
 
 __all__ = ["looks_like", "read"]
 
@@ -263,14 +263,14 @@ def _socket(trace: dict[str, Any], events: list[Any], read_cut: bool, write_cut:
 def _time(value: Any) -> int | None:
     """ns since 1970 of a number (binary, text) or RFC 3339 (JSON)."""
     if isinstance(value, int):
-        return value if 0 < value < 1 << 63 else None
+        return value if 0 < value < LATEST_NS else None
     if isinstance(value, dict):
         return _time(int(value.get("seconds", 0)) * 10**9 + int(value.get("nanos", 0)))
     found = re.fullmatch(r"(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d)(?:\.(\d{1,9}))?Z", value or "")
     if found is None:
         return None
     whole = datetime.datetime.fromisoformat(found[1] + "+00:00") - datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC)
-    return (whole.days * 86400 + whole.seconds) * 10**9 + int((found[2] or "").ljust(9, "0"))
+    return _time((whole.days * 86400 + whole.seconds) * 10**9 + int((found[2] or "").ljust(9, "0")))
 
 
 def _end(address: Any) -> tuple[bytes, int]:

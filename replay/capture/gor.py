@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterator
 from typing import BinaryIO
 
-from replay.capture.record import NOWHERE, Fault, Record, content_length
+from replay.capture.record import LATEST_NS, NOWHERE, Fault, Record, content_length
 
 __all__ = ["looks_like", "read"]
 
@@ -32,7 +32,7 @@ def read(file: BinaryIO, name: str, faults: list[Fault]) -> Iterator[Record]:
     bad = 0
     for header, payload in _records(file, name, faults):
         found = _HEADER.fullmatch(header)
-        if found is None:
+        if found is None or int(found[3]) >= LATEST_NS:
             bad += 1
             continue
         kind, ident, at = found[1], found[2], int(found[3])

@@ -6,10 +6,13 @@ import re
 from dataclasses import dataclass, field
 from typing import Any
 
-__all__ = ["Fault", "NOWHERE", "Record", "content_length"]
+__all__ = ["Fault", "LATEST_NS", "NOWHERE", "Record", "content_length"]
 
 #: The address of an end that was not recorded; shown as 0.0.0.0, port 0.
 NOWHERE = bytes(10) + b"\xff\xff" + bytes(4)
+
+#: Times from here on (the year 2116) are none: sums and differences of times fit into 64 bits.
+LATEST_NS = 1 << 62
 
 #: `_fastpath.WITHHELD.index("truncated")`
 TRUNCATED = 8

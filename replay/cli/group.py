@@ -6,6 +6,7 @@ import gc
 import importlib
 import os
 import sys
+from collections.abc import Sequence
 from typing import Any
 
 import click
@@ -69,7 +70,7 @@ class _Verbs(click.Group):
 )
 @click.version_option(__version__, "-V", "--version", message="replay %(version)s")
 def cli() -> None:
-    """Replays HTTP traffic from captures against a shadow service, as a mesh's mirror would, with every request accounted for."""
+    """Replays HTTP traffic from captures against a shadow service, or mirrors it live from this node, as a mesh would, with every request accounted for."""
 
 
 def run(arguments: list[str] | None = None) -> int:
@@ -80,6 +81,8 @@ def run(arguments: list[str] | None = None) -> int:
     except click.exceptions.Exit as end:
         code = end.exit_code
     except click.UsageError as error:
+        if isinstance(error, click.NoSuchOption) and error.possibilities:
+            error = click.NoSuchOption(error.option_name, possibilities=_nearest(error.option_name, error.possibilities), ctx=error.ctx)
         error.show()
         code = 2
     except click.Abort:
@@ -106,6 +109,13 @@ def run(arguments: list[str] | None = None) -> int:
     except BrokenPipeError:
         close_stdout()
     return code if isinstance(code, int) else 0
+
+
+def _nearest(option: str, possibilities: Sequence[str]) -> list[str]:
+    """Of the options that click names, the one that is meant most likely."""
+    import difflib
+
+    return difflib.get_close_matches(option, possibilities, 1, 0.0)
 
 
 def _say(text: str) -> None:

@@ -27,7 +27,7 @@ def inspect(ctx: click.Context, /, captures: tuple[str, ...], as_json: bool, qui
 
     A CAPTURE is a file, a folder, a glob, or - for standard input; pcap or pcapng, plain, gzip or zstd.
     """
-    from replay._fastpath import fold_endpoint
+    from replay._fastpath import fold_endpoint, tally
 
     if verbose:
         print("options:", *options.effective(ctx), sep="\n", file=sys.stderr)
@@ -43,10 +43,14 @@ def inspect(ctx: click.Context, /, captures: tuple[str, ...], as_json: bool, qui
         listing.stop.set()
 
     card = cards.Card(fold_endpoint)
+    ends = [end for _, end in cards.SIZES]
     before = signal.signal(signal.SIGINT, interrupt)
     try:
-        for row in listing:
-            card.add(row)
+        for batch in listing.batches():
+            groups, steps, others = tally(batch, ends, cards.STEP_NS)
+            card.add_groups(groups, steps)
+            for at in others:
+                card.add(batch[at])
     finally:
         listing.close()
         signal.signal(signal.SIGINT, before)

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 import click
 from click.core import ParameterSource
 
-from replay import credentials, units
+from replay import credentials, extras, units
 from replay.daemon.address import listen_address
 from replay.errors import UsageError
 from replay.settings import Selection, host, methods, network, suffix
@@ -70,6 +70,7 @@ LONGER_THAN_0 = Unit("TIME", _positive(units.duration))
 SIZE = Unit("SIZE", units.size)
 COUNT = Unit("N", _positive(units.count))
 COUNT_OR_0 = Unit("N", units.count)
+SEED = Unit("N", units.seed)
 HEAD_SIZE = Unit("SIZE", _positive(units.size, 256, 16 << 20))
 def _ahead(text: str) -> int:
     """A moment that is still to come, `+10s` from now; ns since 1970."""
@@ -102,7 +103,7 @@ _SELECT = [
         show_default=True,
         help=f"What decides who is in the share: {', '.join(SAMPLE_KINDS)}.",
     ),
-    click.option("--seed", type=COUNT_OR_0, default="0", help="Another sample of the same size. The same seed gives the same requests.  [default: 0]"),
+    click.option("--seed", type=SEED, default="0", help="Another sample of the same size. The same seed gives the same requests.  [default: 0]"),
     click.option("--shard", type=SHARD, help="Only the connections of this part, 1/4 to 4/4: together all, nothing twice; the same on every machine."),
     click.option("--methods", type=Unit("LIST", methods), default="all", help="Only these: safe (GET, HEAD, OPTIONS), or GET,POST,…  [default: all]"),
     click.option("--path", metavar="RE", help="Only requests whose target, up to '?', matches (searched anywhere)."),
@@ -251,7 +252,7 @@ def served(address: tuple[str, int] | None, counted: Any) -> Iterator[str | None
     except ImportError as error:
         if error.name is None or error.name.partition(".")[0] != "prometheus_client":
             raise
-        raise UsageError("--metrics needs prometheus-client: pip install 'shadow-replay[metrics]'") from None
+        raise UsageError(f"--metrics needs prometheus-client: {extras.how('metrics')}") from None
     with MetricsServer(address, counted) as server:
         yield server.address
 
@@ -352,8 +353,6 @@ def selection(given: dict[str, Any]) -> Selection:
     given.pop("percent")
     if chosen.since_ns is not None and chosen.until_ns is not None and chosen.since_ns >= chosen.until_ns:
         raise UsageError("--since is not before --until, which leaves nothing")
-    if chosen.seed >= 1 << 64:
-        raise UsageError("--seed: at most 64 bits")
     return chosen
 
 

@@ -33,7 +33,7 @@ from replay.settings import Selection
     "--explain", "number", type=options.COUNT_OR_0, metavar="N", help="With --test: why request N (the first column of `replay show`) is mirrored or not."
 )
 @options.policy
-@click.option("--seed", type=options.COUNT_OR_0, default="0", help="The sample of --test; as for run.  [default: 0]")
+@click.option("--seed", type=options.SEED, default="0", help="The sample of --test; as for run.  [default: 0]")
 @click.option("--json", "as_json", is_flag=True, help="The result as one JSON object.")
 @options.config
 @click.pass_context

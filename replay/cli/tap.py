@@ -11,7 +11,7 @@ from typing import Any
 
 import click
 
-from replay import report, results, units
+from replay import extras, report, results, units
 from replay.capture.bpf import compile_filter
 from replay.cli import options, sending
 from replay.cli.again import Words
@@ -296,7 +296,7 @@ def _metrics_there() -> None:
     except ImportError as error:
         if error.name is None or error.name.partition(".")[0] != "prometheus_client":
             raise
-        raise UsageError("--metrics needs prometheus-client: pip install 'shadow-replay[metrics]'") from None
+        raise UsageError(f"--metrics needs prometheus-client: {extras.how('metrics')}") from None
 
 
 def _serve(stack: contextlib.ExitStack, address: tuple[str, int], counted: Any) -> None:

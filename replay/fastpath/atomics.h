@@ -50,4 +50,5 @@ static inline void *ring_pop(PointerRing *r) { /* NULL: empty */
 static inline uint64_t ring_count(const PointerRing *r) {
     return __atomic_load_n(&r->tail, __ATOMIC_ACQUIRE) - __atomic_load_n(&r->head, __ATOMIC_ACQUIRE);
 }
+static inline int ring_is_behind(const PointerRing *r) { return 4 * ring_count(r) > r->mask; } /* a quarter of it waits */
 #endif

@@ -33,7 +33,9 @@ cdef struct SenderItem:           # one request from when it is taken up until i
     int64_t first_byte_ns         # of the reply
     int64_t reply_bytes           # when it was answered
     int64_t reply_body
+    int64_t response_ns           # captured
     uint16_t status               # captured
+    uint16_t endpoint             # with marks: its number
     uint8_t flags                 # SenderItemFlag
 
 cdef struct SenderFlow:           # a captured connection that has requests here
@@ -108,7 +110,8 @@ cdef struct SenderState:
     const int64_t* queue_ended
     const int64_t* stop_flag
     const int64_t* guard_hit      # NULL: no guard
-    PointerRing* outcomes         # NULL: nobody wants them
+    Marks* marks                  # NULL: nobody judges
+    PointerRing* outcomes         # NULL: nobody wants records
     uint64_t outcomes_slots
     uint32_t outcomes_head        # bytes of a head that a record keeps
     bint outcomes_wait            # a dry run waits for room

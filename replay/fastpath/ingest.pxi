@@ -101,9 +101,12 @@ cdef struct Engine:               # owned by one Ingest; one thread writes, othe
     Conn* head_last
     uint64_t held                 # bytes of heads that are not whole, and of what waits for an answer, of all connections
     int64_t packet_ns             # time of the packet that is being read
+    int64_t faults_seen           # of mapping_faults
     bint lasting                  # the bytes that are being read stay where they are until the source moves on
     # messages
     Message* message_spare
+    uint8_t* spare_first          # owns: pieces of SPARE_BYTES, each begins with the address of the next
+    uint32_t spares
     uint64_t live
     uint64_t message_bytes
     Message* window_first
@@ -148,6 +151,21 @@ cdef struct Engine:               # owned by one Ingest; one thread writes, othe
 cdef int queue_push(void* queue, Batch* batch) noexcept nogil:
     # `queue` is a Queue that the Ingest keeps alive; calling its method needs no reference
     return (<Queue>queue).push(batch)
+
+
+cdef int queue_push_quietly(void* queue, Batch* batch) noexcept nogil:
+    return (<Queue>queue).push_quietly(batch)
+
+
+cdef void queues_nudge(Engine* g) noexcept nogil:
+    """Nothing comes for a while: whoever sleeps sees to what was pushed quietly."""
+    cdef int i
+    for i in range(g.queue_count):
+        (<Queue><void*>g.queues[i]).nudge()
+
+
+cdef bint queue_is_behind(void* queue) noexcept nogil:
+    return ring_is_behind(&(<Queue>queue).ring)
 
 
 cdef void queue_refuse(void* queue, int64_t n) noexcept nogil:
@@ -302,6 +320,7 @@ cdef class Ingest:
         cdef int i
         if g.table != NULL:
             raise RuntimeError("an Ingest is made once")
+        g.faults_seen = mapping_faults()
         self.source, self.stop, self.pool, self.guard, self.last = source, stop, pool, guard, last
         self.packet_filter = packet_filter
         if not 1 <= threads <= 2:
@@ -440,6 +459,7 @@ cdef class Ingest:
         cdef Engine* g = &self.g
         cdef Message* m
         cdef Conn* c
+        cdef uint8_t* piece
         cdef Router* router
         if g.table != NULL:
             self.forget()
@@ -452,6 +472,10 @@ cdef class Ingest:
             m = g.message_spare
             g.message_spare = m.after
             free(m)
+        while g.spare_first != NULL:
+            piece = g.spare_first
+            g.spare_first = (<uint8_t**>piece)[0]
+            free(piece)
         if g.batch != NULL:
             batch_release(g.batch)
         router_free(g.router)
@@ -514,6 +538,8 @@ cdef class Ingest:
             x = &seen[i]
             x.has_segment = 0
             x.head_len = 0
+            if self.source.ahead:
+                prefetch_lines(packets[i].data + self.source.ahead, packets[i].caplen)
             if self.packet_filter is not None and not self.packet_filter.passes(&packets[i]):
                 count_add(&self.n_not_passed, 1)
             elif decode(&self.decoder, &packets[i], &x.segment):
@@ -612,6 +638,7 @@ cdef class Ingest:
             elif kind == GROUP_IDLE:
                 window_release(g, False)
                 batch_publish(g)
+                queues_nudge(g)
             elif kind == GROUP_READ:
                 self.note_times(group.first_ns, group.last_ns)
                 if atomic_get(g.stop):
@@ -645,7 +672,9 @@ cdef class Ingest:
                 if g.wire:
                     live_tick(g, live_clock() - g.slack_ns)
                 window_release(g, False)
-                batch_publish(g)  # a quiet pipe: what is there is not kept waiting
+                if not batch_may_grow(g):
+                    batch_publish(g)  # a quiet pipe: what is there is not kept waiting
+                queues_nudge(g)
                 continue
             self.note_times(packets[0].ts_ns, packets[n - 1].ts_ns)
             at = 0
@@ -656,7 +685,7 @@ cdef class Ingest:
                 self.read_seen(seen, some)
                 at += some
             count_add(&g.n.packets, at)
-            if g.wire and (g.batch != NULL or g.router != NULL) and now_ns() - g.batch_since_ns >= g.batch_ns:
+            if g.wire and (g.batch != NULL or g.router != NULL) and now_ns() - g.batch_since_ns >= g.batch_ns and not batch_may_grow(g):
                 batch_publish(g)
                 g.batch_since_ns = now_ns()
 
@@ -680,6 +709,7 @@ cdef class Ingest:
             self.forget()
             window_release(g, True)
         batch_publish(g)
+        queues_nudge(g)
 
     cdef void read_records(self) noexcept with gil:
         """Requests that come as requests, behind the packets; an exception is kept for `run`."""

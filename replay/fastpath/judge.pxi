@@ -1,14 +1,13 @@
-# Judging: the records of requests that ended, compared with what was captured of them: by endpoint, and over time.
-# One thread without the GIL, behind the senders; it never makes them wait. Then each record is passed on, or freed.
+# Judging: the marks of requests that ended, compared with what was captured of them: by endpoint, and over time. One thread without the GIL, behind
+# the senders; a sender that is quicker than it judges its own marks meanwhile. Records, where somebody wants them, are passed on, or freed.
 # Must not know: sockets, files. How a record becomes a line is in results.pxi.
 
 cdef enum:
-    JUDGE_ENDPOINTS = 512         # told apart; what comes later is counted in one that is called (other)
-    JUDGE_SLOTS = 2048            # of the table; a power of two
-    JUDGE_NAME = 256              # bytes of "METHOD /path"
     JUDGE_PAIRS = 16              # status changes of one endpoint told apart
     JUDGE_BUCKETS = 512           # of the time line; full, two become one
     JUDGE_TURN = 4096             # records of one sender in one turn
+    JUDGE_TARGETS = 64            # so many targets are told apart at each endpoint; with more, none
+    JUDGE_MARKS = 1024            # marks of one sender in one go, so that a sender seldom finds the lock taken
     COARSE_HALF = 128             # as HISTOGRAM_HALF, for 2 significant digits
     COARSE_BUCKETS = 25
     COARSE_SLOTS = (COARSE_BUCKETS + 1) * COARSE_HALF
@@ -21,6 +20,20 @@ cdef struct Coarse:               # a histogram of microseconds with 2 significa
 cdef struct JudgePair:
     int32_t key                   # captured status * 1000 + shadow status
     int64_t count
+
+cdef struct JudgeShare:           # of one target at one endpoint; the same names as there
+    int64_t requests
+    int64_t answered
+    int64_t unanswered
+    int64_t dropped
+    int64_t known
+    int64_t changed
+    int64_t worse
+    int64_t compared
+    int64_t slower
+    int64_t status[6]
+    int64_t response_sum_us       # of those compared
+    int64_t response_max_us
 
 cdef struct JudgeEndpoint:        # counters: one thread writes, others read
     uint64_t hash
@@ -35,6 +48,7 @@ cdef struct JudgeEndpoint:        # counters: one thread writes, others read
     int64_t slower
     int64_t status[6]             # of the shadow's answers, by their first digit
     int64_t captured[6]           # of the same requests
+    JudgeShare* shares            # owns, one a target; NULL where there is one target
     int64_t pairs_other
     int64_t pairs_used
     JudgePair pairs[JUDGE_PAIRS]
@@ -68,126 +82,19 @@ cdef inline void coarse_record(Coarse* h, int64_t value_ns) noexcept nogil:
     h.counts[(bucket + 1) * COARSE_HALF + <int>(us >> bucket) - COARSE_HALF] += 1
 
 
-# ---- endpoints: identifiers in a path are folded ---------------------------------------------------------------------------
-# A rule reads bytes alone, so that shards and nodes agree. Its twin in plain Python is `_reference.endpoints`.
-
-cdef inline bint fold_digit(uint8_t c) noexcept nogil:
-    return 48 <= c <= 57
-
-
-cdef inline bint fold_alnum(uint8_t c) noexcept nogil:
-    return 48 <= c <= 57 or 65 <= c <= 90 or 97 <= c <= 122
-
-
-cdef size_t fold_put(uint8_t* out, size_t at, size_t room, const char* text, size_t n) noexcept nogil:
-    if at + n > room:
-        n = room - at
-    memcpy(out + at, text, n)
-    return at + n
-
-
-cdef bint fold_uuid(const uint8_t* p, size_t n) noexcept nogil:
-    cdef size_t i
-    if n != 36:
-        return False
-    for i in range(36):
-        if i == 8 or i == 13 or i == 18 or i == 23:
-            if p[i] != 45:
-                return False
-        elif HTTP1_HEX[p[i]] < 0:
-            return False
-    return True
-
-
-cdef size_t fold_token(const uint8_t* p, size_t n, uint8_t before, uint8_t* out, size_t at, size_t room) noexcept nogil:
-    """A run of letters and digits. before: the byte in front of it, / at the beginning of a segment."""
-    cdef size_t i
-    cdef size_t digits = 0
-    cdef size_t hexes = 0
-    cdef size_t tail = 0
-    for i in range(n):
-        if fold_digit(p[i]):
-            digits += 1
-            tail += 1
-        else:
-            tail = 0
-        if HTTP1_HEX[p[i]] >= 0:
-            hexes += 1
-    if digits == n:
-        if n >= 3 or before == 47 or before == 45 or before == 95 or before == 58:
-            return fold_put(out, at, room, b"{n}", 3)
-        return fold_put(out, at, room, <const char*>p, n)
-    if hexes == n and n >= 8 and digits > 0:
-        return fold_put(out, at, room, b"{hex}", 5)
-    if n >= 16 and digits >= 2:
-        return fold_put(out, at, room, b"{id}", 4)
-    if tail >= 3:
-        at = fold_put(out, at, room, <const char*>p, n - tail)
-        return fold_put(out, at, room, b"{n}", 3)
-    return fold_put(out, at, room, <const char*>p, n)
-
-
-cdef size_t fold_segment(const uint8_t* p, size_t n, uint8_t* out, size_t at, size_t room) noexcept nogil:
-    cdef size_t i = 0
-    cdef size_t begin
-    cdef uint8_t before = 47
-    if fold_uuid(p, n):
-        return fold_put(out, at, room, b"{uuid}", 6)
-    if n == 10 and p[4] == 45 and p[7] == 45:
-        while i < 10 and (fold_digit(p[i]) or i == 4 or i == 7):
-            i += 1
-        if i == 10:
-            return fold_put(out, at, room, b"{date}", 6)
-    for i in range(n):
-        if p[i] == 64 or (p[i] == 37 and i + 2 < n and p[i + 1] == 52 and p[i + 2] == 48):
-            return fold_put(out, at, room, b"{mail}", 6)
-    i = 0
-    while i < n:
-        if fold_alnum(p[i]):
-            begin = i
-            while i < n and fold_alnum(p[i]):
-                i += 1
-            at = fold_token(p + begin, i - begin, before, out, at, room)
-        else:
-            at = fold_put(out, at, room, <const char*>(p + i), 1)
-            i += 1
-        before = p[i - 1]
-    return at
-
-
-cdef size_t fold_name(const uint8_t* method, size_t method_len, const uint8_t* target, size_t n, uint8_t* out, size_t room) noexcept nogil:
-    """`METHOD /path` into out, at most `room` bytes (what is longer is cut); the query and matrix parameters are left out."""
-    cdef size_t i = 0
-    cdef size_t at = 0
-    cdef size_t begin, end
-    at = fold_put(out, 0, room, <const char*>method, method_len if method_len < 32 else 32)
-    at = fold_put(out, at, room, b" ", 1)
-    while i < n and target[i] != 63 and target[i] != 35:
-        if target[i] == 47:
-            at = fold_put(out, at, room, b"/", 1)
-            i += 1
-            continue
-        begin = i
-        end = n
-        while i < n and target[i] != 47 and target[i] != 63 and target[i] != 35:
-            if target[i] == 59 and end == n:
-                end = i
-            i += 1
-        if end > i:
-            end = i
-        at = fold_segment(target + begin, end - begin, out, at, room)
-    return at
-
-
 # ---- counting ----------------------------------------------------------------------------------------------------------------
 
 cdef struct JudgeState:
+    int64_t refs                  # atomic: the Judge, and marks that it reads
+    pthread_mutex_t lock          # whoever judges has it
     JudgeEndpoint* endpoints[JUDGE_ENDPOINTS + 1]    # owns; the last one is (other)
     int64_t count                                     # of them without (other); atomic
     int32_t table[JUDGE_SLOTS]                        # index + 1; 0 free
     JudgeBucket buckets[JUDGE_BUCKETS]
     int64_t bucket_ns
     int64_t origin_ns             # CLOCK_MONOTONIC of the first bucket; 0 not yet
+    int targets                   # whose shares are told; 0 none
+    JudgeShare nobody             # what is counted where none are
     int64_t merges                # times that two buckets became one; odd while it happens
     int64_t base_ns
     int64_t judged
@@ -195,31 +102,36 @@ cdef struct JudgeState:
     Histogram response
 
 
-cdef JudgeEndpoint* judge_endpoint(JudgeState* j, const Request* r) noexcept nogil:
-    """Its endpoint, made when it is new; NULL without memory."""
-    cdef uint8_t name[JUDGE_NAME]
-    cdef size_t n = fold_name(r.data, r.method_len, r.data + r.target_at, r.target_len, name, JUDGE_NAME)
-    cdef uint64_t hash = xxh64(name, n, 0)
-    cdef uint32_t slot = <uint32_t>hash & (JUDGE_SLOTS - 1)
+cdef JudgeEndpoint* judge_endpoint(JudgeState* j, const EndpointName* name) noexcept nogil:
+    """The endpoint of this name, made when it is new; NULL: what was too many for the sender already. NULL without memory."""
     cdef JudgeEndpoint* e
-    cdef bint other = False
-    while j.table[slot]:
-        e = j.endpoints[j.table[slot] - 1]
-        if e.hash == hash and e.name_len == n and memcmp(e.name, name, n) == 0:
-            return e
-        slot = (slot + 1) & (JUDGE_SLOTS - 1)
-    other = j.count >= JUDGE_ENDPOINTS
+    cdef uint32_t slot = 0
+    cdef bint other = name == NULL
+    if name != NULL:
+        slot = <uint32_t>name.hash & (JUDGE_SLOTS - 1)
+        while j.table[slot]:
+            e = j.endpoints[j.table[slot] - 1]
+            if e.hash == name.hash and e.name_len == name.length and memcmp(e.name, name.text, name.length) == 0:
+                return e
+            slot = (slot + 1) & (JUDGE_SLOTS - 1)
+        other = j.count >= JUDGE_ENDPOINTS
     if other and j.endpoints[JUDGE_ENDPOINTS] != NULL:
         return j.endpoints[JUDGE_ENDPOINTS]
     e = <JudgeEndpoint*>calloc(1, sizeof(JudgeEndpoint))
     if e == NULL:
         return NULL
+    if j.targets:
+        e.shares = <JudgeShare*>calloc(j.targets, sizeof(JudgeShare))
+        if e.shares == NULL:
+            free(e)
+            return NULL
     if other:
-        n = 7
-        memcpy(name, b"(other)", 7)
-    e.hash = hash
-    e.name_len = <uint16_t>n
-    memcpy(e.name, name, n)
+        e.name_len = 7
+        memcpy(e.name, b"(other)", 7)
+    else:
+        e.hash = name.hash
+        e.name_len = name.length
+        memcpy(e.name, name.text, name.length)
     if other:
         j.endpoints[JUDGE_ENDPOINTS] = e
         return e
@@ -275,20 +187,17 @@ cdef JudgeBucket* judge_bucket(JudgeState* j, int64_t at_ns) noexcept nogil:
     return &j.buckets[i // j.bucket_ns]
 
 
-cdef void judge_note(JudgeState* j, const SenderNote* note) noexcept nogil:
-    """Counts one request that ended."""
-    cdef const Request* r = &note.row
-    cdef JudgeEndpoint* e = judge_endpoint(j, r)
+cdef void judge_mark(JudgeState* j, JudgeEndpoint* e, const Mark* note, int64_t base_ns, int which) noexcept nogil:
+    """Counts one request that ended. which: its target."""
     cdef JudgeBucket* b
+    cdef JudgeShare* s = &e.shares[which] if e.shares != NULL else &j.nobody
     cdef int64_t took, lag
     cdef int kind
-    if e == NULL:
-        count_add(&j.not_judged, 1)
-        return
     count_add(&j.judged, 1)
     count_add(&e.requests, 1)
+    count_add(&s.requests, 1)
     if j.origin_ns == 0:
-        j.base_ns = note.base_ns
+        j.base_ns = base_ns
         j.origin_ns = note.due_ns if 0 < note.due_ns < note.end_ns else note.end_ns
     if 0 < note.due_ns <= note.end_ns:
         count_add(&judge_bucket(j, note.due_ns).due, 1)
@@ -303,17 +212,21 @@ cdef void judge_note(JudgeState* j, const SenderNote* note) noexcept nogil:
     b = judge_bucket(j, note.end_ns)
     if note.outcome == OUTCOME_DROPPED:
         count_add(&e.dropped, 1)
+        count_add(&s.dropped, 1)
         count_add(&b.dropped, 1)
         return
     if note.outcome == OUTCOME_UNANSWERED:
         count_add(&e.unanswered, 1)
+        count_add(&s.unanswered, 1)
         count_add(&b.unanswered, 1)
         return
     count_add(&e.answered, 1)
+    count_add(&s.answered, 1)
     count_add(&b.answered, 1)
     kind = note.status // 100
     kind = kind if 0 <= kind <= 5 else 0
     count_add(&e.status[kind], 1)
+    count_add(&s.status[kind], 1)
     count_add(&b.status[kind], 1)
     took = (note.end_ns - note.sent_ns) // 1000
     count_add(&b.service_sum_us, took)
@@ -324,32 +237,77 @@ cdef void judge_note(JudgeState* j, const SenderNote* note) noexcept nogil:
     if took > b.latency_max_us:
         b.latency_max_us = took
     coarse_record(&e.latency, note.end_ns - note.due_ns)
-    if r.status:
-        kind = r.status // 100
+    if note.captured:
+        kind = note.captured // 100
         count_add(&e.captured[kind if 0 <= kind <= 5 else 0], 1)
         count_add(&e.known, 1)
-        if note.status != r.status:
+        count_add(&s.known, 1)
+        if note.status != note.captured:
             count_add(&e.changed, 1)
-            judge_pair(e, <int32_t>(r.status * 1000 + note.status))
+            count_add(&s.changed, 1)
+            judge_pair(e, <int32_t>(note.captured * 1000 + note.status))
             if note.status >= 400 and note.status // 100 > kind:
                 count_add(&e.worse, 1)
+                count_add(&s.worse, 1)
     if note.first_byte_ns:
         took = note.first_byte_ns - note.sent_ns
         histogram_record(&j.response, took, 1)
-        if r.response_ns >= 0:
+        if note.response_ns >= 0:
             count_add(&e.compared, 1)
-            coarse_record(&e.production, r.response_ns)
+            count_add(&s.compared, 1)
+            count_add(&s.response_sum_us, took // 1000)
+            if took // 1000 > s.response_max_us:
+                s.response_max_us = took // 1000
+            coarse_record(&e.production, note.response_ns)
             coarse_record(&e.response, took)
-            if took > 2 * r.response_ns and took - r.response_ns > JUDGE_SLOWER_NS:
+            if took > 2 * note.response_ns and took - note.response_ns > JUDGE_SLOWER_NS:
                 count_add(&e.slower, 1)
+                count_add(&s.slower, 1)
+
+
+cdef int judge_marks(JudgeState* j, Marks* m, uint64_t most) noexcept nogil:
+    """Counts what one sender told, at most so many; with the lock. Returns how many."""
+    cdef uint64_t head = m.head
+    cdef uint64_t end = <uint64_t>atomic_get(<int64_t*>&m.told)
+    cdef const Mark* mark
+    cdef JudgeEndpoint* e
+    if end - head > most:
+        end = head + most
+    most = end - head
+    while head != end:
+        mark = &m.slots[head & m.mask]
+        e = m.known[mark.endpoint]
+        if e == NULL:
+            e = judge_endpoint(j, m.endpoints.names[mark.endpoint] if mark.endpoint < JUDGE_ENDPOINTS else NULL)
+            m.known[mark.endpoint] = e
+        if e == NULL:
+            count_add(&j.not_judged, 1)
+        else:
+            judge_mark(j, e, mark, m.base_ns, m.which)
+        head += 1
+    atomic_set(<int64_t*>&m.head, <int64_t>head)
+    return <int>most
+
+
+cdef void judge_leave(JudgeState* j) noexcept nogil:
+    """Gives a reference back."""
+    cdef int i
+    if atomic_add(&j.refs, -1) > 0:
+        return
+    for i in range(<int>JUDGE_ENDPOINTS + 1):
+        if j.endpoints[i] != NULL:
+            free(j.endpoints[i].shares)
+        free(j.endpoints[i])
+    pthread_mutex_destroy(&j.lock)
+    free(j)
 
 
 # ---- the thread ----------------------------------------------------------------------------------------------------------------
 
 cdef class Judge:
-    """Reads the records of senders, counts them by endpoint and over time, and passes them on.
+    """Reads the marks of senders, counts them by endpoint and over time, and passes their records on.
 
-    sources: `Outcomes`, one a sender.  names: of their targets, for the lines.  forward: `Outcomes`, one a source, that get each record
+    sources: `Outcomes`, one a sender, none of which is at work yet.  names: of their targets, for the lines.  forward: `Outcomes`, one a source, that get each record
     afterwards, or none.  lines: `Lines` that get a line a record, or None.  `run` is a thread body; `end` lets it read what is left and end."""
     cdef JudgeState* j
     cdef list sources
@@ -362,10 +320,14 @@ cdef class Judge:
         self.j = <JudgeState*>calloc(1, sizeof(JudgeState))
         if self.j == NULL:
             raise MemoryError
+        self.j.refs = 1
+        pthread_mutex_init(&self.j.lock, NULL)
         self.j.bucket_ns = 100000000
         self.sources, self.forward, self.lines = list(sources), list(forward), lines
         if len(self.sources) > LINES_TARGETS:
             raise ValueError("sources: at most 1024")
+        if 1 < len(self.sources) <= JUDGE_TARGETS:
+            self.j.targets = <int>len(self.sources)
         for one in self.sources + self.forward:
             if not isinstance(one, Outcomes):
                 raise TypeError("sources and forward are of class Outcomes")
@@ -374,13 +336,12 @@ cdef class Judge:
         if lines is not None:
             names = [str(name) for name in names]
             lines.name(names + [""] * (len(self.sources) - len(names)))
+        for i, one in enumerate(self.sources):
+            (<Outcomes>one).judged_by(self.j, i)
 
     def __dealloc__(self):
-        cdef int i
         if self.j != NULL:
-            for i in range(<int>JUDGE_ENDPOINTS + 1):
-                free(self.j.endpoints[i])
-            free(self.j)
+            judge_leave(self.j)
 
     def end(self):
         """No record comes any more but those that wait."""
@@ -401,6 +362,7 @@ cdef class Judge:
                 last = atomic_get(&self.ending) != 0
                 got = 0
                 for i in range(n):
+                    got += self.judge(&(<Outcomes>rings[i]).marks)
                     got += self.turn(i, &(<Outcomes>rings[i]).ring, &(<Outcomes>onward[i]).ring if onward[i] != NULL else NULL,
                                      (<Outcomes>onward[i]).slots if onward[i] != NULL else 0)
                 if got == 0:
@@ -412,6 +374,15 @@ cdef class Judge:
             if self.lines is not None:
                 self.lines.flush(True)
 
+    cdef int judge(self, Marks* marks) noexcept nogil:
+        cdef int got
+        if atomic_get(<int64_t*>&marks.told) == atomic_get(<int64_t*>&marks.head):
+            return 0
+        pthread_mutex_lock(&self.j.lock)
+        got = judge_marks(self.j, marks, JUDGE_MARKS)
+        pthread_mutex_unlock(&self.j.lock)
+        return got
+
     cdef int turn(self, int which, PointerRing* ring, PointerRing* onward, uint64_t slots) noexcept nogil:
         cdef int got = 0
         cdef SenderNote* note
@@ -420,7 +391,6 @@ cdef class Judge:
             if note == NULL:
                 break
             got += 1
-            judge_note(self.j, note)
             if self.lines is not None:
                 self.lines.write(note, which)
             if onward == NULL:
@@ -431,8 +401,9 @@ cdef class Judge:
         return got
 
     def counters(self):
-        """`judged`, `not_judged`."""
-        return {"judged": count_get(&self.j.judged), "not_judged": count_get(&self.j.not_judged)}
+        """`judged`; `not_judged`: no memory, or no room among the marks."""
+        lost = sum((<Outcomes>one).marks_lost() for one in self.sources)
+        return {"judged": count_get(&self.j.judged), "not_judged": count_get(&self.j.not_judged) + lost}
 
     def response(self):
         """Shadow: first byte of the reply minus first byte sent; counts as bytes, for `replay.histogram.Histogram`."""
@@ -444,9 +415,9 @@ cdef class Judge:
         cdef JudgeEndpoint* e
         found = []
         for i in range(atomic_get(&self.j.count)):
-            found.append(judge_dict(self.j.endpoints[i]))
+            found.append(judge_dict(self.j.endpoints[i], self.j.targets))
         if self.j.endpoints[<int>JUDGE_ENDPOINTS] != NULL:
-            found.append(judge_dict(self.j.endpoints[<int>JUDGE_ENDPOINTS]))
+            found.append(judge_dict(self.j.endpoints[<int>JUDGE_ENDPOINTS], self.j.targets))
         return found
 
     def timeline(self):
@@ -478,7 +449,16 @@ cdef dict judge_bucket_dict(JudgeBucket* b):
     }
 
 
-cdef dict judge_dict(JudgeEndpoint* e):
+cdef dict judge_share(JudgeShare* s):
+    cdef int i
+    return {
+        "requests": s.requests, "answered": s.answered, "unanswered": s.unanswered, "dropped": s.dropped, "known": s.known, "changed": s.changed,
+        "worse": s.worse, "compared": s.compared, "slower": s.slower, "status": {f"{i}xx": s.status[i] for i in range(1, 6) if s.status[i]},
+        "response_sum_us": s.response_sum_us, "response_max_us": s.response_max_us,
+    }
+
+
+cdef dict judge_dict(JudgeEndpoint* e, int targets):
     cdef int i
     cdef int used = <int>atomic_get(&e.pairs_used)
     return {
@@ -487,17 +467,10 @@ cdef dict judge_dict(JudgeEndpoint* e):
         "status": {f"{i}xx": e.status[i] for i in range(1, 6) if e.status[i]},
         "captured": {f"{i}xx": e.captured[i] for i in range(1, 6) if e.captured[i]},
         "status_change": {f"{e.pairs[i].key // 1000}>{e.pairs[i].key % 1000}": e.pairs[i].count for i in range(used)},
-        "status_change_other": e.pairs_other,
+        "status_change_other": e.pairs_other, "shares": [judge_share(&e.shares[i]) for i in range(targets)],
         "production_us": coarse_bytes(&e.production), "response_us": coarse_bytes(&e.response), "latency_us": coarse_bytes(&e.latency),
     }
 
 
 cdef bytes coarse_bytes(Coarse* h):
     return (<const char*>h.counts)[:sizeof(Coarse)]
-
-
-def fold_endpoint(bytes method, bytes target, size_t room=JUDGE_NAME):
-    """The name of the endpoint."""
-    cdef uint8_t name[JUDGE_NAME]
-    cdef size_t n = fold_name(<const uint8_t*>method, len(method), <const uint8_t*>target, len(target), name, min(room, <size_t>JUDGE_NAME))
-    return <bytes>name[:n]

@@ -2,8 +2,8 @@
 # Must not know: HTTP, sockets, files.
 
 cdef enum:
-    BATCH_BYTES = 256 * 1024      # arena of an ordinary batch; a larger request gets a batch of its own
-    BATCH_ROWS = 512
+    BATCH_BYTES = 64 * 1024      # arena of an ordinary batch; a larger request gets a batch of its own
+    BATCH_ROWS = 128
     SPARE_BATCHES = 64
 
 
@@ -131,6 +131,11 @@ cdef Batch* batch_take(BatchPool* pool, uint64_t bytes, const int64_t* stop) noe
     return batch
 
 
+cdef bint batch_waits(BatchPool* pool, uint64_t bytes) noexcept nogil:
+    """Batch_take() would have to wait."""
+    return atomic_get(&pool.held) > 0 and atomic_get(&pool.held) + <int64_t>(bytes if bytes > BATCH_BYTES else BATCH_BYTES) + BATCH_ROWS * <int64_t>sizeof(Request) > pool.budget
+
+
 cdef void batch_keep(Batch* batch, int64_t times) noexcept nogil:
     atomic_add(&batch.refs, times)
 
@@ -185,6 +190,7 @@ cdef class Queue:
     def __cinit__(self, Pool pool not None, uint64_t slots=1024):
         self.pool = pool
         self.waiting = 0
+        self.slots = slots
         self.ended = 0
         self.refused = 0
         self.fd = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC)
@@ -211,6 +217,18 @@ cdef class Queue:
         if atomic_get(&self.waiting):
             self.wake()
         return 1
+
+    cdef int push_quietly(self, Batch* batch) noexcept nogil:
+        """As push, for one who pushes more in no time, or calls nudge(): a consumer that sleeps is woken for many batches at once."""
+        if not ring_push(&self.ring, batch):
+            return 0
+        if ring_count(&self.ring) * 2 > self.slots and atomic_get(&self.waiting):
+            self.wake()
+        return 1
+
+    cdef void nudge(self) noexcept nogil:
+        if atomic_get(&self.waiting) and ring_count(&self.ring):
+            self.wake()
 
     cdef Batch* pop(self) noexcept nogil:
         """The next batch, its reference handed over; NULL when there is none now."""

@@ -143,7 +143,7 @@ cdef void message_unbuffer(Engine* g, Message* m) noexcept nogil:
         if m.in_window:
             g.window_bytes -= m.len
         g.message_bytes -= m.cap
-        free(m.buf)
+        piece_free(g, m.buf, m.cap)
         m.buf = NULL
         m.raw = NULL
         m.spans = 0
@@ -188,11 +188,13 @@ cdef int message_room(Engine* g, Message* m, uint64_t more) noexcept nogil:
         return 0
     if m.cap:
         cap = cap + cap // 2
+    elif cap <= SPARE_BYTES and g.message_bytes < g.max_memory // 4:
+        cap = SPARE_BYTES
     if g.message_bytes - m.cap + cap > g.max_memory:
         cap = m.len + more
         if g.message_bytes - m.cap + cap > g.max_memory:
             return -1
-    buf = <uint8_t*>realloc(m.buf, cap)
+    buf = piece_take(g) if cap == SPARE_BYTES and m.buf == NULL else <uint8_t*>realloc(m.buf, cap)
     if buf == NULL:
         return -1
     g.message_bytes += cap - m.cap
@@ -216,12 +218,18 @@ cdef uint8_t* message_write(Engine* g, Message* m, uint8_t* out) noexcept nogil:
 
 cdef int message_own(Engine* g, Message* m) noexcept nogil:
     """What it borrows becomes its own. -1: it is over (out of memory)."""
-    cdef uint8_t* buf = <uint8_t*>malloc(m.len if m.len else 1)
+    cdef uint64_t size = m.len if m.len else 1
+    cdef uint8_t* buf
+    if size <= SPARE_BYTES and g.message_bytes < g.max_memory // 4:
+        size = SPARE_BYTES
+    buf = piece_take(g) if size == SPARE_BYTES else <uint8_t*>malloc(size)
     if buf == NULL:
         count_add(&g.n.no_memory, 1)
         message_fails(g, m, INCOMPLETE_EVICTED)
         return -1
     message_write(g, m, buf)
+    g.message_bytes += size - m.cap
+    m.cap = size
     m.buf = buf
     m.raw = NULL
     m.spans = 0
@@ -542,7 +550,9 @@ cdef int buf_add(Engine* g, Flow* f, const uint8_t* p, size_t n) noexcept nogil:
         cap = f.buf_len + n + 512
         if f.buf_cap:
             cap += cap // 2
-        buf = <uint8_t*>realloc(f.buf, cap)
+        elif cap < SPARE_BYTES:
+            cap = SPARE_BYTES
+        buf = piece_take(g) if cap == SPARE_BYTES and f.buf == NULL else <uint8_t*>realloc(f.buf, cap)
         if buf == NULL:
             return -1
         f.buf = buf
@@ -835,6 +845,7 @@ cdef size_t read_head(Engine* g, Conn* c, int side, const uint8_t* p, size_t n) 
     cdef LineIndex index
     cdef Head h
     cdef bint lasting = g.lasting
+    cdef bint quick
     if before == 0 and not f.line_known and f.scanned == 0:
         end = head_scan(p, n, &h)
         if end and end <= g.max_head and head_suits(f, &h):
@@ -863,9 +874,11 @@ cdef size_t read_head(Engine* g, Conn* c, int side, const uint8_t* p, size_t n) 
             return read_failed(g, c, side, at, have, before, n, judged == 3)
         f.line_known = 1
     if before:
-        end = head_end(at, have, f.scanned)
-        if end:
-            if end <= g.max_head and head_scan(at, end, &h) == end and head_suits(f, &h):
+        # All of it again, when that much of it is new; where it comes byte by byte, only when its end is there.
+        quick = n > have // 4
+        end = head_scan(at, have, &h) if quick else head_end(at, have, f.scanned)
+        if end > HEAD_BEGUN:
+            if end <= g.max_head and (quick or head_scan(at, end, &h) == end) and head_suits(f, &h):
                 f.line_known = 0
                 f.scanned = 0
                 g.lasting = False     # it lies in the flow's own buffer
@@ -873,6 +886,8 @@ cdef size_t read_head(Engine* g, Conn* c, int side, const uint8_t* p, size_t n) 
                 g.lasting = lasting
                 return end - before
             head_index(at, end, &index)
+        elif quick:
+            end = head_index(at, have, &index) if end == 0 else 0
     else:
         end = head_index(at, have, &index)
     if end == 0:

@@ -31,6 +31,7 @@ cdef enum:
     LEDGER_PAIRS = 2048           # slots of the table of status changes; at most half are used
     NOTE_HEAD = 8192              # bytes of a request's head that its record keeps, unless told otherwise
     NOTE_TARGET = 65536           # bytes of a target or Host that a record keeps
+    OUTCOMES_MARKS = 16384        # marks that may wait, at most: so few that they stay in the second cache
 
 
 cdef struct LedgerPair:
@@ -155,27 +156,49 @@ cdef SenderNote* note_make(const Request* row, uint32_t head) noexcept nogil:
 
 
 cdef class Outcomes:
-    """Records of requests that ended, from one sender to one reader.
+    """What one sender has to say of each request that ended: a mark for the judge, and a record for one reader.
 
-    slots: how many may wait; when they are full a record is lost and counted, the sender never waits.
+    slots: how many of either may wait; when they are full a record is lost and counted, the sender never waits.
+    records: there is a reader for them.
     head: bytes of a head that a record keeps; 0: what its target (and, with `record`, its Host) needs.
     wait: a dry run, which has no shadow to be late for, waits for room instead."""
     cdef PointerRing ring
+    cdef Marks marks
     cdef uint64_t slots           # 0: the ring was never made
     cdef uint32_t head
     cdef bint wait
+    cdef bint records
 
-    def __cinit__(self, uint64_t slots=65536, uint32_t head=NOTE_HEAD, bint wait=False):
+    def __cinit__(self, uint64_t slots=65536, uint32_t head=NOTE_HEAD, bint wait=False, bint records=True):
         if not 1 <= slots <= 1 << 24:
             raise ValueError("slots: 1 to 16777216")
         self.head = head
         self.wait = wait
-        if ring_init(&self.ring, slots) < 0:
+        self.records = records
+        if marks_init(&self.marks, slots if slots < OUTCOMES_MARKS else OUTCOMES_MARKS, wait) != OK or ring_init(&self.ring, slots if records else 1) < 0:
             raise MemoryError
         self.slots = slots
 
+    cdef int judged_by(self, JudgeState* judge, int which) except -1:
+        """From now on this judge reads the marks; `which`: its number of this sender."""
+        if self.marks.known == NULL:
+            self.marks.known = <JudgeEndpoint**>malloc((JUDGE_ENDPOINTS + 1) * sizeof(JudgeEndpoint*))
+        if self.marks.known == NULL:
+            raise MemoryError
+        memset(self.marks.known, 0, (JUDGE_ENDPOINTS + 1) * sizeof(JudgeEndpoint*))
+        atomic_add(&judge.refs, 1)
+        if self.marks.judge != NULL:
+            judge_leave(self.marks.judge)
+        self.marks.judge = judge
+        self.marks.which = which
+        return 0
+
+    cdef int64_t marks_lost(self):
+        return count_get(&self.marks.lost)
+
     def __dealloc__(self):
         cdef void* note
+        marks_free(&self.marks)
         if self.slots == 0:
             return
         note = ring_pop(&self.ring)

@@ -16,6 +16,10 @@ cdef enum:
 cdef int64_t R_QUIET_NS = 120000000000      # R7: 120 s
 cdef int64_t R_WAIT_NS = 30000000000        # R4: 30 s
 
+cdef enum:
+    SPARE_BYTES = 2048                      # of a piece of memory that is used again: a usual head and a small body
+    SPARE_MOST = 512
+
 cdef struct Engine                          # ingest.pxi
 cdef struct Message                         # messages.pxi
 cdef struct Conn
@@ -162,6 +166,26 @@ cdef struct Seen:                           # a packet's segment, and what can b
     uint8_t has_segment
 
 
+cdef inline uint8_t* piece_take(Engine* g) noexcept nogil:
+    """SPARE_BYTES, used before if possible (malloc has no quick way for sizes like that); NULL: none. Who has it may also realloc() or free() it."""
+    cdef uint8_t* piece = g.spare_first
+    if piece == NULL:
+        return <uint8_t*>malloc(SPARE_BYTES)
+    g.spare_first = (<uint8_t**>piece)[0]
+    g.spares -= 1
+    return piece
+
+
+cdef inline void piece_free(Engine* g, uint8_t* p, uint64_t size) noexcept nogil:
+    """p: NULL, or `size` bytes from malloc."""
+    if p != NULL and size == SPARE_BYTES and g.spares < SPARE_MOST and not HS_STRICT:    # a sanitizer should see every use of what is free
+        (<uint8_t**>p)[0] = g.spare_first
+        g.spare_first = p
+        g.spares += 1
+    else:
+        free(p)
+
+
 cdef inline void list_add(ConnList* l, Conn* c) noexcept nogil:
     c.prev = l.last
     c.next = NULL
@@ -286,7 +310,7 @@ cdef void conn_holds(Engine* g, Conn* c) noexcept nogil:
     for i in range(2):
         f = &c.flow[i]
         if f.buf != NULL and f.buf_len == 0:
-            free(f.buf)
+            piece_free(g, f.buf, f.buf_cap)
             f.buf = NULL
             f.buf_cap = 0
         held += f.buf_cap

@@ -4,6 +4,98 @@ cdef enum:
     HOPS_MOST = 100
     MARKER_LEN = 20               # x-shadow-replay: 1
 
+
+cdef struct Sent:                 # what made values are made of
+    const uint8_t* p              # the head, with its new path
+    const Head* h
+    Text host                     # without the suffix
+    Text target                   # as it is sent
+
+
+cdef size_t made_bound(const Rules* r, const Head* h) noexcept nogil:
+    cdef size_t n = 0
+    cdef size_t most = <size_t>h.length + r.authority_most
+    cdef int i, k
+    for i in range(r.set_count):
+        for k in range(r.sets[i].part_count):
+            n += r.sets[i].parts[k].text.n + (most if most < r.sets[i].parts[k].most else r.sets[i].parts[k].most)
+    for i in range(r.add_count):
+        for k in range(r.adds[i].part_count):
+            n += r.adds[i].parts[k].text.n + (most if most < r.adds[i].parts[k].most else r.adds[i].parts[k].most)
+    return n
+
+
+cdef bint part_there(int what, const Text* name, const Sent* s, Text* value) noexcept nogil:
+    if what == PART_TEXT:
+        value[0] = name[0]
+    elif what == PART_HEADER:
+        return header_find(s.p, s.h, name[0], value)
+    elif what == PART_PATH:
+        value[0] = s.target
+    elif what == PART_METHOD:
+        value.p = s.p
+        value.n = s.h.method_len
+    elif what == PART_AUTHORITY:
+        value[0] = s.host
+    elif what == PART_VERSION:
+        value.p = s.p + s.h.target_at + s.h.target_len + 1
+        value.n = 8
+    else:
+        return False
+    return True
+
+
+cdef bint part_value(const Part* part, const Sent* s, Text* value) noexcept nogil:
+    if not part_there(part.what, &part.text, s, value) and not part_there(part.other, &part.other_text, s, value):
+        return False
+    if value.n > part.most:
+        value.n = part.most
+    return True
+
+
+cdef bint made_empty(const Field* f, const Sent* s) noexcept nogil:
+    """A made value that comes out empty, which changes nothing unless it is asked for."""
+    cdef Text value
+    cdef int i
+    if f.part_count == 0 or f.keep_empty:
+        return False
+    for i in range(f.part_count):
+        if part_value(&f.parts[i], s, &value) and value.n:
+            return False
+    return True
+
+
+cdef uint8_t* put_value(uint8_t* out, const Field* f, const Sent* s) noexcept nogil:
+    cdef Text value
+    cdef int i
+    if f.part_count == 0:
+        return put(out, f.value.p, f.value.n)
+    for i in range(f.part_count):
+        if part_value(&f.parts[i], s, &value):
+            out = put(out, value.p, value.n)
+    return out
+
+
+cdef size_t line_last(const uint8_t* p, const Head* h, Text name, size_t at) noexcept nogil:
+    """The last line of this name (lower case); at: one of its lines."""
+    cdef size_t i = at
+    cdef const uint8_t* lf
+    while i < h.length:
+        if h.length - i > name.n and p[i + name.n] == 58 and http1_same(p + i, <const char*>name.p, name.n):
+            at = i
+        lf = <const uint8_t*>memchr(p + i, 10, h.length - i)
+        if lf == NULL:
+            break
+        i = (lf - p) + 1
+    return at
+
+
+cdef inline bint name_fixed(const uint8_t* p, size_t n) noexcept nogil:
+    """FIXED_FIELDS but Host and those of one hop, which are dealt with before."""
+    return ((n == 14 and http1_same(p, b"content-length", 14)) or (n == 17 and http1_same(p, b"transfer-encoding", 17)) or (n == 2 and http1_same(p, b"te", 2))
+            or (n == 7 and (http1_same(p, b"trailer", 7) or http1_same(p, b"upgrade", 7))) or (n == 15 and http1_same(p, b"x-shadow-replay", 15)))
+
+
 cdef size_t rewrite_bound(const Rules* r, const Head* h) noexcept nogil:
     """No rewritten head is longer."""
     cdef size_t n = <size_t>h.length + 64 + r.suffix.n + r.literal.n + h.target_len
@@ -12,6 +104,8 @@ cdef size_t rewrite_bound(const Rules* r, const Head* h) noexcept nogil:
         n += r.sets[i].shown.n + r.sets[i].value.n + 4
     for i in range(r.add_count):
         n += r.adds[i].shown.n + r.adds[i].value.n + 4
+    if r.made:
+        n += made_bound(r, h)
     if r.auth.on:
         n += AUTH_MOST * r.auth.longest
     return n
@@ -45,14 +139,14 @@ cdef inline uint8_t* put_marker(uint8_t* out, uint32_t hops) noexcept nogil:
     return out + 3
 
 
-cdef uint8_t* put_field(uint8_t* out, Text name, Text value) noexcept nogil:
-    out = put(out, name.p, name.n)
+cdef uint8_t* put_field(uint8_t* out, const Field* f, const Sent* s) noexcept nogil:
+    out = put(out, f.shown.p, f.shown.n)
     out = put(out, <const uint8_t*>b": ", 2)
-    out = put(out, value.p, value.n)
+    out = put_value(out, f, s)
     return put(out, <const uint8_t*>b"\r\n", 2)
 
 
-cdef uint8_t* put_appended(uint8_t* out, const uint8_t* p, size_t at, size_t next_at, size_t colon, Text value) noexcept nogil:
+cdef uint8_t* put_appended(uint8_t* out, const uint8_t* p, size_t at, size_t next_at, size_t colon, const Field* f, const Sent* s) noexcept nogil:
     """The field line p[at:next_at] with a comma and one more value behind its own."""
     cdef size_t last = next_at
     while last > colon + 1 and p[last - 1] <= 32:
@@ -60,7 +154,7 @@ cdef uint8_t* put_appended(uint8_t* out, const uint8_t* p, size_t at, size_t nex
     out = put(out, p + at, last - at)
     if last > colon + 1:
         out = put(out, <const uint8_t*>b",", 1)
-    out = put(out, value.p, value.n)
+    out = put_value(out, f, s)
     return put(out, <const uint8_t*>b"\r\n", 2)
 
 
@@ -277,6 +371,8 @@ cdef size_t rewrite_head(const Rules* r, const uint8_t* p, const Head* h, Text h
     cdef int k
     cdef TraceField which
     cdef uint64_t set_done = 0
+    cdef uint64_t set_empty = 0
+    cdef Sent s
     cdef uint8_t* value
     cdef int auth_left = AUTH_MOST
     target_at[0] = h.target_at
@@ -333,6 +429,15 @@ cdef size_t rewrite_head(const Rules* r, const uint8_t* p, const Head* h, Text h
         o = put_host(r, o, host)
         o = put(o, <const uint8_t*>b"\r\n", 2)
         host_done = True
+    s.p = p
+    s.h = h
+    s.host = host
+    s.target.p = out + h.target_at
+    s.target.n = target_len[0]
+    if r.made:
+        for k in range(r.set_count):
+            if made_empty(&r.sets[k], &s):
+                set_empty |= <uint64_t>1 << k
     while at < h.length:
         lf = <const uint8_t*>memchr(p + at, 10, h.length - at)
         if lf == NULL:
@@ -373,20 +478,23 @@ cdef size_t rewrite_head(const Rules* r, const uint8_t* p, const Head* h, Text h
             for k in range(r.remove_count):
                 if r.removes[k].n == i and http1_same(p + at, <const char*>r.removes[k].p, i):
                     drop = True
+            for k in range(r.pattern_count):
+                if not drop and test_names(&r.patterns[k], p + at, i) and not name_fixed(p + at, i):
+                    drop = True
             found = False
             for k in range(r.set_count):
-                if not drop and not found and r.sets[k].name.n == i and http1_same(p + at, <const char*>r.sets[k].name.p, i):
+                if not drop and not found and r.sets[k].name.n == i and not (set_empty >> k) & 1 and http1_same(p + at, <const char*>r.sets[k].name.p, i):
                     if r.sets[k].how == CHANGE_ADD_IF_ABSENT:
                         set_done |= <uint64_t>1 << k
                     elif r.sets[k].how == CHANGE_APPEND:
-                        if not (set_done >> k) & 1:
-                            o = put_appended(o, p, at, next_at, colon, r.sets[k].value)
+                        if at == line_last(p, h, r.sets[k].name, at):
+                            o = put_appended(o, p, at, next_at, colon, &r.sets[k], &s)
                             set_done |= <uint64_t>1 << k
                             found = True
                     else:
                         found = True
                         if not (set_done >> k) & 1:
-                            o = put_field(o, r.sets[k].shown, r.sets[k].value)
+                            o = put_field(o, &r.sets[k], &s)
                             set_done |= <uint64_t>1 << k
             if found:
                 at = next_at
@@ -423,10 +531,11 @@ cdef size_t rewrite_head(const Rules* r, const uint8_t* p, const Head* h, Text h
             o = put(o, p + at, next_at - at)
         at = next_at
     for k in range(r.set_count):
-        if not (set_done >> k) & 1 and r.sets[k].how != CHANGE_SET_IF_EXISTS:
-            o = put_field(o, r.sets[k].shown, r.sets[k].value)
+        if not ((set_done | set_empty) >> k) & 1 and r.sets[k].how != CHANGE_SET_IF_EXISTS:
+            o = put_field(o, &r.sets[k], &s)
     for k in range(r.add_count):
-        o = put_field(o, r.adds[k].shown, r.adds[k].value)
+        if not made_empty(&r.adds[k], &s):
+            o = put_field(o, &r.adds[k], &s)
     if r.marker:
         o = put_marker(o, hops_of(p, h) % HOPS_MOST + 1 if h.flags & HEAD_MARKER else 1)
     o = put(o, <const uint8_t*>b"\r\n", 2)

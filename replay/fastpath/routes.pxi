@@ -1,17 +1,6 @@
 # Compiled routes: which one a request takes, which mirrors take it, and its copies (docs/policy.md; docs/design.md S5).
 # What must live here: matching, and everything that is per mirror. It must not know percentages, YAML, names of clusters. Patterns run with the GIL.
 
-cdef enum TestKind:
-    TEST_EXACT = 0
-    TEST_PREFIX = 1
-    TEST_SUFFIX = 2
-    TEST_CONTAINS = 3
-    TEST_REGEX = 4
-    TEST_SEGMENTS = 5             # the path itself, or what lies below it
-    TEST_PRESENT = 6
-    TEST_ABSENT = 7
-    TEST_ANY = 8                  # hosts only
-
 cdef enum:
     ROUTE_MIRRORS = 32            # of one route
     ROUTE_CANDIDATES = 6          # blocks that a cache entry names
@@ -21,18 +10,10 @@ cdef enum:
     ROUTE_LOOKS = 1024            # after so many look-ups the cache is judged …
     ROUTE_REST = 16384            # … and left alone for so many requests, if it held less than a quarter of them
 
-TESTS = ("exact", "prefix", "suffix", "contains", "regex", "segments", "present", "absent", "any")
-
-cdef struct Test:
-    int kind                      # TestKind
-    bint folded                   # ASCII case does not matter; value is lower case
-    bint inverted                 # a missing value is then taken as empty
-    Text value
-    PyObject* pattern             # borrows from the Routes
-
 cdef struct NamedTest:
     Text name
     Test test
+    bint joined                   # a header that comes several times is one value, joined by commas; else one of its values is enough
 
 cdef struct HostTest:
     int kind
@@ -51,6 +32,7 @@ cdef struct RouteBlock:
     Test* methods
     NamedTest* headers
     NamedTest* query
+    NamedTest* cookies
     Network* clients
     int host_count
     int authority_count
@@ -59,6 +41,7 @@ cdef struct RouteBlock:
     int method_count
     int header_count
     int query_count
+    int cookie_count
     int client_count
     bint more                     # depends on more than host, port and path
     uint32_t route
@@ -148,69 +131,6 @@ cdef struct RouteQuestion:        # a request as routes see it
 
 # ---- tests -----------------------------------------------------------------------------------------------------------------
 
-cdef inline bint folded_same(const uint8_t* p, const uint8_t* lower, size_t n) noexcept nogil:
-    cdef size_t i
-    cdef uint8_t c
-    for i in range(n):
-        c = p[i]
-        if 65 <= c <= 90:
-            c |= 32
-        if c != lower[i]:
-            return False
-    return True
-
-
-cdef inline bint test_same(const Test* t, const uint8_t* p) noexcept nogil:
-    return folded_same(p, t.value.p, t.value.n) if t.folded else memcmp(p, t.value.p, t.value.n) == 0
-
-
-cdef bint pattern_matches(void* pattern, const uint8_t* p, size_t n) noexcept nogil:
-    """The whole text matches; with the GIL."""
-    with gil:
-        try:
-            return (<object>pattern).fullmatch(<bytes>p[:n]) is not None
-        except Exception:
-            return False          # out of memory, or a pattern that gave up
-
-
-cdef bint test_holds(const Test* t, const uint8_t* p, size_t n, bint there) noexcept nogil:
-    cdef bint found = False
-    cdef size_t i
-    if t.kind == TEST_PRESENT:
-        return there
-    if t.kind == TEST_ABSENT:
-        return not there
-    if not there:
-        if not t.inverted:
-            return False
-        n = 0
-    if t.kind == TEST_REGEX:
-        found = pattern_matches(<void*>t.pattern, p, n)
-    elif n >= t.value.n:
-        if t.kind == TEST_EXACT:
-            found = n == t.value.n and test_same(t, p)
-        elif t.kind == TEST_PREFIX:
-            found = test_same(t, p)
-        elif t.kind == TEST_SUFFIX:
-            found = test_same(t, p + n - t.value.n)
-        elif t.kind == TEST_SEGMENTS:
-            found = (n == t.value.n or p[t.value.n] == 47) and test_same(t, p)
-        else:
-            for i in range(n - t.value.n + 1):
-                if test_same(t, p + i):
-                    found = True
-                    break
-    return found != t.inverted
-
-
-cdef bint tests_any(const Test* tests, int count, const uint8_t* p, size_t n) noexcept nogil:
-    cdef int i
-    for i in range(count):
-        if test_holds(&tests[i], p, n, True):
-            return True
-    return False
-
-
 cdef bint host_holds(const HostTest* t, const RouteQuestion* q) noexcept nogil:
     if t.port and t.port != q.host_port:
         return False
@@ -238,7 +158,7 @@ cdef int router_room(Router* x, size_t size) noexcept nogil:
 
 
 cdef bint header_joined(Router* x, const uint8_t* p, const Head* h, const Text* name, Text* value) noexcept nogil:
-    """All values of this name, joined by commas as Envoy does. False: there is none. value: borrows from the head, or from the scratch until its next use."""
+    """All values of this name, joined by commas as Envoy does, empty ones left out. False: there is none. value: borrows from the head, or from the scratch until its next use."""
     cdef size_t at = h.line_len
     cdef size_t end, start, vend
     cdef size_t have = 0
@@ -258,10 +178,11 @@ cdef bint header_joined(Router* x, const uint8_t* p, const Head* h, const Text* 
                 start += 1
             while vend > start and (p[vend - 1] == 32 or p[vend - 1] == 9):
                 vend -= 1
-            if count == 0:
+            if count == 0 or (count == 1 and value.n == 0):
                 value.p = p + start
                 value.n = vend - start
-            else:
+                count = 1
+            elif vend > start:
                 if router_room(x, h.length + 16) < 0:
                     return True
                 if count == 1:
@@ -270,12 +191,80 @@ cdef bint header_joined(Router* x, const uint8_t* p, const Head* h, const Text* 
                 x.scratch[have] = 44
                 memcpy(x.scratch + have + 1, p + start, vend - start)
                 have += 1 + vend - start
-            count += 1
+                count += 1
         at = end + 1
     if count > 1:
         value.p = x.scratch
         value.n = have
     return count > 0
+
+
+cdef bint header_holds(Router* x, const uint8_t* p, const Head* h, const NamedTest* t) noexcept nogil:
+    """As in Envoy: one value of a header that comes several times is enough, and none for an inverted test; what Envoy joins is one value."""
+    cdef size_t at = h.line_len
+    cdef size_t end, start, vend
+    cdef bint there = False
+    cdef Text value
+    cdef const uint8_t* lf
+    if t.joined or t.test.kind == TEST_PRESENT or t.test.kind == TEST_ABSENT:
+        value.p = p
+        value.n = 0
+        there = header_joined(x, p, h, &t.name, &value)
+        return test_holds(&t.test, value.p, value.n, there)
+    while at < h.length:
+        lf = <const uint8_t*>memchr(p + at, 10, h.length - at)
+        if lf == NULL:
+            break
+        end = lf - p
+        if end - at > t.name.n and p[at + t.name.n] == 58 and http1_same(p + at, <const char*>t.name.p, t.name.n):
+            there = True
+            start = at + t.name.n + 1
+            vend = end
+            if vend > start and p[vend - 1] == 13:
+                vend -= 1
+            while start < vend and (p[start] == 32 or p[start] == 9):
+                start += 1
+            while vend > start and (p[vend - 1] == 32 or p[vend - 1] == 9):
+                vend -= 1
+            if test_finds(&t.test, p + start, vend - start):
+                return not t.test.inverted
+        at = end + 1
+    return t.test.inverted if there else test_holds(&t.test, p, 0, False)
+
+
+cdef bint cookie_value(const uint8_t* p, const Head* h, const Text* name, Text* value) noexcept nogil:
+    """The first cookie of this name, as Envoy reads them: only blanks before a name are cut, quotes around a value too; one without `=` is none."""
+    cdef size_t at = h.line_len
+    cdef size_t end, i, stop
+    cdef const uint8_t* lf
+    while at < h.length:
+        lf = <const uint8_t*>memchr(p + at, 10, h.length - at)
+        if lf == NULL:
+            return False
+        end = lf - p
+        if end - at > 6 and p[at + 6] == 58 and http1_same(p + at, b"cookie", 6):
+            stop = end
+            while stop > at + 7 and (p[stop - 1] == 13 or p[stop - 1] == 32 or p[stop - 1] == 9):
+                stop -= 1
+            i = at + 7
+            while i < stop and p[i] == 9:
+                i += 1
+            while i < stop:
+                while i < stop and p[i] == 32:
+                    i += 1
+                at = i
+                while i < stop and p[i] != 59:
+                    i += 1
+                if i - at > name.n and p[at + name.n] == 61 and memcmp(p + at, name.p, name.n) == 0:
+                    value.p = p + at + name.n + 1
+                    value.n = i - at - name.n - 1
+                    if value.n >= 2 and value.p[0] == 34 and value.p[value.n - 1] == 34:
+                        value.p += 1
+                        value.n -= 2
+                    return True
+                i += 1
+        at = end + 1
+    return False
 
 
 cdef bint query_value(const RouteQuestion* q, const Text* name, Text* value) noexcept nogil:
@@ -366,16 +355,21 @@ cdef bint block_fits_more(Router* x, const RouteBlock* b, const RouteQuestion* q
     if b.method_count and not tests_any(b.methods, b.method_count, p, h.method_len):
         return False
     for i in range(b.header_count):
-        value.p = p
-        value.n = 0
-        there = header_joined(x, p, h, &b.headers[i].name, &value)
-        if not test_holds(&b.headers[i].test, value.p, value.n, there):
+        if not header_holds(x, p, h, &b.headers[i]):
             return False
     for i in range(b.query_count):
         value.p = p
         value.n = 0
         there = query_value(q, &b.query[i].name, &value)
         if not test_holds(&b.query[i].test, value.p, value.n, there):
+            return False
+    for i in range(b.cookie_count):
+        value.p = p
+        value.n = 0
+        there = cookie_value(p, h, &b.cookies[i].name, &value)
+        # Envoy: a cookie that is missing is not taken as empty, but an inverted test holds for it
+        if not (b.cookies[i].test.inverted if not there and b.cookies[i].test.kind not in (TEST_PRESENT, TEST_ABSENT)
+                else test_holds(&b.cookies[i].test, value.p, value.n, there)):
             return False
     return not b.client_count or network_has(b.clients, b.client_count, m.client)
 
@@ -799,29 +793,18 @@ cdef class Routes:
         for i in range(t.block_count):
             self.block(&t.blocks[i], &t.quick[i], blocks[i])
 
-    cdef int test(self, Test* t, given) except -1:
-        kind, value, folded, inverted = given
-        t.kind = TESTS.index(kind)
-        t.folded, t.inverted = folded, inverted
-        if t.kind == TEST_REGEX:
-            self.kept.append(value)
-            t.pattern = <PyObject*>value
-            t.value = kept_text(self.kept, b"")
-        else:
-            t.value = kept_text(self.kept, value.lower() if folded else value)
-        return 0
-
     cdef Test* tests(self, given) except NULL:
         cdef Test* out = <Test*>kept_room(self.kept, len(given), sizeof(Test))
         for i, one in enumerate(given):
-            self.test(&out[<int>i], one)
+            kept_test(self.kept, &out[<int>i], one)
         return out
 
     cdef NamedTest* named(self, given, bint folded) except NULL:
         cdef NamedTest* out = <NamedTest*>kept_room(self.kept, len(given), sizeof(NamedTest))
-        for i, (name, one) in enumerate(given):
+        for i, (name, one, joined) in enumerate(given):
             out[<int>i].name = kept_text(self.kept, name.lower() if folded else name)
-            self.test(&out[<int>i].test, one)
+            out[<int>i].joined = joined
+            kept_test(self.kept, &out[<int>i].test, one)
         return out
 
     cdef int block(self, RouteBlock* b, RouteQuick* quick, given) except -1:
@@ -843,7 +826,7 @@ cdef class Routes:
             b.ports[i] = given["ports"][i]
         if given["path"] is not None:
             b.has_path = True
-            self.test(&b.path, given["path"])
+            kept_test(self.kept, &b.path, given["path"])
             if b.path.kind in (TEST_EXACT, TEST_PREFIX, TEST_SEGMENTS) and not b.path.folded and not b.path.inverted:
                 n = b.path.value.n if b.path.value.n < 8 else 8
                 memcpy(&quick.word, b.path.value.p, n)
@@ -851,9 +834,10 @@ cdef class Routes:
         b.method_count, b.methods = len(given["methods"]), self.tests(given["methods"])
         b.header_count, b.headers = len(given["headers"]), self.named(given["headers"], True)
         b.query_count, b.query = len(given["query"]), self.named(given["query"], False)
+        b.cookie_count, b.cookies = len(given["cookies"]), self.named(given["cookies"], False)
         b.client_count = len(given["clients"])
         b.clients = kept_networks(self.kept, given["clients"])
-        b.more = b.method_count or b.header_count or b.query_count or b.client_count
+        b.more = b.method_count or b.header_count or b.query_count or b.cookie_count or b.client_count
         return 0
 
     cdef int mirror(self, MirrorRow* m, given, int queues, uint64_t seed) except -1:
@@ -864,10 +848,11 @@ cdef class Routes:
         rules_sample(r, given["share"], given["sample_by"], seed, self.kept)
         m.has_authority = given["authority"] is not None
         m.authority = kept_text(self.kept, given["authority"] or b"")
+        r.authority_most = m.authority.n
         changes = given["changes"]
         rules_rewrite(
             r, given["suffix"], given["set_host"], [c for c in changes if c[0] not in ("add", "remove")], [("set", *c[1:]) for c in changes if c[0] == "add"],
-            [c[1] for c in changes if c[0] == "remove"], given["trace"], self.kept,
+            [c[1] or c[2] for c in changes if c[0] == "remove"], given["trace"], self.kept,
         )
         if given["path"] is not None:
             kind, value, matched = given["path"]

@@ -1,5 +1,5 @@
 # Rules out of plain values, for an Ingest and for each mirror of a policy. `kept` holds the memory that they borrow.
-from cpython.ref cimport Py_DECREF, Py_INCREF, PyObject
+from cpython.ref cimport Py_DECREF, Py_INCREF
 import os as _os
 import re as _re
 
@@ -40,8 +40,40 @@ cdef Network* kept_networks(list kept, nets) except NULL:
     return out
 
 
+cdef int kept_test(list kept, Test* t, given) except -1:
+    """given: (kind, value, folded, inverted, missing_empty); the value of a regex is its compiled pattern, of a range (low, high)."""
+    kind, value, folded, inverted, missing_empty = given
+    t.kind = TESTS.index(kind)
+    t.folded, t.inverted, t.missing_empty = folded, inverted, missing_empty
+    if t.kind == TEST_REGEX:
+        kept.append(value)
+        t.pattern = <PyObject*>value
+        value = b""
+    elif t.kind == TEST_RANGE:
+        t.low, t.high = value
+        value = b""
+    t.value = kept_text(kept, value.lower() if folded else value)
+    return 0
+
+
+cdef Part* kept_parts(list kept, parts, int* count) except NULL:
+    """parts: (what, text, most), (what, text, most, what, text): the latter where the first one is not there."""
+    parts = list(parts)
+    cdef Part* out = <Part*>kept_room(kept, len(parts), sizeof(Part))
+    cdef int i
+    if len(parts) > 32:
+        raise ValueError("a format has at most 32 parts")
+    count[0] = len(parts)
+    for i in range(count[0]):
+        what, text, most, other, other_text = parts[i]
+        out[i].what, out[i].other = PARTS.index(what), PARTS.index(other)
+        out[i].text, out[i].other_text = kept_text(kept, text), kept_text(kept, other_text)
+        out[i].most = 0xFFFFFFFF if most is None else most
+    return out
+
+
 cdef Field* kept_fields(list kept, changes, int* count) except NULL:
-    """changes: (how, name, value); how is one of CHANGES."""
+    """changes: (how, name, value); how is one of CHANGES; a value that is made for each request is (parts, keep_empty)."""
     changes = list(changes)
     cdef Field* out = <Field*>kept_room(kept, len(changes), sizeof(Field))
     cdef int i
@@ -50,14 +82,18 @@ cdef Field* kept_fields(list kept, changes, int* count) except NULL:
         how, name, value = changes[i]
         if not name or not all(HTTP1_TOKEN[c] for c in name):
             raise ValueError(f"{name!r} is no header name (RFC 9110 5.1)")
-        if any(c < 32 and c != 9 or c == 127 for c in value):
+        made = isinstance(value, tuple)
+        if any(c < 32 and c != 9 or c == 127 for c in (b"".join(part[1] for part in value[0]) if made else value)):
             raise ValueError(f"the value of header {name.decode('latin-1')} holds a control byte")
         if name.lower() in FIXED_FIELDS:
             raise ValueError(f"the header {name.decode('latin-1')} cannot be set here: it decides the framing or the connection"
                              + (" (use --set-host)" if name.lower() == b"host" else ""))
         out[i].name = kept_text(kept, name.lower())
         out[i].shown = kept_text(kept, name)
-        out[i].value = kept_text(kept, value)
+        out[i].value = kept_text(kept, b"" if made else value)
+        if made:
+            out[i].parts = kept_parts(kept, value[0], &out[i].part_count)
+            out[i].keep_empty = value[1]
         out[i].how = CHANGES.index(how)
     return out
 
@@ -77,9 +113,9 @@ cdef int rules_sample(Rules* r, int64_t share, str sample_by, uint64_t seed, lis
 
 
 cdef int rules_rewrite(Rules* r, suffix, set_host, sets, adds, removes, str trace, list kept) except -1:
-    """sets, adds: (how, name, value)."""
-    r.max_hops = 1
+    """sets, adds: (how, name, value). removes: names, or tests on names in lower case."""
     cdef int i
+    r.max_hops = 1
     r.has_suffix = suffix is not None
     r.suffix = kept_text(kept, suffix or b"")
     r.has_literal = set_host is not None
@@ -88,7 +124,16 @@ cdef int rules_rewrite(Rules* r, suffix, set_host, sets, adds, removes, str trac
     r.adds = kept_fields(kept, adds, &r.add_count)
     if r.set_count > 64:
         raise ValueError("at most 64 headers can be set")
-    removes = [n.lower() for n in removes]
+    for i in range(r.set_count):
+        r.made += r.sets[i].part_count
+    for i in range(r.add_count):
+        r.made += r.adds[i].part_count
+    patterns = [one for one in removes if isinstance(one, tuple)]
+    r.patterns = <Test*>kept_room(kept, len(patterns), sizeof(Test))
+    r.pattern_count = len(patterns)
+    for i in range(r.pattern_count):
+        kept_test(kept, &r.patterns[i], patterns[i])
+    removes = [n.lower() for n in removes if not isinstance(n, tuple)]
     r.removes = <Text*>kept_room(kept, len(removes), sizeof(Text))
     r.remove_count = len(removes)
     for i in range(r.remove_count):
@@ -99,5 +144,5 @@ cdef int rules_rewrite(Rules* r, suffix, set_host, sets, adds, removes, str trac
         raise ValueError(f"trace: {trace!r} is none of {', '.join(TRACE)}")
     r.trace = TRACE.index(trace)
     r.marker = suffix is None and set_host is None
-    r.edits = r.set_count > 0 or r.add_count > 0 or r.remove_count > 0 or r.trace != TRACE_KEEP
+    r.edits = r.set_count > 0 or r.add_count > 0 or r.remove_count > 0 or r.pattern_count > 0 or r.trace != TRACE_KEEP
     return 0

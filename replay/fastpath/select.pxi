@@ -33,17 +33,38 @@ FILTERED = (None, "time", "server", "client", "port", "method", "host", "path", 
 
 cdef enum Change:                 # how a header of Rules.sets is changed
     CHANGE_SET = 0                # the first one gets the value, others go; added where there is none
-    CHANGE_APPEND = 1             # a comma and the value behind the first one; added where there is none
+    CHANGE_APPEND = 1             # a comma and the value behind the last one; added where there is none
     CHANGE_SET_IF_EXISTS = 2
     CHANGE_ADD_IF_ABSENT = 3
 
 CHANGES = ("set", "append", "set_if_exists", "add_if_absent")
+
+cdef enum PartKind:               # what a part of a made value is
+    PART_NONE = 0
+    PART_TEXT = 1
+    PART_HEADER = 2               # the first one of this name
+    PART_PATH = 3                 # the target as it is sent
+    PART_METHOD = 4
+    PART_AUTHORITY = 5            # the host before the suffix
+    PART_VERSION = 6              # HTTP/1.1
+
+PARTS = (None, "text", "header", "path", "method", "authority", "version")
+
+cdef struct Part:                 # of a value that is made for each request, as Envoy's formats are
+    int what                      # PartKind
+    int other                     # PartKind, where `what` is not there
+    Text text                     # of a header: its name in lower case
+    Text other_text
+    uint32_t most                 # bytes of it
 
 cdef struct Field:
     Text name                     # lower case for comparing
     Text shown                    # as the user wrote it
     Text value
     int how                       # Change
+    Part* parts                   # a made value, instead of `value`
+    int part_count
+    bint keep_empty               # a made value that is empty is a value too
 
 cdef struct Network:
     uint8_t address[16]
@@ -80,6 +101,10 @@ cdef struct Rules:                # what the user asked, compiled; owned by one 
     int add_count
     Text* removes                 # lower case
     int remove_count
+    Test* patterns                # tests on names in lower case: those go as well
+    int pattern_count
+    int made                      # parts of all made values
+    size_t authority_most         # bytes of a host that stands for the captured one
     int trace                     # Trace
     Auth* auth                    # never NULL
     bint marker                   # add x-shadow-replay
@@ -330,12 +355,13 @@ def shadow_host(bytes host not None, bytes suffix=b"-shadow"):
     return host[:at] + suffix + host[at:]
 
 
-def kernel_hash_for_tests(bytes key not None, uint64_t seed=0):
+def kernel_sample_hash(bytes key not None, uint64_t seed=0):
     """key: of a connection, 36 bytes."""
     if len(key) < 36:
         raise ValueError("a key of a connection has 36 bytes")
     return kernel_hash(<const uint8_t*>key, seed)
 
 
-def xxh64_for_tests(bytes data not None, uint64_t seed=0):
+def sample_hash(bytes data not None, uint64_t seed=0):
+    """XXH64 of a key: what decides whether a sample takes it (docs/design.md S2). `policy --explain` asks it outside of the engine."""
     return xxh64(<const uint8_t*>data, len(data), seed)

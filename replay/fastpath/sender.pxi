@@ -32,6 +32,7 @@ cdef int64_t LEAD_MOST_NS = 50000
 cdef int64_t LEAD_STEP_NS = 50
 cdef int64_t PATIENCE_BUNCH_NS = 2000000     # where a connection has many under way
 cdef int64_t BUNCH_LATE_NS = 2000000         # replies that are so much later than usual are not waited for together
+cdef int64_t BUNCH_USUAL_NS = 25000000       # usual is at most this
 
 
 # ---- the end of a request -------------------------------------------------------------------------------------------------
@@ -63,6 +64,37 @@ cdef void sender_note(SenderState* s, SenderItem* item, int32_t address, int out
         count_add(&s.ledger.outcomes_lost, 1)
 
 
+cdef inline void sender_mark(SenderState* s, const SenderItem* item, int outcome, int status, int64_t now) noexcept nogil:
+    """Tells the judge of the request."""
+    cdef Mark* mark = marks_next(s.marks)
+    if mark == NULL:
+        return
+    mark.due_ns = item.due_ns
+    mark.sent_ns = item.sent_ns if item.flags & ITEM_SENT else 0
+    mark.first_byte_ns = item.first_byte_ns if item.flags & ITEM_SENT else 0
+    mark.end_ns = now
+    mark.response_ns = item.response_ns
+    mark.endpoint = item.endpoint
+    mark.captured = item.status
+    mark.status = <uint16_t>status
+    mark.outcome = <uint8_t>outcome
+
+
+cdef void sender_mark_row(SenderState* s, const Request* row, int64_t due_ns, int64_t now) noexcept nogil:
+    """Tells the judge of a row that never became an item."""
+    cdef Mark* mark = marks_next(s.marks)
+    if mark == NULL:
+        return
+    mark.due_ns = due_ns
+    mark.sent_ns = mark.first_byte_ns = 0
+    mark.end_ns = now
+    mark.response_ns = row.response_ns
+    mark.endpoint = endpoint_of(&s.marks.endpoints, row)
+    mark.captured = row.status
+    mark.status = 0
+    mark.outcome = OUTCOME_DROPPED
+
+
 cdef void sender_finish(SenderState* s, SenderItem* item, int32_t address, int reason, int status, int64_t now) noexcept nogil:
     """The one place where a request ends. reason 0: answered with `status`; else unanswered when a byte of it was sent, dropped when none was."""
     cdef SenderLedger* l = s.ledger
@@ -81,8 +113,10 @@ cdef void sender_finish(SenderState* s, SenderItem* item, int32_t address, int r
     else:
         outcome = OUTCOME_DROPPED
         count_add(&l.dropped[reason], 1)
-    if s.outcomes != NULL:
-        sender_note(s, item, address, outcome, reason, status, now)
+    if s.marks != NULL:
+        sender_mark(s, item, outcome, status, now)
+        if s.outcomes != NULL:
+            sender_note(s, item, address, outcome, reason, status, now)
     if item.batch != NULL:
         batch_release(item.batch)
     if item.copy != NULL:
@@ -365,6 +399,9 @@ cdef inline void sender_bunch(SenderState* s, SenderConnection* c) noexcept nogi
     cdef int64_t wanted = 1
     if c.way >= BUNCH_LEAST and s.reply_least and not s.halt:
         wanted = c.way * s.reply_least if s.open >= 8 else c.way * s.reply_least // 2
+        wanted -= c.reply_bytes              # of a reply that came in part
+        if wanted < 1:
+            wanted = 1
         if wanted > BUNCH_MOST:
             wanted = BUNCH_MOST
         if wanted >= c.lowat and wanted <= c.lowat + c.lowat // 8:
@@ -465,6 +502,8 @@ cdef bint sender_bytes(SenderState* s, SenderConnection* c, const uint8_t* data,
         c.reply_bytes += <int64_t>used
         if got == OK and sender_answered(s, c, now):
             return True
+    if c.lowat > 1 and c.way:                # some came before we could say that we wait for all: what is left may never be as much
+        sender_bunch(s, c)
     return False
 
 
@@ -636,6 +675,8 @@ cdef void sender_drop_row(SenderState* s, Request* row, int64_t due_ns, int reas
     """A row that never becomes an item."""
     cdef SenderNote* note
     count_add(&s.ledger.dropped[reason], 1)
+    if s.marks != NULL:
+        sender_mark_row(s, row, due_ns, now)
     if s.outcomes == NULL:
         return
     while s.outcomes_wait and ring_count(s.outcomes) >= s.outcomes_slots and not atomic_get(s.stop_flag):
@@ -729,6 +770,9 @@ cdef void sender_accept(SenderState* s, Batch* batch, Request* row, int64_t due_
     item.length = row.length
     item.due_ns = due_ns
     item.status = row.status
+    item.response_ns = row.response_ns
+    if s.marks != NULL:
+        item.endpoint = endpoint_of(&s.marks.endpoints, row)
     if row.flags & REQUEST_HEAD:
         item.flags |= ITEM_HEAD
     if row.flags & REQUEST_HTTP10:
@@ -766,7 +810,7 @@ cdef void sender_whole_batch(SenderState* s, int reason, int64_t now) noexcept n
     cdef SenderLedger* l = s.ledger
     cdef int64_t count = <int64_t>(batch.count - s.at)
     cdef uint32_t i
-    if s.guard_hit != NULL or s.outcomes != NULL:
+    if s.guard_hit != NULL or s.marks != NULL:
         for i in range(s.at, batch.count):
             if s.guard_hit != NULL and reason == REASON_DRY_RUN and sender_is_own(s, &batch.rows[i]):
                 sender_drop_row(s, &batch.rows[i], now, REASON_GUARD, now)
@@ -862,6 +906,8 @@ cdef void sender_tick(SenderState* s, int64_t now) noexcept nogil:
     cdef SenderItem* item
     cdef int32_t i
     cdef int32_t address
+    # what is held up makes service_ns longer, which must not make it be held up for longer
+    cdef int64_t late = BUNCH_LATE_NS + (2 * s.service_ns if s.service_ns < BUNCH_USUAL_NS else 2 * BUNCH_USUAL_NS)
     for i in range(s.most):
         c = &s.connections[i]
         if c.state == CONNECTION_CONNECTING:
@@ -877,7 +923,7 @@ cdef void sender_tick(SenderState* s, int64_t now) noexcept nogil:
                 while item != NULL and item.flags & ITEM_WAY:
                     sender_own(s, item)
                     item = item.next
-            if c.lowat > 1 and c.state == CONNECTION_OPEN and now - c.first.sent_ns >= 2 * s.service_ns + BUNCH_LATE_NS:
+            if c.lowat > 1 and c.state == CONNECTION_OPEN and now - c.first.sent_ns >= late:
                 sender_lowat(c, 1)
     if s.halt:
         return
@@ -1030,6 +1076,8 @@ cdef void sender_loop(SenderState* s) noexcept nogil:
         s.dirty_count = 0
         if s.uring != NULL:
             uring_driver_submit(s)
+        if s.marks != NULL:
+            marks_tell(s.marks)
         if s.stop_ns:
             if s.out and now - s.stop_ns >= STOP_GRACE_NS:
                 sender_cut(s, now)
@@ -1097,7 +1145,8 @@ cdef class Sender:
         if guard is not None:
             s.guard_hit = &guard.hit
         if outcomes is not None:
-            s.outcomes = &outcomes.ring
+            s.marks = &outcomes.marks
+            s.outcomes = &outcomes.ring if outcomes.records else NULL
             s.outcomes_slots = outcomes.slots
             s.outcomes_head = outcomes.head
             s.outcomes_wait = dry_run and outcomes.wait
@@ -1202,6 +1251,8 @@ cdef class Sender:
         with nogil:
             clock_gettime(CLOCK_REALTIME, &wall)
             s.base_ns = <int64_t>wall.tv_sec * 1000000000 + wall.tv_nsec - now_ns()
+            if s.marks != NULL:
+                s.marks.base_ns = s.base_ns
             if self.start_at_ns:
                 s.pacer.started = True
                 s.pacer.start_ns = self.start_at_ns - s.base_ns
@@ -1211,6 +1262,8 @@ cdef class Sender:
             if s.wanted == DRIVER_EPOLL or uring_driver_open(s) < 0:
                 s.uring = NULL               # allowed a moment ago, and not now: epoll does it as well
             sender_loop(s)
+            if s.marks != NULL:
+                marks_tell(s.marks)
             if slack > 0:
                 prctl(PR_SET_TIMERSLACK, <unsigned long>slack)
             for i in range(s.most):
@@ -1253,6 +1306,8 @@ cdef class Sender:
         self.s.halt = self.s.halt or REASON_STOPPED
         while self.s.batch != NULL or ring_count(self.s.ring):
             sender_take(&self.s, now_ns())
+        if self.s.marks != NULL:
+            marks_tell(self.s.marks)
         return self.s.ledger.taken - before
 
     def counters(self):

@@ -169,6 +169,9 @@ cdef void window_emit(Engine* g, Message* m) noexcept nogil:
     cdef int64_t offset
     cdef uint8_t key[40]
     cdef int64_t n
+    if mapping_faults() != g.faults_seen and not m.incomplete:
+        m.incomplete = INCOMPLETE_CUT_AT_END      # the file was cut short under our hands: its bytes may be zeros
+        count_add(&g.n.incomplete[INCOMPLETE_CUT_AT_END], 1)
     if m.incomplete:
         if g.show_incomplete and not m.filtered and not m.elsewhere:
             batch_row(g, m, WITHHELD_NONE, 0, count_get(&g.n.found) + count_get(&g.n.elsewhere))
@@ -219,6 +222,17 @@ cdef void window_emit(Engine* g, Message* m) noexcept nogil:
         g.finished = 1
 
 
+cdef bint batch_may_grow(Engine* g) noexcept nogil:
+    """Live: whoever takes batches is behind, so that nothing is gained by handing the open one over. It fills instead: what may wait is then bounded by its bytes, not by how often a batch was handed over."""
+    cdef int i
+    if not g.wire or g.batch == NULL or g.queue_count == 0:
+        return False
+    for i in range(g.queue_count):
+        if not queue_is_behind(g.queues[i]):
+            return False
+    return True
+
+
 cdef void batch_publish(Engine* g) noexcept nogil:
     """Hands the open batch to every queue. Offline it waits while one is full; live, the newest is dropped and counted."""
     cdef Batch* batch = g.batch
@@ -236,7 +250,8 @@ cdef void batch_publish(Engine* g) noexcept nogil:
     batch_keep(batch, g.queue_count)
     count_add(&g.n.copies, <int64_t>batch.count * g.queue_count)
     for i in range(g.queue_count):
-        while not queue_push(<void*>g.queues[i], batch):
+        # Live, each batch counts; so do the first ones. Else one wake-up serves many.
+        while not (queue_push(<void*>g.queues[i], batch) if g.wire or g.published < 10 else queue_push_quietly(<void*>g.queues[i], batch)):
             if g.wire:
                 queue_refuse(<void*>g.queues[i], batch.count)
                 batch_release(batch)
@@ -296,6 +311,8 @@ cdef void batch_row(Engine* g, Message* m, uint8_t withheld, int64_t offset, int
         batch_publish(g)
         batch = NULL
     if batch == NULL:
+        if batch_waits(g.pool, need):
+            queues_nudge(g)
         batch = batch_take(g.pool, need, now_or_never if g.wire else g.stop)
         if batch == NULL:
             if g.wire:

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from replay.judge import loss
 from replay.units import show_bytes, show_count, show_duration, show_rate
 
-__all__ = ["Card", "SIZES", "chart", "hints", "text"]
+__all__ = ["Card", "SIZES", "STEP_NS", "chart", "hints", "text"]
 
 #: Names of body sizes, and the first size that is too large for each.
 SIZES = (("no body", 1), ("< 1 KiB", 1 << 10), ("< 10 KiB", 10 << 10), ("< 100 KiB", 100 << 10), ("< 1 MiB", 1 << 20), (">= 1 MiB", 1 << 62))
 _LENGTH = re.compile(rb"(?i)\ncontent-length:[ \t]*(\d{1,18})[ \t]*\r?\n")
-_STEP_NS = 100_000_000
+#: Of the rate over time.
+STEP_NS = 100_000_000
 _MOST_KEYS = 20_000
 _CHART = 60
 _BLOCKS = " ▁▂▃▄▅▆▇█"
@@ -44,7 +45,7 @@ class Card:
         self.heads.add(method, size)
         if row["incomplete"] is None:
             self.found.add(method, size)
-            self.times[row["ts_ns"] // _STEP_NS] += 1
+            self.times[row["ts_ns"] // STEP_NS] += 1
             if len(self.times) > _MOST_KEYS * 50:
                 self.times = Counter(dict(self.times.most_common(_MOST_KEYS)))
         self.bytes += len(row["head"]) + row["body_len"]
@@ -56,6 +57,23 @@ class Card:
         _count(self.endpoints, self._name(method, row["target"]))
         if row["status"]:
             self.status[row["status"]] += 1
+
+    def add_groups(self, groups: Iterable[tuple[bytes, bytes, bytes | None, int | None, int, int, int]], steps: Mapping[int, int]) -> None:
+        """Many whole requests at once, as `_fastpath.tally` counts them with the ends of `SIZES` and `STEP_NS`."""
+        for method, endpoint, host, status, at, count, size_bytes in groups:
+            self.rows += count
+            size = SIZES[at][0]
+            self.heads.add(method, size, count)
+            self.found.add(method, size, count)
+            self.bytes += size_bytes
+            self.bodies += count if at else 0
+            _count(self.hosts, host if host is not None else b"(none)", count)
+            _count(self.endpoints, endpoint, count)
+            if status:
+                self.status[status] += count
+        self.times.update(steps)
+        if len(self.times) > _MOST_KEYS * 50:
+            self.times = Counter(dict(self.times.most_common(_MOST_KEYS)))
 
     def as_dict(self, counts: dict[str, Any]) -> dict[str, Any]:
         """The object that `replay inspect --json` prints. counts: of the ingest."""
@@ -114,8 +132,8 @@ class Card:
         for at, count in self.times.items():
             counts[(at - first) // width] += count
             seconds[at // 10] += count
-        step_s = width * _STEP_NS / 1e9
-        return {"mean": sum(counts) / (span * _STEP_NS / 1e9), "peak": max(seconds.values()), "step_s": step_s, "counts": counts}
+        step_s = width * STEP_NS / 1e9
+        return {"mean": sum(counts) / (span * STEP_NS / 1e9), "peak": max(seconds.values()), "step_s": step_s, "counts": counts}
 
 
 def _size(row: dict[str, Any]) -> str:
@@ -129,9 +147,9 @@ def _size(row: dict[str, Any]) -> str:
     return next(name for name, end in SIZES if size < end)
 
 
-def _count(counter: Counter[bytes], key: bytes) -> None:
+def _count(counter: Counter[bytes], key: bytes, count: int = 1) -> None:
     """Counts, with a bound on how much is told apart: a hostile capture has a new host in each request."""
-    counter[key[:200]] += 1
+    counter[key[:200]] += count
     if len(counter) > _MOST_KEYS:
         kept = counter.most_common(_MOST_KEYS // 2)
         counter.clear()

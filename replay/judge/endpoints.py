@@ -22,8 +22,9 @@ _COLUMNS = ("due", "sent", "answered", "unanswered", "dropped", "lag_sum_us", "s
 _MOST_ROWS = 600
 
 
-def build(raw: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The `endpoints` of a report, worst first. raw: what `Judge.endpoints` gives."""
+def build(raw: Iterable[dict[str, Any]], targets: Iterable[str] = ()) -> list[dict[str, Any]]:
+    """The `endpoints` of a report, worst first. raw: what `Judge.endpoints` gives.  targets: names; with several, each endpoint says what each of them did."""
+    targets = list(targets)
     rows = []
     for one in raw:
         row: dict[str, Any] = {"endpoint": _text(one["name"])} | {name: one[name] for name in _COUNTS}
@@ -32,6 +33,8 @@ def build(raw: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
             row["status_change"]["other"] = one["status_change_other"]
         for name in _HISTOGRAMS:
             row[name] = Histogram(one[name], digits=2).as_dict()
+        if one["shares"]:
+            row["targets"] = {target: dict(share) for target, share in zip(targets, one["shares"], strict=False) if share["requests"]}
         rows.append(row)
     return ordered(rows)
 
@@ -58,9 +61,19 @@ def added(all_rows: Iterable[list[dict[str, Any]]]) -> list[dict[str, Any]]:
                 into[key] = dict(Counter(into[key]) + Counter(row[key]))
             for key in _HISTOGRAMS:
                 histograms.setdefault((name, key), Histogram(digits=2)).add(Histogram.decode(row[key]["hdr"]))
+            for target, share in row.get("targets", {}).items():
+                _share_added(into.setdefault("targets", {}).setdefault(target, {}), share)
     for (name, key), histogram in histograms.items():
         found[name][key] = histogram.as_dict()
     return ordered(list(found.values()))
+
+
+def _share_added(into: dict[str, Any], share: dict[str, Any]) -> None:
+    for key, value in share.items():
+        if isinstance(value, dict):
+            into[key] = dict(Counter(into.get(key, {})) + Counter(value))
+        else:
+            into[key] = max(into.get(key, 0), value) if key.endswith("_max_us") else into.get(key, 0) + value
 
 
 def timeline(start_ns: int | None, width_ns: int, rows: list[dict[str, Any]]) -> dict[str, Any]:

@@ -35,8 +35,18 @@ def worst(report: dict[str, Any], most: int = _MOST) -> list[str]:
         if row["slower"] and row["compared"] and row["slower"] / row["compared"] >= _LEAST_SHARE:
             words.append(f"{_percent(row['slower'], row['compared'])} slower (p50 {_us(row['production_us']['p50'])} > {_us(row['response_us']['p50'])})")
         if words and len(lines) < most:
-            lines.append(f"{row['endpoint']}  {', '.join(words)} of {show_count(row['requests'])}")
+            lines.append(f"{row['endpoint']}  {', '.join(words)} of {show_count(row['requests'])}{_where(row)}")
     return lines
+
+
+def _where(row: dict[str, Any]) -> str:
+    """With several targets: the one that does most of the harm."""
+    harm = {url: one["changed"] + one["unanswered"] + one["slower"] for url, one in row.get("targets", {}).items()}
+    total = sum(harm.values())
+    if len(harm) < 2 or not total:
+        return ""
+    url = max(harm, key=lambda one: harm[one])
+    return f", {_percent(harm[url], total)} of it at {url}"
 
 
 def changes(row: dict[str, Any], most: int = 2) -> str:

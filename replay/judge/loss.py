@@ -11,9 +11,10 @@ length; so the mix of the known heads estimates the mix of production, and its d
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
-__all__ = ["Estimate", "Mix", "distortion", "estimate"]
+__all__ = ["Estimate", "Mix", "added", "distortion", "estimate"]
 
 #: Fewer replies than this say nothing about a rate.
 _LEAST = 20
@@ -34,12 +35,12 @@ class Mix:
         self.method: Counter[str] = Counter()
         self.size: Counter[str] = Counter()
 
-    def add(self, method: bytes, size: str) -> None:
+    def add(self, method: bytes, size: str, count: int = 1) -> None:
         name = method.decode("latin-1")
         if name not in self.method and len(self.method) >= 50:
             name = "other"
-        self.method[name] += 1
-        self.size[size] += 1
+        self.method[name] += count
+        self.size[size] += count
 
 
 def estimate(counts: dict[str, Any], known: int, request_bytes: int) -> Estimate:
@@ -55,6 +56,14 @@ def estimate(counts: dict[str, Any], known: int, request_bytes: int) -> Estimate
         rate = gaps / (gaps + request_bytes)
         return Estimate(rate, round(known * rate / (1 - rate)) if rate < 0.9 else known, "gaps")
     return Estimate(None, orphans, None)
+
+
+def added(rows: Iterable[dict[str, Any]]) -> dict[str, Any]:
+    """The `loss` of several reports: the rate that all their replies tell together."""
+    rows = list(rows)
+    orphans, matched = (sum(row[key] for row in rows) for key in ("orphans", "matched"))
+    told = orphans + matched >= _LEAST
+    return {"packets": orphans / (orphans + matched) if told else None, "from": "replies" if told else None, "orphans": orphans, "matched": matched}
 
 
 def distortion(found: Mix, heads: Mix) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from typing import Any
 
 from replay.errors import UsageError
 from replay.histogram import Histogram
-from replay.judge import endpoints, hints
+from replay.judge import endpoints, hints, loss
 
 __all__ = ["HISTOGRAMS", "merged", "readable"]
 
@@ -31,7 +31,7 @@ def readable(report: Any, where: str) -> dict[str, Any]:
     filled: dict[str, Any] = {
         "other_shards": 0, "credentials": {"replaced": 0, "unknown": 0},
         "endpoints": [], "timeline": endpoints.timeline(None, 100_000_000, []), "hints": [], "gates": [], "status_captured": {}, "status_known": 0,
-        "status_same": 0, "not_judged": 0, "response_us": empty,
+        "loss": {"packets": None, "from": None, "orphans": 0, "matched": 0}, "status_same": 0, "not_judged": 0, "response_us": empty,
     }  # fmt: skip
     return filled | report
 
@@ -51,6 +51,7 @@ def merged(reports: list[dict[str, Any]]) -> dict[str, Any]:
     whole["ledger"] = _added(one["ledger"] for one in reports)
     for key in _CAPTURE:
         whole[key] = first[key] if one_capture else _added(one[key] for one in reports)
+    whole["loss"] = first["loss"] if one_capture else loss.added(one["loss"] for one in reports)
     for key in _COUNTS:
         whole[key] = _added(one[key] for one in reports)
     try:

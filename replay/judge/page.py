@@ -38,7 +38,8 @@ th:first-child,td:first-child{text-align:left;white-space:normal}td.text,th.text
 .bad{color:var(--bad);font-weight:600}.good{color:var(--good);font-weight:600}
 ul.hints{list-style:none;padding:0;margin:10px 0}ul.hints li{border-left:3px solid var(--c2);background:var(--card);padding:7px 12px;margin:6px 0;border-radius:0 6px 6px 0}
 li.fail{border-color:var(--bad)!important}li.pass{border-color:var(--good)!important}
-td.cell{min-width:58px;position:relative}
+td.cell{min-width:58px;position:relative}td.where{min-width:200px}td.at{white-space:nowrap!important}
+@media screen and (max-width:760px){body{padding:18px 14px 40px}.wide{overflow-x:auto}.wide svg{min-width:860px}.cards{grid-template-columns:1fr 1fr}}
 @media print{:root{--paper:#fff;--ink:#000;--soft:#444;--rule:#ccc;--card:#fff}body{padding:0;max-width:none;font-size:11px}h2{break-after:avoid}figure,tr,li,.card{break-inside:avoid}
 *{print-color-adjust:exact;-webkit-print-color-adjust:exact}.two{grid-template-columns:1fr 1fr}.scroll{overflow:visible}}
 """
@@ -51,7 +52,7 @@ def page(report: dict[str, Any], title: str = "replay") -> str:
     """The page of one report (of a run, or of several added up)."""
     ledger = report["ledger"]
     parts = [_header(report), _cards(report), _gates(report), _hints(report)]
-    parts.append(_section("What became of the requests", _figure("", _ledger_flow(ledger)) + _reasons(ledger)))
+    parts.append(_section("What became of the requests", "".join(_figure("", flow) for flow in _ledger_flows(ledger)) + _reasons(ledger)))
     if ledger["answered"]:
         parts.append(_section("Latency", _latency([("", report)]) + _latency_table(report)))
         parts.append(_section("Status", _status(report)))
@@ -95,7 +96,8 @@ def _figure(caption: str, svg: str, small: str = "") -> str:
     if not svg:
         return ""
     text = f"<figcaption>{escape(caption)} <small>{escape(small)}</small></figcaption>" if caption else ""
-    return f"<figure>{text}{svg}</figure>"
+    wide = ' class="wide"' if 'viewBox="0 0 1130 ' in svg else ""  # over the whole page: in a narrow window it is scrolled, not shrunk
+    return f"<figure{wide}>{text}{svg}</figure>"
 
 
 def _us(value: float | None) -> str:
@@ -146,7 +148,7 @@ def _hints(report: dict[str, Any]) -> str:
     return f'<ul class="hints">{"".join(f"<li>{escape(hint)}</li>" for hint in report["hints"])}</ul>' if report["hints"] else ""
 
 
-def _ledger_flow(n: dict[str, Any]) -> str:
+def _ledger_flows(n: dict[str, Any]) -> list[str]:
     stages: list[list[tuple[str, int, str, str | None]]] = [
         [("found", n["found"], "c1", None)],
         [("selected", n["selected"], "c1", "found"), ("withheld", n["withheld"], "c4", "found"), ("sampled out", n["sampled_out"], "c6", "found"),
@@ -154,9 +156,12 @@ def _ledger_flow(n: dict[str, Any]) -> str:
         [("sent", n["sent"], "c1", "selected"), ("dropped", n["dropped"], "c5", "selected")],
         [("answered", n["answered"], "c3", "sent"), ("unanswered", n["unanswered"], "c5", "sent")],
     ]  # fmt: skip
-    if n["fanout"]:  # several targets: the copies are a whole of their own
-        stages = [[("copies", n["selected"] + n["fanout"], "c1", None)], [(name, count, colour, "copies") for name, count, colour, _ in stages[2]], stages[3]]
-    return charts.flow("The ledger as a flow", stages)
+    if not n["fanout"]:
+        return [charts.flow("The ledger as a flow", stages)]
+    # Several targets: the copies are a whole of their own.
+    copies: list[list[tuple[str, int, str, str | None]]] = [[(name, count, colour, "copies") for name, count, colour, _ in stages[2]], stages[3]]
+    copies.insert(0, [("copies", n["selected"] + n["fanout"], "c1", None)])
+    return [charts.flow("The ledger as a flow: requests", stages[:2]), charts.flow("The ledger as a flow: their copies", copies)]
 
 
 def _reasons(n: dict[str, Any]) -> str:
@@ -252,10 +257,23 @@ def _endpoints(report: dict[str, Any]) -> str:
         ]  # fmt: skip
         changes = ", ".join(f"{pair} {show_count(count)}" for pair, count in sorted(row["status_change"].items(), key=lambda item: -item[1])[:4])
         texts = "".join(f"<td{' class=bad' if bad else ''}>{escape(text)}</td>" for text, bad in cells)
-        body += f'<tr><td class="mono">{escape(row["endpoint"])}</td>{texts}<td class="text">{escape(changes)}</td></tr>'
+        body += f'<tr><td class="mono where">{escape(row["endpoint"])}</td>{texts}<td class="text">{escape(changes)}</td></tr>'
+        body += "".join(_at_target(url, share) for url, share in row.get("targets", {}).items())
     more = len(report["endpoints"]) - _MOST_ENDPOINTS
     note = f'<p class="soft">{more} more are in the JSON report.</p>' if more > 0 else ""
     return f'<div class="scroll"><table><tr><th>endpoint</th>{head}</tr>{body}</table></div>{note}'
+
+
+def _at_target(url: str, share: dict[str, Any]) -> str:
+    """What one of several targets did at an endpoint."""
+    mean = _us(share["response_sum_us"] / share["compared"]) if share["compared"] else "-"
+    cells = [
+        (show_count(share["requests"]), False), (_share(share["changed"], share["known"]), share["changed"] > 0), (_share(share["unanswered"], share["requests"]), share["unanswered"] > 0),
+        (_share(share["slower"], share["compared"]), share["slower"] * 20 > share["compared"]),
+    ]  # fmt: skip
+    texts = "".join(f"<td{' class=bad' if bad else ''}>{escape(text)}</td>" for text, bad in cells)
+    status = ", ".join(f"{kind} {show_count(count)}" for kind, count in share["status"].items())
+    return f'<tr class="soft"><td class="mono at">\u00a0\u00a0at {escape(url)}</td>{texts}<td colspan="5" class="text">first byte after {mean} on average</td><td class="text">{escape(status)}</td></tr>'
 
 
 def _timeline(report: dict[str, Any]) -> str:

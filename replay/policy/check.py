@@ -14,7 +14,7 @@ def check(policy: Policy, diagnoses: Diagnoses) -> None:
     for route in policy.routes:
         file, line = route.where.file, route.where.line
         for block in route.blocks:
-            for name, fields in (("header", block.headers), ("query parameter", block.query)):
+            for name, fields in (("header", block.headers), ("query parameter", block.query), ("cookie", block.cookies)):
                 for a, b in _contradictions(fields):
                     diagnoses.error(
                         file, line, "", f"{route.name}: the conditions on the {name} {a.name!r} exclude each other ({_words(a.test)}; {_words(b.test)})"
@@ -72,7 +72,7 @@ def _covers(a: Block, b: Block) -> bool:
         return False
     if a.clients and not (b.clients and set(b.clients) <= set(a.clients)):
         return False
-    return set(a.headers) <= set(b.headers) and set(a.query) <= set(b.query)
+    return set(a.headers) <= set(b.headers) and set(a.query) <= set(b.query) and set(a.cookies) <= set(b.cookies)
 
 
 def _host(a: Host, b: Host) -> bool:

@@ -6,7 +6,8 @@ from typing import Any
 
 from replay.errors import UsageError
 from replay.policy.explain import words
-from replay.policy.model import Block, Mirror, Policy, Text
+from replay.policy.match import JOINED, bounds
+from replay.policy.model import Block, Change, Field, Format, Mirror, Policy, Text
 from replay.policy.patterns import compile_pattern, substitute
 from replay.settings import Routing, Target
 
@@ -42,7 +43,7 @@ def compile_policy(policy: Policy, *, like_envoy: bool = False, proxy: str | Non
 
 
 def _mirror(mirror: Mirror, queue: int, like_envoy: bool, proxy: str | None) -> dict[str, Any]:
-    changes = _last(list(mirror.headers))
+    changes: list[Change] = _last(list(mirror.headers))
     if like_envoy:
         changes += [("set", "x-envoy-internal", "true"), ("append", "x-forwarded-for", proxy or "127.0.0.1")]
     rewrite = None
@@ -56,7 +57,7 @@ def _mirror(mirror: Mirror, queue: int, like_envoy: bool, proxy: str | None) -> 
         "authority": None if mirror.authority is None else mirror.authority.encode(),
         "suffix": None if mirror.suffix is None else mirror.suffix.encode(),
         "set_host": None if mirror.literal is None else mirror.literal.encode(),
-        "changes": tuple((how, name.encode(), value.encode("utf-8", "surrogateescape")) for how, name, value in changes),
+        "changes": tuple(_change(*change) for change in changes),
         "path": rewrite,
         "max_body": mirror.max_body,
         "limit": mirror.limit,
@@ -64,9 +65,22 @@ def _mirror(mirror: Mirror, queue: int, like_envoy: bool, proxy: str | None) -> 
     }
 
 
-def _last(changes: list[tuple[str, str, str]]) -> list[tuple[str, str, str]]:
+def _bytes(text: str) -> bytes:
+    return text.encode("utf-8", "surrogateescape")
+
+
+def _change(how: str, name: str, value: str | Format | Text) -> tuple[str, bytes, Any]:
+    if isinstance(value, Text):
+        return "remove", b"", _text(value)
+    if isinstance(value, Format):
+        parts = tuple((part.what, _bytes(part.value), part.most, part.other, _bytes(part.other_value)) for part in value.parts)
+        return how, name.encode(), (parts, value.keep_empty)
+    return how, name.encode(), _bytes(value)
+
+
+def _last(changes: list[Change]) -> list[Change]:
     """Where a header is set more than once, the last one counts, as when they are done in order."""
-    kept: list[tuple[str, str, str]] = []
+    kept: list[Change] = []
     for how, name, value in changes:
         if how == "set":
             kept = [one for one in kept if one[0] == "remove" or one[1].lower() != name.lower()]
@@ -74,9 +88,17 @@ def _last(changes: list[tuple[str, str, str]]) -> list[tuple[str, str, str]]:
     return kept
 
 
-def _text(test: Text) -> tuple[str, Any, bool, bool]:
-    value: Any = compile_pattern(test.value, ignore_case=test.ignore_case) if test.kind == "regex" else test.value.encode()
-    return test.kind, value, test.ignore_case, test.invert
+def _text(test: Text) -> tuple[str, Any, bool, bool, bool]:
+    value: Any = test.value.encode()
+    if test.kind == "regex":
+        value = compile_pattern(test.value, ignore_case=test.ignore_case)
+    elif test.kind == "range":
+        value = bounds(test)
+    return test.kind, value, test.ignore_case, test.invert, test.missing_empty
+
+
+def _named(fields: tuple[Field, ...], *, header: bool = False) -> tuple[tuple[bytes, Any, bool], ...]:
+    return tuple((one.name.encode(), _text(one.test), header and one.name in JOINED) for one in fields)
 
 
 def _block(block: Block, route: int) -> dict[str, Any]:
@@ -87,7 +109,8 @@ def _block(block: Block, route: int) -> dict[str, Any]:
         "ports": block.ports,
         "path": None if block.path is None else _text(block.path),
         "methods": tuple(_text(one) for one in block.methods),
-        "headers": tuple((one.name.encode(), _text(one.test)) for one in block.headers),
-        "query": tuple((one.name.encode(), _text(one.test)) for one in block.query),
+        "headers": _named(block.headers, header=True),
+        "query": _named(block.query),
+        "cookies": _named(block.cookies),
         "clients": tuple((one.packed, one.bits) for one in block.clients),
     }

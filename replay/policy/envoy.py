@@ -10,10 +10,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 
 from replay.policy.diagnose import nearest
+from replay.policy.formats import formatted, in_order
 from replay.policy.kubernetes import camel
-from replay.policy.model import MILLION, Block, Destination, Field, Host, Mirror, PathRewrite, Route, Text, Where
+from replay.policy.model import MILLION, Block, Change, Destination, Field, Host, Mirror, PathRewrite, Route, Text, Where
 from replay.policy.ours import FIXED
 from replay.policy.patterns import compile_pattern, substitute
+from replay.policy.templates import pattern, rewrite
 from replay.policy.tree import Node
 
 __all__ = ["looks_like", "read"]
@@ -75,7 +77,7 @@ class _Level:
     """What a route inherits: policies of the nearest level that has some, header changes of all."""
 
     policies: Node | None
-    changes: list[tuple[str, str, str]] = field(default_factory=list)
+    changes: list[Change] = field(default_factory=list)
 
 
 def read(documents: list[Node], suffix: str | None) -> list[Route]:
@@ -169,7 +171,9 @@ class _Reader:
         changes = [*self.changes(plain), *level.changes]
         routes = []
         for extra, mirrors in self.policies(policies, block):
-            mirrors = [self.host_and_path(replace(mirror, headers=(*changes, *mirror.headers)), action, block) for mirror in mirrors]
+            mirrors = [self.host_and_path(replace(mirror, headers=(*changes, *mirror.headers)), action, plain) for mirror in mirrors]
+            for mirror in mirrors:
+                in_order(node, mirror.headers)
             routes.append(
                 Route(
                     label if not extra else f"{label} {extra[0].test.value or 'without'}",
@@ -180,7 +184,7 @@ class _Reader:
             )
         return routes
 
-    def host_and_path(self, mirror: Mirror, action: Node, block: Block) -> Mirror:
+    def host_and_path(self, mirror: Mirror, action: Node, route: Node) -> Mirror:
         literal = action.get("hostRewriteLiteral")
         if literal is not None:
             mirror = replace(mirror, authority=literal.text())
@@ -188,20 +192,47 @@ class _Reader:
             node = action.get(name)
             if node is not None and node.value != "false":
                 node.warning(f"{name}: the host that the primary gets is known only in Envoy; the captured host is taken")
-        prefix, pattern = action.get("prefixRewrite"), action.get("regexRewrite")
-        path = block.path
+        prefix, expression = action.get("prefixRewrite"), action.get("regexRewrite")
+        match = _plain(route.value["match"])
         if prefix is not None and prefix.text():
-            matched = path.value if path is not None and path.kind in ("prefix", "segments") else "/" if path is None else ""
+            begins = match.get("prefix") or match.get("pathSeparatedPrefix")
+            matched = (str(begins.value) or "/") if begins is not None else ""
             mirror = replace(mirror, path=PathRewrite("prefix", prefix.text(), matched) if matched else PathRewrite("full", prefix.text()))
-        elif pattern is not None:
-            regex, text = _get(pattern, "pattern", "regex"), _get(pattern, "substitution")
+        elif action.get("pathRewritePolicy") is not None:
+            mirror = replace(mirror, path=self.template_rewrite(action.value["pathRewritePolicy"], match))
+        elif expression is not None:
+            regex, text = _get(expression, "pattern", "regex"), _get(expression, "substitution")
             if regex is None:
-                pattern.error("pattern.regex is missing")
+                expression.error("pattern.regex is missing")
             elif regex.parsed(compile_pattern) is not None:
                 replacement = text.text() if text is not None else ""
-                (text or pattern).parsed(lambda _: substitute(regex.value, replacement)) if text is not None else None
+                (text or expression).parsed(lambda _: substitute(regex.value, replacement)) if text is not None else None
                 mirror = replace(mirror, path=PathRewrite("regex", replacement, regex.value))
         return mirror
+
+    def template(self, node: Node, kind: str, name: str) -> Node | None:
+        """The field `name` of an extension that is of this kind; an error for any other extension."""
+        inner = _get(node, "typedConfig")
+        written = _get(inner, "@type") if inner is not None else None
+        if written is None or not str(written.value).endswith(kind):
+            shown = written or _get(node, "name") or node
+            node.error(f"only {kind} is known here, found {str(shown.value).rpartition('.')[2] if shown.kind == 'text' else shown.described()}")
+            return None
+        found = _get(inner, name)
+        if found is None:
+            node.error(f"{kind} needs a template")
+        return found
+
+    def template_rewrite(self, node: Node, match: Node) -> PathRewrite | None:
+        new = self.template(node, "UriTemplateRewriteConfig", "pathTemplateRewrite")
+        policy = match.get("pathMatchPolicy")
+        if policy is None:
+            node.error("path_rewrite_policy goes with path_match_policy")
+        old = self.template(policy, "UriTemplateMatchConfig", "pathTemplate") if policy is not None else None
+        if new is None or old is None:
+            return None
+        made = new.parsed(lambda text: rewrite(old.text(), text))
+        return PathRewrite("regex", made[1], made[0]) if made is not None else None
 
     # -- policies --
 
@@ -275,9 +306,9 @@ class _Reader:
             node.warning("above 100 %: everything is mirrored")
         return min(share, MILLION)
 
-    def changes(self, node: Node) -> list[tuple[str, str, str]]:
+    def changes(self, node: Node) -> list[Change]:
         """request_headers_to_add and request_headers_to_remove of a level."""
-        changes = []
+        changes: list[Change] = []
         removed = node.get("requestHeadersToRemove")
         changes += [("remove", one.text(), "") for one in (removed.items() if removed is not None else ())]
         added = node.get("requestHeadersToAdd")
@@ -286,7 +317,7 @@ class _Reader:
             changes += [change] if change is not None else []
         return changes
 
-    def option(self, node: Node) -> tuple[str, str, str] | None:
+    def option(self, node: Node) -> Change | None:
         """A HeaderValueOption."""
         found = _plain(node).fields(("header", "append", "appendAction", "keepEmptyValue"))
         if "header" not in found:
@@ -306,14 +337,13 @@ class _Reader:
         if name.startswith(":") or name.lower() in FIXED:
             node.warning(f"{name!r} is not changed: Envoy refuses it, or it decides the framing or the connection")
             return None
-        if "%" in value.replace("%%", ""):
-            node.warning(f"{value!r} holds a format of Envoy that has no value here; the header is left alone")
-            return None
-        if not value and not ("keepEmptyValue" in found and found["keepEmptyValue"].boolean()):
-            return None
-        return how, name, value.replace("%%", "%")
+        keep = "keepEmptyValue" in found and found["keepEmptyValue"].boolean()
+        if "%" in value:
+            made = formatted(inner["value"], value, keep_empty=keep)
+            return None if made is None else (how, name, made)
+        return (how, name, value) if value or keep else None
 
-    def mutations(self, node: Node) -> Iterator[tuple[str, str, str]]:
+    def mutations(self, node: Node) -> Iterator[Change]:
         for one in node.items():
             found = _plain(one).fields(("append", "remove", "removeOnMatch"))
             if "remove" in found:
@@ -323,7 +353,20 @@ class _Reader:
                 if change is not None:
                     yield change
             if "removeOnMatch" in found:
-                found["removeOnMatch"].error("remove_on_match is not supported; name the headers with remove")
+                yield from self.removed(found["removeOnMatch"])
+
+    def removed(self, node: Node) -> Iterator[Change]:
+        """remove_on_match: headers by a test on their names, which are in lower case."""
+        found = _plain(node).fields(("keyMatcher",))
+        if "keyMatcher" not in found:
+            node.error("key_matcher is missing")
+            return
+        test = self.string(found["keyMatcher"])
+        if test is None:
+            return
+        if test.kind != "regex" and not test.ignore_case and test.value != test.value.lower():
+            node.warning(f"{test.value!r} matches no name: the names of headers are in lower case")
+        yield "remove_matching", "", test
 
     # -- match --
 
@@ -346,10 +389,14 @@ class _Reader:
                 value.error("regex is missing")
             else:
                 regex.parsed(compile_pattern)
-        elif kind in ("connectMatcher", "pathMatchPolicy"):
-            path, methods = None, (Text("exact", "CONNECT"),) if kind == "connectMatcher" else ()
-            if kind == "pathMatchPolicy":
-                value.error("path_match_policy is not supported; write prefix, path or safe_regex")
+        elif kind == "connectMatcher":
+            path, methods = None, (Text("exact", "CONNECT"),)
+        elif kind == "pathMatchPolicy":
+            template = self.template(value, "UriTemplateMatchConfig", "pathTemplate")
+            expression = template.parsed(pattern) if template is not None else None
+            path = Text("regex", expression or "")
+            if expression is not None and template is not None:
+                template.parsed(lambda _: compile_pattern(expression))
         else:
             text = value.text()
             path = None if kind == "prefix" and text in ("/", "") else Text({"path": "exact", "pathSeparatedPrefix": "segments"}.get(kind, kind), text, folded)
@@ -371,9 +418,20 @@ class _Reader:
         if "grpc" in found:
             headers.append(Field("content-type", Text("prefix", "application/grpc")))
         query = [self.parameter(one) for one in (found["queryParameters"].items() if "queryParameters" in found else ())]
+        cookies = [self.cookie(one) for one in (found["cookies"].items() if "cookies" in found else ())]
         return replace(
-            base, path=path, methods=methods, headers=tuple(headers), authorities=tuple(authorities), query=tuple(one for one in query if one is not None)
+            base, path=path, methods=methods, headers=tuple(headers), authorities=tuple(authorities), query=tuple(one for one in query if one is not None),
+            cookies=tuple(one for one in cookies if one is not None),
         )  # fmt: skip
+
+    def cookie(self, node: Node) -> Field | None:
+        found = _plain(node).fields(("name", "stringMatch", "invertMatch"))
+        if "name" not in found or "stringMatch" not in found:
+            node.error("name and string_match are needed")
+            return None
+        test = self.string(found["stringMatch"])
+        inverted = "invertMatch" in found and found["invertMatch"].boolean()
+        return None if test is None else Field(found["name"].text(), replace(test, invert=inverted))
 
     def header(self, node: Node) -> list[Field]:
         found = _plain(node).fields(
@@ -401,16 +459,28 @@ class _Reader:
         if "presentMatch" in found and not found["presentMatch"].boolean():
             test = Text("absent")
         if "rangeMatch" in found:
-            found["rangeMatch"].error("range_match is not supported; write safe_regex_match")
+            test = self.range(found["rangeMatch"])
         if test is None:
             return []
-        if inverted and test.kind in ("present", "absent"):
-            return [Field(name, Text("absent" if test.kind == "present" else "present"))]
-        if not inverted:
-            return [Field(name, test)]
         missing = "treatMissingHeaderAsEmpty" in found and found["treatMissingHeaderAsEmpty"].boolean()
+        if test.kind in ("present", "absent"):
+            there = (test.kind == "present") != inverted
+            if missing and there:  # as Envoy does it: it is always there
+                return []
+            if missing:
+                node.warning(f"treat_missing_header_as_empty: {name} then is always there, so nothing matches")
+                return [Field(name, Text("prefix", "", invert=True))]
+            return [Field(name, Text("present" if there else "absent"))]
+        if not inverted:
+            return [Field(name, replace(test, missing_empty=missing))]
         must = [] if missing or name.startswith(":") else [Field(name, Text("present"))]  # Envoy: a header that is missing never matches
         return [*must, Field(name, replace(test, invert=True))]
+
+    def range(self, node: Node) -> Text | None:
+        """Whole numbers from start on and below end."""
+        found = _plain(node).fields(("start", "end"))
+        start, end = (found[name].integer(-(1 << 63), (1 << 63) - 1) if name in found else 0 for name in ("start", "end"))
+        return Text("range", f"{start} {end}") if start is not None and end is not None else None
 
     def string(self, node: Node) -> Text | None:
         found = _plain(node).fields((*_STRING, "ignoreCase"))
@@ -421,6 +491,8 @@ class _Reader:
         folded = "ignoreCase" in found and found["ignoreCase"].boolean()
         if chosen[0] == "safeRegex":
             regex = _get(found["safeRegex"], "regex")
+            if folded:
+                found["ignoreCase"].error("ignore_case has no effect on safe_regex, and Envoy refuses it; begin the expression with (?i)")
             if regex is None or regex.parsed(compile_pattern) is None:
                 return None
             return Text("regex", regex.value)

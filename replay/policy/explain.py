@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from replay.policy.model import MILLION, Block, Mirror, Policy, Route, Text
+from replay.policy.model import MILLION, Block, Format, Mirror, Policy, Route, Text
 from replay.units import show_bytes, show_count, show_share
 
 __all__ = ["block_words", "mirror_words", "words"]
@@ -58,10 +58,11 @@ def _test(test: Text) -> str:
         "contains": f"{no}with {test.value!r} in it",
         "regex": f"{no}matching {test.value}",
         "segments": f"{no}{test.value} or below",
+        "range": f"{no}from {' to below '.join(test.value.split())}" if test.kind == "range" else "",
         "present": "present",
         "absent": "absent",
     }[test.kind]
-    return text + folded
+    return text + folded + (" (or missing)" if test.missing_empty and not test.invert else "")
 
 
 def block_words(block: Block) -> str:
@@ -85,6 +86,7 @@ def block_words(block: Block) -> str:
         parts.append(f"with path {_test(block.path)}")
     parts += [f"with header {one.name} {_test(one.test)}" for one in block.headers]
     parts += [f"with query parameter {one.name} {_test(one.test)}" for one in block.query]
+    parts += [f"with cookie {one.name} {_test(one.test)}" for one in block.cookies]
     if block.clients:
         parts.append(f"from {_any([one.text for one in block.clients])}")
     return " ".join(parts) or "of every kind"
@@ -106,7 +108,11 @@ def mirror_words(mirror: Mirror) -> str:
         text += f" as {host}, without a suffix"
     if mirror.share not in (0, MILLION):
         text += f", chosen by {mirror.sample_by}"
-    for how, name, value in mirror.headers:
+    for how, name, given in mirror.headers:
+        if isinstance(given, Text):
+            text += f", headers named {_test(given)} removed"
+            continue
+        value = given.text if isinstance(given, Format) else given
         text += {
             "set": f", {name} set to {value!r}", "add": f", {name}: {value} added", "append": f", {value!r} appended to {name}", "remove": f", {name} removed",
             "set_if_exists": f", {name} set to {value!r} where it is there", "add_if_absent": f", {name}: {value} added where it is not there",

@@ -7,8 +7,9 @@ from dataclasses import replace
 from itertools import product
 
 from replay.policy import kubernetes
+from replay.policy.formats import formatted, in_order
 from replay.policy.kubernetes import Objects, fields, full_name, millionths, name_of, short_names
-from replay.policy.model import MILLION, Block, Destination, Field, Host, Mirror, PathRewrite, Route, Text, Where
+from replay.policy.model import MILLION, Block, Change, Destination, Field, Host, Mirror, PathRewrite, Route, Text, Where
 from replay.policy.ours import FIXED
 from replay.policy.patterns import compile_pattern, substitute
 from replay.policy.tree import Node
@@ -395,7 +396,7 @@ class _Reader:
 
     def changed(self, mirror: Mirror, found: dict[str, Node], node: Node) -> Mirror:
         """With the header changes that the route makes to both copies."""
-        changes: list[tuple[str, str, str]] = []
+        changes: list[Change] = []
         authority = None
         sources = [found["headers"]] if "headers" in found else []
         routes = found["route"].items() if "route" in found else []
@@ -413,13 +414,17 @@ class _Reader:
                     text = value.text()
                     if name.lower() in ("host", ":authority"):
                         authority = text
+                        if "%" in text:
+                            value.error(f"{text!r}: a host that a format makes is not supported")
                     elif name.startswith(":") or name.lower() in FIXED:
                         value.warning(f"{name!r} is not changed: it decides the framing or the connection")
-                    elif "%" in text.replace("%%", ""):
-                        value.warning(f"{text!r} holds a format of Envoy that has no value here; the header is left alone")
+                    elif "%" in text:
+                        made = formatted(value, text)
+                        changes += [(how, name, made)] if made is not None else []
                     else:
-                        changes.append((how, name, text.replace("%%", "%")))
+                        changes.append((how, name, text))
             changes += [("remove", one.text(), "") for one in (request["remove"].items() if "remove" in request else ())]
+        in_order(node, changes)
         return replace(mirror, headers=(*mirror.headers, *changes), authority=authority)
 
 
@@ -444,4 +449,5 @@ def _both(a: Block, b: Block) -> Block:
         headers=(*a.headers, *b.headers),
         query=(*a.query, *b.query),
         clients=b.clients or a.clients,
+        cookies=(*a.cookies, *b.cookies),
     )

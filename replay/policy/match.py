@@ -2,13 +2,25 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import re
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
-from replay.policy.model import Block, Client, Host, Policy, Route, Text
+from replay.policy.model import Block, Client, Field, Host, Policy, Route, Text
 from replay.policy.patterns import Pattern, compile_pattern
 
-__all__ = ["Asked", "Step", "find", "holds", "split_host"]
+__all__ = ["Asked", "JOINED", "Step", "bounds", "find", "holds", "names", "split_host"]
+
+#: Headers that Envoy 1.40 joins by commas where they come several times (by experiment, tests/test_envoy_parity.py); of others one value is enough.
+JOINED = frozenset(
+    """accept accept-encoding access-control-request-headers access-control-request-method access-control-request-private-network authorization
+    cache-control cdn-loop content-encoding content-type grpc-accept-encoding grpc-timeout if-match if-modified-since if-none-match if-range origin pragma
+    referer user-agent via x-client-trace-id x-envoy-attempt-count x-envoy-decorator-operation x-envoy-downstream-service-cluster
+    x-envoy-downstream-service-node
+    x-envoy-external-address x-envoy-original-host x-envoy-original-path x-forwarded-for x-forwarded-host x-forwarded-port x-forwarded-proto
+    x-request-id""".split()
+)
+_NUMBER = re.compile(rb"[ \t-\r]*([+-]?[0-9]+)[ \t-\r]*")
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,13 +85,18 @@ def _fails(block: Block, asked: Asked) -> str | None:
     if block.methods and not any(holds(one, asked.method) for one in block.methods):
         return f"method {_show(asked.method)}"
     for test in block.headers:
-        value = _header(asked.headers, test.name.encode())
-        if not holds(test.test, value):
-            return f"header {test.name} ({'absent' if value is None else repr(_show(value))})"
+        values = [value for key, value in asked.headers if key == test.name.encode()]
+        if not _header_holds(test, values):
+            return f"header {test.name} ({repr(_show(b','.join(values))) if values else 'absent'})"
     for test in block.query:
         value = _parameter(asked.query, test.name.encode())
         if not holds(test.test, value):
             return f"query parameter {test.name} ({'absent' if value is None else repr(_show(value))})"
+    for test in block.cookies:
+        value = _cookie(asked.headers, test.name.encode())
+        plain = test.test.kind not in ("present", "absent")
+        if not (test.test.invert if value is None and plain else holds(test.test, value)):
+            return f"cookie {test.name} ({'absent' if value is None else repr(_show(value))})"
     if block.clients and not any(_inside(one, asked.client) for one in block.clients):
         return "client"
     return None
@@ -111,14 +128,19 @@ def _pattern(text: str, ignore_case: bool) -> Pattern:
 
 
 def holds(test: Text, value: bytes | None) -> bool:
-    """A test on a value; None: there is none. An inverted test takes a missing value as empty."""
+    """A test on a value; None: there is none. An inverted test takes a missing value as empty; so does one that says so."""
     if test.kind in ("present", "absent"):
         return (value is not None) == (test.kind == "present")
     if value is None:
-        if not test.invert:
+        if not test.invert and not test.missing_empty:
             return False
         value = b""
     wanted = test.value.encode()
+    if test.kind == "range":
+        number = _NUMBER.fullmatch(value)
+        low, below = bounds(test)
+        found = number is not None and -(1 << 63) <= int(number[1]) < 1 << 63 and low <= int(number[1]) < below
+        return found != test.invert
     if test.kind == "regex":
         found = _pattern(test.value, test.ignore_case).fullmatch(value) is not None
         return found != test.invert
@@ -137,10 +159,35 @@ def holds(test: Text, value: bytes | None) -> bool:
     return found != test.invert
 
 
-def _header(headers: tuple[tuple[bytes, bytes], ...], name: bytes) -> bytes | None:
-    """All values of this name, joined by commas as Envoy does; None when there is none."""
-    values = [value for key, value in headers if key == name]
-    return b",".join(values) if values else None
+def bounds(test: Text) -> tuple[int, int]:
+    """Of a `range`: from, below."""
+    low, _, below = test.value.partition(" ")
+    return int(low), int(below)
+
+
+def names(test: Text, name: bytes) -> bool:
+    """A test on the name of a header, which is compared in lower case."""
+    return holds(test, name.lower())
+
+
+def _header_holds(test: Field, values: list[bytes]) -> bool:
+    """Of a header that comes several times one value is enough, and none for an inverted test; what Envoy joins (without the empty ones) is one value."""
+    if not values or test.test.kind in ("present", "absent"):
+        return holds(test.test, values[0] if values else None)
+    if test.name in JOINED:
+        return holds(test.test, b",".join(value for value in values if value))
+    plain = replace(test.test, invert=False)
+    return any(holds(plain, value) for value in values) != test.test.invert
+
+
+def _cookie(headers: tuple[tuple[bytes, bytes], ...], name: bytes) -> bytes | None:
+    """The first cookie of this name, as Envoy reads them; None: there is none. One without `=` is none."""
+    for key, line in headers:
+        for pair in line.split(b";") if key == b"cookie" else ():
+            given, equals, value = pair.lstrip(b" ").partition(b"=")
+            if equals and given == name:
+                return value[1:-1] if len(value) >= 2 and value[:1] == value[-1:] == b'"' else value
+    return None
 
 
 def _parameter(query: bytes | None, name: bytes) -> bytes | None:

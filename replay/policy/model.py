@@ -10,7 +10,9 @@ from dataclasses import dataclass, field, replace
 from replay.settings import Target
 from replay.units import MILLION
 
-__all__ = ["Block", "Client", "Destination", "Field", "Host", "MILLION", "Mirror", "PathRewrite", "Policy", "Route", "Text", "Where"]
+__all__ = [
+    "Block", "Change", "Client", "Destination", "Field", "Format", "Host", "MILLION", "Mirror", "Part", "PathRewrite", "Policy", "Route", "Text", "Where",
+]  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,12 +29,14 @@ class Where:
 @dataclass(frozen=True, slots=True)
 class Text:
     """A test on a text. kind: `exact`, `prefix`, `suffix`, `contains`, `regex` (RE2, of the whole text), `segments` (a path below, by whole segments),
-    `present`, `absent`.  invert: the test fails where it would hold; a missing value then passes."""
+    `range` (a whole number; value: `FROM BELOW`), `present`, `absent`.  invert: the test fails where it would hold; a missing value is then taken as empty.
+    missing_empty: a missing value is taken as empty all the same."""
 
     kind: str
     value: str = ""
     ignore_case: bool = False
     invert: bool = False
+    missing_empty: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +51,7 @@ class Host:
 
 @dataclass(frozen=True, slots=True)
 class Field:
-    """A test on a header or a query parameter of this name."""
+    """A test on a header, a cookie or a query parameter of this name."""
 
     name: str
     test: Text
@@ -76,6 +80,33 @@ class Block:
     headers: tuple[Field, ...] = ()
     query: tuple[Field, ...] = ()
     clients: tuple[Client, ...] = ()
+    cookies: tuple[Field, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """Of a made value. what: `text` (value as it is), `header` (value: its name in lower case), `path` (the target as sent), `method`, `authority` (the host
+    before the suffix), `version`.  most: bytes of it.  other, other_value: what stands in where that is missing."""
+
+    what: str
+    value: str = ""
+    most: int | None = None
+    other: str | None = None
+    other_value: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Format:
+    """A value that is made for each request. text: as written.  keep_empty: it is a value even when it comes out empty."""
+
+    text: str
+    parts: tuple[Part, ...]
+    keep_empty: bool = False
+
+    def names(self) -> set[str]:
+        """The headers that it reads."""
+        pairs = [pair for part in self.parts for pair in ((part.what, part.value), (part.other, part.other_value))]
+        return {name for what, name in pairs if what == "header"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,11 +133,16 @@ class PathRewrite:
     matched: str = ""
 
 
+#: (how, name, value)
+Change = tuple[str, str, str | Format | Text]
+
+
 @dataclass(frozen=True, slots=True)
 class Mirror:
     """One copy. share: parts per million.  authority: replaces the host before the suffix is put on.  suffix: None for none.
-    literal: the Host as it is, without suffix.  headers: (how, name, value): how is `set`, `add`, `append` (a comma and the value behind the first one),
-    `set_if_exists`, `add_if_absent`, `remove`.  max_body: larger requests are not copied.  limit: so many copies at most.  trace: keep, unsample, drop."""
+    literal: the Host as it is, without suffix.  headers: (how, name, value): how is `set`, `add`, `append` (a comma and the value behind the last one),
+    `set_if_exists`, `add_if_absent`, `remove`, `remove_matching` (value: a test on names in lower case).  max_body: larger requests are not copied.
+    limit: so many copies at most.  trace: keep, unsample, drop."""
 
     to: Destination
     where: Where
@@ -115,7 +151,7 @@ class Mirror:
     authority: str | None = None
     suffix: str | None = "-shadow"
     literal: str | None = None
-    headers: tuple[tuple[str, str, str], ...] = ()
+    headers: tuple[Change, ...] = ()
     path: PathRewrite | None = None
     max_body: int | None = None
     limit: int | None = None

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from typing import Any
 
 from replay import units
 from replay.policy.diagnose import nearest
-from replay.policy.model import MILLION, Block, Client, Destination, Field, Host, Mirror, PathRewrite, Policy, Route, Text, Where
+from replay.policy.formats import parse as parse_format
+from replay.policy.model import MILLION, Block, Change, Client, Destination, Field, Format, Host, Mirror, PathRewrite, Policy, Route, Text, Where
 from replay.policy.patterns import compile_pattern, substitute
 from replay.policy.tree import Node
 from replay.settings import network, target
@@ -26,11 +28,11 @@ _HOST = re.compile(r"[!-~]+", re.ASCII)
 _HOST_BAD = re.compile(r'[/?#\\<>"|{}^`]')
 _ROOT = ("version", "targets", "defaults", "routes")
 _ROUTE = ("name", "match", "mirror")
-_MATCH = ("host", "authority", "port", "path", "method", "headers", "query", "client")
+_MATCH = ("host", "authority", "port", "path", "method", "headers", "query", "cookies", "client")
 _MIRROR = ("to", "percent", "sample-by", "host", "set-headers", "add-headers", "append-headers", "remove-headers", "rewrite-path", "max-body", "limit", "trace")
 _DEFAULTS = ("percent", "sample-by", "host", "max-body", "trace")
 _WHEN = {"set_if_exists": "present", "add_if_absent": "absent"}
-_TESTS = ("exact", "prefix", "suffix", "contains", "regex", "present")
+_TESTS = ("exact", "prefix", "suffix", "contains", "regex", "present", "range")
 
 
 # ---- values ---------------------------------------------------------------------------------------------------------------
@@ -90,14 +92,14 @@ def host(text: str) -> Host:
     return Host("exact", name.lower(), port)
 
 
-def read_text(node: Node, *, path: bool = False, absent: bool = False) -> Text | None:
+def read_text(node: Node, *, path: bool = False) -> Text | None:
     """A test: text (exact), `present`/`absent` as {present: true|false}, or one of the forms with `ignore-case` and `not`."""
     if node.kind == "text":
         if path:
             _check_path(node, node.value, "exact")
         return Text("exact", node.value)
-    tests = (*(name for name in _TESTS if name != "present" or not path), *(("separated-prefix",) if path else ()))
-    found = node.fields((*tests, "ignore-case", "not"), what="exact, prefix, regex …")
+    tests = (*(name for name in _TESTS if name not in ("present", "range") or not path), *(("separated-prefix",) if path else ()))
+    found = node.fields((*tests, "ignore-case", "not", *(() if path else ("missing-as-empty",))), what="exact, prefix, regex …")
     chosen = [name for name in tests if name in found]
     if len(chosen) != 1:
         if node.kind == "map":
@@ -108,12 +110,20 @@ def read_text(node: Node, *, path: bool = False, absent: bool = False) -> Text |
     folded = "ignore-case" in found and found["ignore-case"].boolean()
     if kind == "present":
         return Text("present" if value.boolean() != invert else "absent")
+    empty = "missing-as-empty" in found and found["missing-as-empty"].boolean()
+    if kind == "range":
+        ends = [one.integer(-(1 << 63), (1 << 63) - 1) for one in value.items()]
+        if len(ends) != 2:
+            value.error("a range is [from, below], two whole numbers")
+        if len(ends) != 2 or None in ends:
+            return None
+        return Text("range", f"{ends[0]} {ends[1]}", folded, invert, empty)
     text = value.text()
     if kind == "regex" and value.kind == "text":
         value.parsed(lambda word: compile_pattern(word, ignore_case=folded))
     if path and value.kind == "text":
         _check_path(value, text, kind)
-    return Text("segments" if kind == "separated-prefix" else kind, text, folded, invert)
+    return Text("segments" if kind == "separated-prefix" else kind, text, folded, invert, empty)
 
 
 def _check_path(node: Node, text: str, kind: str) -> None:
@@ -211,6 +221,7 @@ class _Reader:
             headers=self.named(found.get("headers"), header=True),
             query=self.named(found.get("query"), header=False),
             clients=tuple(clients),
+            cookies=self.named(found.get("cookies"), header=False),
         )
 
     def method(self, node: Node) -> Text | None:
@@ -296,8 +307,8 @@ class _Reader:
                 found["suffix"].error(f"{suffix!r} cannot stand in a host; write -shadow, or off for none")
         return base, suffix, literal
 
-    def mutations(self, found: dict[str, Node]) -> tuple[tuple[str, str, str], ...]:
-        changes: list[tuple[str, str, str]] = []
+    def mutations(self, found: dict[str, Node]) -> tuple[Change, ...]:
+        changes: list[Change] = []
         seen: dict[str, str] = {}
         for option, how in (("set-headers", "set"), ("add-headers", "add"), ("append-headers", "append")):
             for name, value in found[option].pairs() if option in found else ():
@@ -307,6 +318,11 @@ class _Reader:
                 for one in value.items(single=how == "add" or value.kind != "list"):
                     self.mutation(one, how, name, changes)
         for one in found["remove-headers"].items(single=True) if "remove-headers" in found else ():
+            if one.kind == "map":
+                test = read_text(one)
+                if test is not None and test.kind not in ("present", "absent"):
+                    changes.append(("remove_matching", "", test))
+                continue
             name = one.parsed(header_name)
             if name:
                 if seen.get(name.lower(), "add-headers") != "add-headers":
@@ -314,23 +330,29 @@ class _Reader:
                 changes.append(("remove", name, ""))
         return tuple(changes)
 
-    def mutation(self, node: Node, how: str, name: str, changes: list[tuple[str, str, str]]) -> None:
+    def mutation(self, node: Node, how: str, name: str, changes: list[Change]) -> None:
+        make: Callable[[str], str | Format] = header_value
         if node.kind == "map":
-            found = node.fields(("value", "when"), what="value, when")
+            found = node.fields(("value", "format", "when", "keep-empty"), what="value or format, when, keep-empty")
             if "when" in found:
                 when = found["when"].choice(("present", "absent"))
                 if how != "set":
                     node.error("`when` goes with set-headers")
                 how = "set_if_exists" if when == "present" else "add_if_absent"
-            if "value" not in found:
-                node.error("a value is missing")
+            if ("value" in found) == ("format" in found):
+                node.error("a value is missing" if "value" not in found else "value and format exclude each other")
                 return
-            node = found["value"]
+            if "format" in found:
+                keep = "keep-empty" in found and found["keep-empty"].boolean()
+                make = partial(_made, keep_empty=keep)
+            elif "keep-empty" in found:
+                found["keep-empty"].error("keep-empty goes with format")
+            node = found.get("value", found.get("format", node))
         try:
             header_name(name)
         except ValueError as error:
             node.error(str(error))
-        text = node.parsed(header_value)
+        text = node.parsed(make)
         if text is not None:
             changes.append((how, name, text))
 
@@ -358,6 +380,11 @@ class _Reader:
         if node.kind == "text" and (not text.startswith("/") or not re.fullmatch(r"[!-~]+", text) or "#" in text or "?" in text):
             node.error(f"{text!r} is no path; it begins with / and holds neither blanks nor ? nor #")
         return PathRewrite("full", text)
+
+
+def _made(text: str, *, keep_empty: bool) -> Format:
+    """Raises ValueError."""
+    return parse_format(header_value(text), keep_empty=keep_empty)
 
 
 def _named(text: str) -> Destination:
@@ -423,12 +450,25 @@ def _test(test: Text) -> Any:
         return {"present": (test.kind == "present") != test.invert}
     if test == Text("exact", test.value):
         return test.value
-    found: dict[str, Any] = {"separated-prefix" if test.kind == "segments" else test.kind: test.value}
+    value: Any = [int(word) for word in test.value.split()] if test.kind == "range" else test.value
+    found: dict[str, Any] = {"separated-prefix" if test.kind == "segments" else test.kind: value}
     if test.ignore_case:
         found["ignore-case"] = True
     if test.invert:
         found["not"] = True
+    if test.missing_empty:
+        found["missing-as-empty"] = True
     return found
+
+
+def _value(value: str | Format | Text) -> Any:
+    if isinstance(value, Format):
+        return {"format": value.text, **({"keep-empty": True} if value.keep_empty else {})}
+    return value
+
+
+def _when(value: Any, when: str) -> dict[str, Any]:
+    return (dict(value) if isinstance(value, dict) else {"value": value}) | {"when": when}
 
 
 def _host(one: Host) -> str:
@@ -452,7 +492,7 @@ def _block(block: Block) -> dict[str, Any]:
         found["path"] = _test(block.path)
     if block.methods:
         found["method"] = _few([_test(one) for one in block.methods])
-    for name, fields in (("headers", block.headers), ("query", block.query)):
+    for name, fields in (("headers", block.headers), ("query", block.query), ("cookies", block.cookies)):
         if fields:
             found[name] = {key: _few([_test(one.test) for one in fields if one.name == key]) for key in dict.fromkeys(one.name for one in fields)}
     if block.clients:
@@ -487,14 +527,14 @@ def _mirror(mirror: Mirror, named: dict[str, Any]) -> dict[str, Any]:
         values: dict[str, Any] = {}
         for one, name, value in mirror.headers:
             if one == how == "add":
-                values[name] = _few([*(v for o, n, v in mirror.headers if o == how and n == name)])
+                values[name] = _few([*(_value(v) for o, n, v in mirror.headers if o == how and n == name)])
             elif one == how:
-                values[name] = value
+                values[name] = _value(value)
             elif how == "set" and one in _WHEN:
-                values[name] = {"value": value, "when": _WHEN[one]}
+                values[name] = _when(_value(value), _WHEN[one])
         if values:
             found[option] = values
-    removed = [name for how, name, _ in mirror.headers if how == "remove"]
+    removed = [_test(value) if isinstance(value, Text) else name for how, name, value in mirror.headers if how in ("remove", "remove_matching")]
     if removed:
         found["remove-headers"] = removed
     if mirror.path is not None:

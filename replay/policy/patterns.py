@@ -8,6 +8,8 @@ from __future__ import annotations
 import re
 from typing import Any, Protocol
 
+from replay import extras
+
 __all__ = ["Pattern", "compile_pattern", "substitute"]
 
 
@@ -38,7 +40,7 @@ def compile_pattern(text: str, *, ignore_case: bool = False) -> Pattern:
         found = _LITERAL.fullmatch(text)
         if found is None:
             raise ValueError(
-                f"the regular expression {text!r} needs RE2: pip install 'shadow-replay[policy]' (without it only literal text that may end in .* works)"
+                f"the regular expression {text!r} needs RE2: {extras.how('policy')}; without it only literal text that may end in .* works"
             )
         return re.compile(data.removeprefix(b"^").removesuffix(b"$"), (re.IGNORECASE if ignore_case else 0) | re.DOTALL)
     options = engine.Options()

@@ -52,5 +52,5 @@ def taken(mirror: Mirror, row: dict[str, Any], seed: int) -> bool:
     key = key_of(mirror.sample_by, row)
     if key is None:
         return False
-    value = _fastpath.kernel_hash_for_tests(key, seed) << 32 if mirror.sample_by == "connection:kernel" else _fastpath.xxh64_for_tests(key, seed)
+    value = _fastpath.kernel_sample_hash(key, seed) << 32 if mirror.sample_by == "connection:kernel" else _fastpath.sample_hash(key, seed)
     return mirror.share == MILLION or value < (mirror.share << 64) // MILLION

@@ -12,6 +12,7 @@ import packetmake as net
 import pcapmake
 
 from replay import _fastpath
+from replay.capture.records import Records
 
 START = 1_700_000_000_000_000_000
 
@@ -102,4 +103,27 @@ def reply(data):
     assert whole.end() == cut.end()
 
 
-TARGETS = {"reader": reader, "reassembly": reassembly, "http1": http1, "reply": reply}
+def _records(data, **options):
+    handle, path = _capture(data)
+    try:
+        records = Records([path])
+        rows, counters, _ = engine.found([], max_memory=8 << 20, max_connections=256, records=records, **options)
+        return rows, counters, records.faults
+    finally:
+        os.close(handle)
+
+
+def records(data):
+    """A tap file of Envoy or a .gor file, of any bytes: read to its end twice with the same result; each record is a request, incomplete or a fault; what may be sent is a request."""
+    rows, counters, faults = _records(data, incomplete=True)
+    again, same, _ = _records(data, incomplete=True)
+    assert rows == again and counters["digest"] == same["digest"]
+    assert all(fault.message for fault in faults)
+    sent, selected, _ = _records(data, show=False)
+    assert len(sent) == selected["selected"] == sum(row["incomplete"] is None and row["withheld"] is None for row in rows)
+    for row in sent:
+        head = row["data"][: row["data"].find(b"\r\n\r\n") + 4]
+        assert head.count(b"\n") == head.count(b"\r\n") and b"\0" not in head
+
+
+TARGETS = {"reader": reader, "reassembly": reassembly, "http1": http1, "reply": reply, "records": records}
