@@ -140,6 +140,21 @@ def test_tap(tmp_path):
     assert {"alone", "tap, rewrites", "tcpdump, null"} <= result["measured"].keys() and result["measured"]["100 % of 300/s"]["sent/s"]["min"] > 0
 
 
+def test_ring(tmp_path):
+    result = bench("bench_ring.py", "--rounds", "1", "--blocks", "4", tmp_path=tmp_path)
+    assert result["measured"]["all are rewritten"]["requests"]["min"] > 1000
+
+
+@pytest.mark.slow  # each tap is started and ended, ten times
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root for AF_PACKET")
+@pytest.mark.skipif(not all(map(shutil.which, ("wrk", "nginx"))), reason="needs wrk and nginx")
+def test_tap_kernel(tmp_path):
+    result = bench("bench_tap_kernel.py", "--seconds", "1", "--rounds", "1", "--runs", "1", tmp_path=tmp_path)
+    measured = result["measured"]
+    assert measured["10 kB: all, heads of replies"]["bytes copied a request"]["max"] < 2000 < 9000 < measured["10 kB: all, replies whole"]["bytes copied a request"]["min"]
+    assert measured["small: all, no replies"]["packets a request"]["max"] < measured["small: all, replies whole"]["packets a request"]["min"]
+
+
 @pytest.mark.slow  # tcpdump hands over what it has after a second, in each of five runs
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root for tcpdump and a network namespace")
 @pytest.mark.skipif(not all(map(shutil.which, ("tcpdump", "tcpreplay", "ip"))), reason="needs tcpdump, tcpreplay and ip")

@@ -318,3 +318,22 @@ def test_a_long_policy_is_told_whole(folder):
     with ended(Tap("lo", "--port", "1", "--policy", policy, "--dry-run")) as tap:
         assert all(f"r{chr(97 + n)}" in tap.said for n in range(18)), tap.said
         tap.report()
+
+
+def test_what_finds_its_queue_full_is_told_of_its_target(nginx):  # noqa: F811
+    """In the report and in the metrics; the ledger of each target adds up by itself."""
+    with ended(Sink("--misbehave", "never")) as stuck, ended(Sink()) as fine:
+        urls = [f"http://{one.address}" for one in (stuck, fine)]
+        words = ("--to", urls[0], "--to", urls[1], "-p", 100, "-c", 2, "--max-memory", "8MiB", "--timeout", "60s", "--max-age", "60s", "--drain", "100ms", "--metrics", "127.0.0.1:0")
+        with ended(Tap("lo", "--port", nginx.port, *words, ready=False)) as tap:
+            address = tap.wait_for("metrics at").split("/")[2]
+            time.sleep(0.3)
+            for i in range(300):
+                get(f"{nginx.url}/{i}", data=b"x" * 60_000)
+            eventually(lambda: "found 300" in tap.ask(), every=0.2)
+            text = get(f"http://{address}/metrics").decode()
+            report = balanced(tap.report())
+    dropped = [report["targets"][url]["dropped"].get("queue_full", 0) for url in urls]
+    assert dropped[0] > 0 and sum(dropped) == report["ledger"]["by_reason"]["dropped"]["queue_full"]
+    assert f'replay_requests_dropped_total{{reason="queue_full",target="{urls[0]}"}}' in text and 'target="any"' not in text
+    assert all(report["targets"][url]["sent"] + sum(report["targets"][url]["dropped"].values()) == 300 for url in urls)
