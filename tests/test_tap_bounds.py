@@ -106,6 +106,23 @@ def test_breaker_waits_longer_each_time_and_not_for_ever():
     assert 0.25 <= waits[0] <= 0.75 and all(wait <= 45.0 for wait in waits) and max(waits) > 15
 
 
+def test_breaker_of_a_few_connections():
+    """Two that time out every five seconds are never ten in a window; without an answer between them they say enough."""
+    one, now = Breaker(5.0), 0.0
+    one.look(now, counters(taken=100, sent=100, answered=100, unanswered={"timeout": 7}))
+    for failed in (7, 9, 9, 11):
+        now += 2.5
+        changed = one.look(now, counters(taken=100 + failed, sent=100 + failed, answered=100, unanswered={"timeout": failed}))
+    assert changed and one.state == "open" and "4 without an answer" in one.reason
+
+
+def test_failures_with_answers_between_them_open_nothing():
+    one, now = Breaker(5.0), 0.0
+    for n in range(20):
+        now += 2.5
+        assert not one.look(now, counters(taken=3 * n, sent=3 * n, answered=n, unanswered={"timeout": 2 * n}))
+
+
 def opened(**more):
     """One that has opened, and lets probes through. more: what had been counted before."""
     one = Breaker(1.0, random.Random(1))

@@ -11,6 +11,7 @@ __all__ = ["Breaker"]
 
 _WINDOW_S = 2.0
 _LEAST = 10  # outcomes below which a share means nothing
+_SILENT = 3  # failures without one answer between them that say enough, when they last for a window: on a few connections there are no ten of them
 _FIRST_S, _MOST_S = 0.5, 30.0
 _PROBES = 3
 _RETRY_AFTER_MOST_S = 300.0
@@ -32,6 +33,7 @@ class Breaker:
         self._chance = chance or random.Random()
         self._delay_s = _FIRST_S
         self._seen: deque[tuple[float, dict[str, int]]] = deque()
+        self._failed, self._failing_at = (0, 0), -1.0  # (answered, failed) at the last answer; the first failure behind it
         self._probe: dict[str, int] = {}
         self._probed_at: float | None = None  # when a probe was on its way at the latest
 
@@ -47,7 +49,7 @@ class Breaker:
             self._seen.popleft()
         before = self.state
         if self.state == "closed":
-            reason = self._bad(_since(self._seen[0][1], seen), seen)
+            reason = self._bad(_since(self._seen[0][1], seen), seen) or self._silent(now, seen)
             if reason:
                 self._open(now, reason, counters)
         elif self.state == "open":
@@ -63,7 +65,7 @@ class Breaker:
     def renewed(self) -> None:
         """The target's senders are new ones: what they count begins at nothing, and they have to be told what passes."""
         self._seen.clear()
-        self._probe, self._probed_at = {}, None
+        self._probe, self._probed_at, self._failed, self._failing_at = {}, None, (0, 0), -1.0
 
     def _bad(self, recent: dict[str, int], seen: dict[str, int]) -> str:
         """Why nothing should be sent, or ""."""
@@ -76,6 +78,18 @@ class Breaker:
             return f"{recent['refused']} of {ended} answered 429 or 503"
         if recent["expired"] >= _LEAST and recent["expired"] * 2 >= recent["taken"]:
             return f"{recent['expired']} of {recent['taken']} too old when it was their turn"
+        return ""
+
+    def _silent(self, now: float, seen: dict[str, int]) -> str:
+        """Why nothing should be sent, when it has not answered once for a while; or ""."""
+        answered, failed = self._failed
+        if seen["answered"] != answered:
+            self._failed, self._failing_at = (seen["answered"], seen["failed"]), -1.0
+        elif seen["failed"] > failed:
+            if self._failing_at < 0:
+                self._failing_at = now
+            if seen["failed"] - failed >= _SILENT and now - self._failing_at >= _WINDOW_S:
+                return f"{seen['failed'] - failed} without an answer between them"
         return ""
 
     def _open(self, now: float, reason: str, counters: Mapping[str, Any]) -> None:
@@ -95,6 +109,7 @@ class Breaker:
         fine = fate["answered"] - fate["refused"]
         if fine > 0 and fate["failed"] == 0:
             self.state, self.reason, self._delay_s = "closed", "", _FIRST_S
+            self._failed, self._failing_at = (seen["answered"], seen["failed"]), -1.0
             self._seen.clear()
         elif fate["failed"] or fate["refused"] or (fate["connect_failed"] and not seen["open"]):
             self._open(now, self.reason if not fate["refused"] else f"{fate['refused']} probes answered 429 or 503", counters)
