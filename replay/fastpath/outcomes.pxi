@@ -192,7 +192,7 @@ cdef class Outcomes:
         self.marks.judge = judge
         return 0
 
-    cdef int64_t marks_lost(self):
+    cdef int64_t marks_lost(self) noexcept:
         return count_get(&self.marks.lost)
 
     def __dealloc__(self):
