@@ -476,6 +476,26 @@ def test_endpoints_beyond_the_table_are_counted_as_other():
     assert len(rows) == 513 and rows[-1]["name"] == b"(other)" and sum(row["requests"] for row in rows) == 2000
 
 
+def test_a_sender_that_is_quicker_than_the_judge_judges_itself():
+    """No judge's thread runs until the sender has ended: of more marks than there are slots none is lost, and what it found is all there."""
+    rows = [(endtoend.request(b"/%d/%s" % (i, b"ab"[i % 2 : i % 2 + 1])), 0, i % 100) for i in range(50_000)]
+    outcomes, judge = fed(rows, records=False, before=lambda judge: 30_000 < judge.counters()["judged"] < 50_000)
+    assert judge.counters() == {"judged": 50_000, "not_judged": 0}
+    assert {row["name"]: row["requests"] for row in judge.endpoints()} == {b"GET /{n}/a": 25_000, b"GET /{n}/b": 25_000}
+    assert outcomes.get() == []
+
+
+def test_marks_that_nobody_judges_are_let_go():
+    """A sender whose outcomes have no judge is not held up, and its records are there."""
+    pool, stop = _fastpath.Pool(), _fastpath.Stop()
+    queue, outcomes = _fastpath.Queue(pool, 512), _fastpath.Outcomes(1 << 17, head=0)
+    sender = _fastpath.Sender(queue, [], stop=stop, asap=True, dry_run=True, outcomes=outcomes)
+    assert _fastpath.push_for_tests(queue, [(endtoend.request(b"/"), 0, i) for i in range(40_000)]) == 40_000
+    queue.end()
+    sender.run()
+    assert sender.counters()["outcomes_lost"] == 0 and len(outcomes.get(50_000)) == 40_000
+
+
 def test_a_time_line_grows_coarser_and_loses_nothing():
     """A run of hours has as many stretches as one of seconds."""
     lines = [endpoints.timeline(10**18 + k * 10**9, 100_000_000, [row(1)] * 500) for k in range(3)]
@@ -488,15 +508,16 @@ def row(n):
     return dict.fromkeys(endpoints._COLUMNS, n) | {"lag_max_us": 7, "status": {"2xx": n}}
 
 
-def fed(rows):
-    """A judge that saw these rows as a dry run's."""
+def fed(rows, records=True, before=None):
+    """A judge that saw these rows as a dry run's. before: what has to be true of it when the sender ended and the judge's thread did not run yet."""
     pool, stop = _fastpath.Pool(), _fastpath.Stop()
-    queue, outcomes = _fastpath.Queue(pool, 512), _fastpath.Outcomes(1 << 17, head=0)
+    queue, outcomes = _fastpath.Queue(pool, 512), _fastpath.Outcomes(1 << 17, head=0, records=records)
     sender = _fastpath.Sender(queue, [], stop=stop, asap=True, dry_run=True, outcomes=outcomes)
     judge = _fastpath.Judge([outcomes])
     _fastpath.push_for_tests(queue, rows)
     queue.end()
     sender.run()
+    assert before is None or before(judge)
     judge.end()
     judge.run()
     return outcomes, judge

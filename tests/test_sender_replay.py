@@ -128,6 +128,16 @@ def test_one_after_the_other_is_spread_too():
         assert c["answered"] == 20 and min(len(a.log), len(b.log)) > 2
 
 
+def test_one_busy_flow_at_full_speed_keeps_its_order_and_holds_nobody_up_for_good():
+    """More requests of one captured connection than may wait to be written, others behind them."""
+    with Server(ok) as server:
+        busy = 3000
+        c = send([server.address], [(request(i), 0, 0 if i < busy else i) for i in range(busy + 200)], timeout=60, connections=8, pipeline=16)
+        assert c["answered"] == busy + 200 and not c["dropped"] and not c["unanswered"]
+        ids = server.ids()
+        assert sorted(ids) == list(range(busy + 200)) and [one for one in ids if one < busy] == list(range(busy))
+
+
 def test_an_address_that_is_down_costs_nothing():
     dead = socket.socket()
     dead.bind(("127.0.0.1", 0))

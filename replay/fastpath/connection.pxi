@@ -144,6 +144,7 @@ cdef struct SenderState:
     uint32_t pipeline
     int32_t most                  # connections
     int64_t window                # items taken up at most at full speed
+    int64_t ahead                 # of these not written yet, with pipelining
     Pacer pacer
     # memory
     SenderSlab* slabs

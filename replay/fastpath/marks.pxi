@@ -57,10 +57,10 @@ cdef inline void marks_tell(Marks* m) noexcept nogil:
 
 
 cdef void marks_relieve(Marks* m) noexcept nogil:
-    """Many wait: the judge does not keep up, so this thread judges them, unless the judge is just about it."""
+    """Many wait: the judge does not keep up, so this thread judges some, unless the judge is just about it."""
     marks_tell(m)
     if m.judge != NULL and pthread_mutex_trylock(&m.judge.lock) == 0:
-        judge_marks(m.judge, m, m.mask)
+        judge_marks(m.judge, m, JUDGE_MARKS)
         pthread_mutex_unlock(&m.judge.lock)
     m.seen = <uint64_t>atomic_get(<int64_t*>&m.head)
     while m.tail - m.seen > m.mask and m.waits and m.judge != NULL:

@@ -193,7 +193,7 @@ cdef class Outcomes:
         self.marks.which = which
         return 0
 
-    cdef int64_t marks_lost(self):
+    cdef int64_t marks_lost(self) noexcept:
         return count_get(&self.marks.lost)
 
     def __dealloc__(self):

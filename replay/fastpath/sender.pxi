@@ -78,6 +78,8 @@ cdef class Sender:
         s.most = 1 if dry_run else connections
         s.window = <int64_t>connections * pipeline * (2 if pipeline < BUNCH_LEAST else 4)
         s.window = 64 if s.window < 64 else 65536 if s.window > 65536 else s.window
+        # one load of all connections: each write is a full one, and what waits to be written stays in the caches
+        s.ahead = PACE_NEVER if live or not (asap and pipeline >= BUNCH_LEAST) else max(connections * pipeline, 1024)
         s.tick_ns = 10000000 if connections <= 1024 else 50000000
         s.bunch = asap and pipeline >= BUNCH_LEAST
         s.bundle = not asap and pipeline > 1

@@ -188,7 +188,7 @@ cdef bint sender_take(SenderState* s, int64_t now) noexcept nogil:
         while s.at < batch.count:
             row = &batch.rows[s.at]
             if s.pacer.kind == PACE_ASAP or s.pacer.kind == PACE_LIVE:
-                if s.out >= s.window:
+                if s.out >= s.window or s.unsent >= s.ahead:
                     return False
                 due = now
                 if s.pacer.kind == PACE_LIVE and row.ts_ns - s.base_ns < now:
