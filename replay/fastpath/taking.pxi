@@ -3,6 +3,7 @@
 cdef enum:
     SENDER_TAKE = 256             # rows taken up in one turn, so that replies are read in between
     GATE_PASSES = 255             # the part of a gate that says how many
+    TAKE_AHEAD = 8                # rows that are asked for before they are looked at; half of that ahead their first bytes
 
 
 cdef void sender_drop_row(SenderState* s, Request* row, int64_t due_ns, int reason, int64_t now) noexcept nogil:
@@ -200,6 +201,9 @@ cdef bint sender_take(SenderState* s, int64_t now) noexcept nogil:
                     return False
             if budget == 0:
                 return True
+            if s.at + TAKE_AHEAD < batch.count:
+                prefetch(&batch.rows[s.at + TAKE_AHEAD])
+                prefetch(batch.rows[s.at + TAKE_AHEAD // 2].data)
             budget -= 1
             s.at += 1
             sender_accept(s, batch, row, due, now)
