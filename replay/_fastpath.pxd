@@ -26,7 +26,6 @@ cdef extern from "fastpath/atomics.h" nogil:
 cdef extern from "fastpath/hints.h" nogil:
     void prefetch(const void* p)
     void prefetch_struct(const void* p, size_t n)
-    void prefetch_lines(const void* p, size_t n)
     void spin_pause()
 
 cdef extern from "fastpath/xxh64.h" nogil:
@@ -106,9 +105,7 @@ cdef class PacketSource:
     """Where packets come from. `take` fills at most `most` packets, valid until the next take.
 
     Returns the number of packets; 0 at the end; TAKE_IDLE when nothing came for a moment (a pipe, a live tap).
-    `keeps`: the next take leaves all packets so far valid, as one from a window of a file that holds more does; False unless a source knows better.
-    `ahead`: so many bytes behind a packet the memory should be asked for early (a mapped file); 0: no need."""
-    cdef int64_t ahead
+    `keeps`: the next take leaves all packets so far valid, as one from a window of a file that holds more does; False unless a source knows better."""
     cdef int take(self, Packet* out, int most) noexcept nogil
     cdef bint keeps(self) noexcept nogil
 

@@ -3,7 +3,6 @@
 #
 # A capture's bytes pass through its window (owned, at most BLOCKS_WINDOW). Packets borrow from windows, so a window is filled only at the beginning of a
 # take, when nothing is borrowed any more: the walk that comes to the end of a window ends its take, and the next take fills it.
-# A plain file is mapped (mapping.h): its window is the whole file, and filling it means to let the walk go on for BLOCKS_STEP bytes more.
 from cpython.exc cimport PyErr_CheckSignals
 
 import errno as blocks_errno
@@ -14,19 +13,9 @@ import zlib
 
 include "walk.pxi"
 
-cdef extern from "fastpath/mapping.h" nogil:
-    int64_t mapping_faults()
-    bint mapping_hurt(const uint8_t* at)
-    const uint8_t* mapping_begin(int fd, int64_t length, void** reserved, size_t* reserved_length)
-    void mapping_end(const uint8_t* at, void* reserved, size_t reserved_length)
-    void mapping_passed(const uint8_t* start, const uint8_t* end)
-
 cdef enum:
     BLOCKS_WINDOW = 2 * 1024 * 1024      # above the largest record, so that each record fits
     BLOCKS_READ = 256 * 1024             # at once, so that it is still in the second cache when it is looked at
-    BLOCKS_STEP = 8 * 1024 * 1024        # of a mapped file, before what lies behind is given back
-    BLOCKS_PAGE = 4096
-    BLOCKS_AHEAD = 24 * 1024             # of a mapped file: about what one take walks
     BLOCKS_LEFT = 64 * 1024              # what is left of a window is moved to its beginning when it is less
     BLOCKS_BUDGET = 64 * 1024 * 1024     # of all windows; when most of it is spent, windows get smaller, down to …
     BLOCKS_SMALL = 16 * 1024
@@ -34,9 +23,6 @@ cdef enum:
     BLOCKS_KEEP = 16                     # so many captures stay open from the first look on
     BLOCKS_DESCRIPTORS = 64              # files beyond it are opened for each read
     BLOCKS_WAIT_MS = 50
-
-# Tests and measuring: files are read in pieces, as pipes are.
-cdef bint BLOCKS_MAP = os.environ.get("REPLAY_READ", "") != "pieces"
 
 cdef enum BlockState:
     BLOCKS_NEW = 0                # its first packet was not looked for yet
@@ -176,18 +162,9 @@ def blocks_zstd():
         return importlib.import_module("backports.zstd")
 
 
-cdef void window_free(uint8_t* window, void* reserved, size_t reserved_length) noexcept nogil:
-    if reserved != NULL:
-        mapping_end(window, reserved, reserved_length)
-    else:
-        free(window)
-
-
 cdef struct RetiredWindow:
     RetiredWindow* next
     uint8_t* window               # owns
-    void* reserved                # of a mapped file, else NULL
-    size_t reserved_length
     int64_t fill                  # at which it was put away
 
 
@@ -214,7 +191,6 @@ cdef class Capture(PacketSource):
     cdef int64_t finished         # atomic: 1 all was read, 2 ended early
     cdef bint two_windows         # packets stay valid until the fill after the next (`Ingest` with two threads)
     cdef int64_t fills            # with two windows
-    cdef int64_t faults_seen      # of mapping_faults, when the capture was made
     cdef RetiredWindow* retired   # owns: windows of captures that ended, until nothing borrows from them
     cdef BlockNotes notes
     cdef list names               # as given, for messages
@@ -233,7 +209,6 @@ cdef class Capture(PacketSource):
         self.most_bytes = most_bytes if most_bytes > 0 else 0
         self.count = <int32_t>len(self.paths)
         self.inflaters = [None] * self.count
-        self.faults_seen = mapping_faults()
         pthread_mutex_init(&self.notes.lock, NULL)
         self.files = <BlockFile*>calloc(self.count + 1, sizeof(BlockFile))
         self.heap = <int32_t*>calloc(self.count + 1, sizeof(int32_t))
@@ -395,8 +370,6 @@ cdef class Capture(PacketSource):
         f.packing = packing
         f.inflate_more = True
         f.at = f.end = 0
-        if f.reserved != NULL:
-            self.unmap(f)
         return 0
 
     cdef void forget(self, BlockFile* f) noexcept with gil:
@@ -407,9 +380,7 @@ cdef class Capture(PacketSource):
         cdef int64_t got
         cdef uint8_t* into = f.window + f.end
         cdef int64_t room = f.window_size - f.end
-        if f.reserved != NULL:
-            got = self.go_on(f)
-        elif f.packing == BLOCKS_PLAIN:
+        if f.packing == BLOCKS_PLAIN:
             got = self.raw(f, into, room if room < BLOCKS_READ else BLOCKS_READ)
         else:
             if f.input == NULL:
@@ -440,72 +411,6 @@ cdef class Capture(PacketSource):
             self.bytes_used += got
         return got
 
-    # ---- a mapped file ----------------------------------------------------------------------------------------------
-
-    cdef int map(self, BlockFile* f) noexcept nogil:
-        """The window becomes the file itself, where that can be had. 0, or BLOCKS_FAILED (noted: it cannot be opened)."""
-        cdef const uint8_t* window
-        if f.fd < 0 and self.open(f) < 0:
-            return BLOCKS_FAILED
-        if f.stream or not BLOCKS_MAP or (f.state == BLOCKS_NEW and self.count > BLOCKS_KEEP) or f.packing != BLOCKS_PLAIN or f.raw_at:
-            return 0
-        window = mapping_begin(f.fd, f.size, &f.reserved, &f.reserved_length)
-        if window == NULL:
-            f.reserved = NULL         # a file system that does not map, no address space: it is read
-            return 0
-        f.window = <uint8_t*>window
-        f.window_size = f.size
-        f.passed = 0
-        return 0
-
-    cdef void unmap(self, BlockFile* f) noexcept nogil:
-        """It is not to be read where it lies (compressed); no packet was given out."""
-        window_free(f.window, f.reserved, f.reserved_length)
-        f.window = NULL
-        f.reserved = NULL
-        f.window_size = 0
-
-    cdef int64_t go_on(self, BlockFile* f) noexcept nogil:
-        """The walk may go on for so many bytes more; 0 at the end, or a BlockResult."""
-        cdef file_stat about
-        cdef int64_t got = BLOCKS_STEP
-        cdef uint8_t* before = f.window
-        cdef int64_t size = f.window_size
-        cdef void* reserved = f.reserved
-        cdef size_t reserved_length = f.reserved_length
-        if atomic_get(&self.stop.flag):
-            return BLOCKS_STOPPED
-        if f.end == f.window_size:    # did it grow meanwhile?
-            if f.fd < 0 and self.open(f) < 0:
-                return BLOCKS_FAILED
-            if fstat(f.fd, &about) < 0 or about.st_size <= f.window_size:
-                return 0
-            f.window = <uint8_t*>mapping_begin(f.fd, about.st_size, &f.reserved, &f.reserved_length)
-            if f.window == NULL:
-                f.window = before
-                f.reserved = reserved
-                walk_note(f, FAULT_MEMORY, f.base + f.end, 0, 0)
-                return BLOCKS_FAILED
-            f.window_size = about.st_size
-            f.passed = 0
-            self.retire(before, reserved, reserved_length)
-        if self.most_bytes and got > self.most_bytes // 8:
-            got = self.most_bytes // 8 if self.most_bytes // 8 > BLOCKS_SMALL else BLOCKS_SMALL
-        if got > f.window_size - f.end:
-            got = f.window_size - f.end
-        f.raw_at += got
-        count_add(&self.bytes_read, got)
-        if self.descriptors > BLOCKS_DESCRIPTORS:
-            self.shut(f)
-        return got
-
-    cdef void give_back(self, BlockFile* f) noexcept nogil:
-        """What was walked no longer counts as our memory; whoever borrows from it still finds it."""
-        cdef int64_t to = f.at & ~<int64_t>(BLOCKS_PAGE - 1)
-        if to - f.passed >= BLOCKS_STEP // 2:
-            mapping_passed(f.window + f.passed, f.window + to)
-            f.passed = to
-
     # ---- a capture --------------------------------------------------------------------------------------------------
 
     cdef int grow(self, BlockFile* f) noexcept nogil:
@@ -532,11 +437,9 @@ cdef class Capture(PacketSource):
     cdef void put_away(self, BlockFile* f) noexcept nogil:
         """Frees all that it holds; nothing of it is borrowed any more."""
         self.shut(f)
-        if f.reserved == NULL:
-            self.window_bytes -= f.window_size
-        self.retire(f.window, f.reserved, f.reserved_length)
-        self.retire(f.other, NULL, 0)
-        f.reserved = NULL
+        self.window_bytes -= f.window_size
+        self.retire(f.window)
+        self.retire(f.other)
         f.other = NULL
         f.other_size = 0
         free(f.input)
@@ -546,17 +449,15 @@ cdef class Capture(PacketSource):
         f.ifaces = NULL
         f.window_size = 0
 
-    cdef void retire(self, uint8_t* window, void* reserved, size_t reserved_length) noexcept nogil:
+    cdef void retire(self, uint8_t* window) noexcept nogil:
         """Frees a window, with two of them when nothing can borrow from it any more."""
         cdef RetiredWindow* one = NULL
         if window != NULL and self.two_windows:
             one = <RetiredWindow*>malloc(sizeof(RetiredWindow))
         if one == NULL:
-            window_free(window, reserved, reserved_length)
+            free(window)
             return
         one.window = window
-        one.reserved = reserved
-        one.reserved_length = reserved_length
         one.fill = self.fills
         one.next = self.retired
         self.retired = one
@@ -569,7 +470,7 @@ cdef class Capture(PacketSource):
             one = at[0]
             if before < 0 or one.fill < before:
                 at[0] = one.next
-                window_free(one.window, one.reserved, one.reserved_length)
+                free(one.window)
                 free(one)
             else:
                 at = &one.next
@@ -579,8 +480,8 @@ cdef class Capture(PacketSource):
         cdef int64_t left = f.end - f.at
         cdef uint8_t* window
         cdef int64_t size
-        if f.window == NULL or f.reserved != NULL:
-            return 0                  # a mapped file has one window, and it stays
+        if f.window == NULL:
+            return 0
         if f.other_size < f.window_size:
             window = <uint8_t*>realloc(f.other, f.window_size)
             if window == NULL:
@@ -605,7 +506,7 @@ cdef class Capture(PacketSource):
 
     cdef void wait_its_turn(self, BlockFile* f) noexcept nogil:
         """Back to the beginning, closed; only the time of the first packet is kept."""
-        window_free(f.window, f.reserved, f.reserved_length)     # of which no packet was given out
+        free(f.window)                # of which no packet was given out
         f.window = NULL
         self.put_away(f)
         if f.packing != BLOCKS_PLAIN:
@@ -657,12 +558,8 @@ cdef class Capture(PacketSource):
         cdef int64_t got
         if self.two_windows and not f.ending and self.change_windows(f) < 0:
             f.ending = True
-        if f.window == NULL and not f.ending and self.map(f) < 0:
-            f.ending = True
         while not f.ending:
-            if f.reserved != NULL:
-                self.give_back(f)
-            elif f.at == f.end:
+            if f.at == f.end:
                 f.base += f.at
                 f.at = f.end = 0
             elif f.at and (f.end - f.at < BLOCKS_LEFT or f.window_size - f.end < f.window_size // 2):
@@ -672,7 +569,7 @@ cdef class Capture(PacketSource):
                 f.at = 0
             if self.enough(f):
                 return BLOCKS_ENOUGH
-            if f.reserved == NULL and f.end == f.window_size and self.grow(f) < 0:
+            if f.end == f.window_size and self.grow(f) < 0:
                 break
             got = self.fill(f)
             if got == BLOCKS_FAILED:
@@ -774,7 +671,7 @@ cdef class Capture(PacketSource):
         cdef BlockFile* f
         cdef int32_t one
         cdef int n = 0
-        cdef int result, walked
+        cdef int result
         if atomic_get(&self.stop.flag):
             atomic_set(&self.finished, 2)
         if atomic_get(&self.finished):
@@ -798,15 +695,7 @@ cdef class Capture(PacketSource):
                     self.pending[self.pending_count] = one
                     self.pending_count += 1
                     break
-                self.ahead = BLOCKS_AHEAD if f.reserved != NULL else 0
-                walked = walk(f, out + n, most - n, self.limit())
-                if f.reserved != NULL and mapping_faults() != self.faults_seen and mapping_hurt(f.window):
-                    walked = 0        # zeros, perhaps; what was given out before is not let through any more (window_emit)
-                    if not f.ending:
-                        walk_note(f, FAULT_SHRUNK, f.at, 0, 0)
-                    f.ending = True
-                    f.next_known = False
-                n += walked
+                n += walk(f, out + n, most - n, self.limit())
                 if f.next_known:
                     self.sift(0)
                 else:

@@ -14,12 +14,6 @@ static inline void spin_pause(void) {}
 #endif
 
 static inline void prefetch(const void *p) { __builtin_prefetch(p, 0, 3); }
-/* The lines of n bytes, which are read once: they should not drive anything else out of the second cache. */
-static inline void prefetch_lines(const void *p, size_t n)
-{
-    size_t i;
-    for (i = 0; i < n; i += 64) __builtin_prefetch((const char *)p + i, 0, 0);
-}
 static inline void prefetch_struct(const void *p, size_t n)
 {
     size_t i;

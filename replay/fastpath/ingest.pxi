@@ -101,7 +101,6 @@ cdef struct Engine:               # owned by one Ingest; one thread writes, othe
     Conn* head_last
     uint64_t held                 # bytes of heads that are not whole, and of what waits for an answer, of all connections
     int64_t packet_ns             # time of the packet that is being read
-    int64_t faults_seen           # of mapping_faults
     bint lasting                  # the bytes that are being read stay where they are until the source moves on
     # messages
     Message* message_spare
@@ -320,7 +319,6 @@ cdef class Ingest:
         cdef int i
         if g.table != NULL:
             raise RuntimeError("an Ingest is made once")
-        g.faults_seen = mapping_faults()
         self.source, self.stop, self.pool, self.guard, self.last = source, stop, pool, guard, last
         self.packet_filter = packet_filter
         if not 1 <= threads <= 2:
@@ -538,8 +536,6 @@ cdef class Ingest:
             x = &seen[i]
             x.has_segment = 0
             x.head_len = 0
-            if self.source.ahead:
-                prefetch_lines(packets[i].data + self.source.ahead, packets[i].caplen)
             if self.packet_filter is not None and not self.packet_filter.passes(&packets[i]):
                 count_add(&self.n_not_passed, 1)
             elif decode(&self.decoder, &packets[i], &x.segment):

@@ -48,7 +48,6 @@ cdef enum BlockFault:             # index into FAULT_TEXT
     FAULT_IFACES = 21
     FAULT_BAD_INTERFACE = 22
     FAULT_BAD_LENGTH = 23
-    FAULT_SHRUNK = 24
 
 cdef struct BlockNote:
     uint32_t file
@@ -96,9 +95,6 @@ cdef struct BlockFile:
     # The window: bytes [at, end) of it are not walked yet.
     uint8_t* window               # owns: window_size
     int64_t window_size
-    void* reserved                # owns: a mapped file's address space; then window is the file, and base stays 0
-    size_t reserved_length
-    int64_t passed                # so much of it was given back
     uint8_t* other                # owns, with two windows: the one before, which packets may still borrow from
     int64_t other_size
     int64_t at
@@ -156,7 +152,7 @@ cdef void walk_note(BlockFile* f, uint32_t kind, int64_t offset, int64_t a, int6
     note.file = f.index
     note.kind = kind
     note.offset = offset
-    if kind == FAULT_BAD_INTERFACE or kind == FAULT_BAD_LENGTH:
+    if kind >= FAULT_BAD_INTERFACE:
         note.packet = f.number
         f.noted[kind - FAULT_BAD_INTERFACE] = notes.count + 1
     elif f.begun and (kind >= FAULT_CAPLEN or kind == FAULT_CUT):
@@ -558,7 +554,6 @@ FAULT_TEXT = (
     ("corrupt", None, lambda a, b, first: f"more than {a} interfaces in one section; what precedes was used, the rest of the file is lost"),
     ("bad_interface", None, lambda a, b, first: f"packets of an interface that was never described (the first one: {a} of {b}); they were left out"),
     ("bad_length", None, lambda a, b, first: "packets whose length does not fit their block; they were left out"),
-    ("changed", None, lambda a, b, first: "was cut short while it was read; what precedes was used, start again with files that rest"),
 )
 
 # The codes of faults, for those who list them.

@@ -169,9 +169,6 @@ cdef void window_emit(Engine* g, Message* m) noexcept nogil:
     cdef int64_t offset
     cdef uint8_t key[40]
     cdef int64_t n
-    if mapping_faults() != g.faults_seen and not m.incomplete:
-        m.incomplete = INCOMPLETE_CUT_AT_END      # the file was cut short under our hands: its bytes may be zeros
-        count_add(&g.n.incomplete[INCOMPLETE_CUT_AT_END], 1)
     if m.incomplete:
         if g.show_incomplete and not m.filtered and not m.elsewhere:
             batch_row(g, m, WITHHELD_NONE, 0, count_get(&g.n.found) + count_get(&g.n.elsewhere))
