@@ -1,7 +1,7 @@
 """`replay tap` over veth, in network namespaces of its own: direction, address translation, interfaces that come and go.
 
-    client 10.77.0.2 ---- eth0 10.77.0.1 [node] 10.78.0.1 pod0 ---- 10.78.0.2 eth0 [pod]
-                                        10.79.0.1 shw0 ---- 10.79.0.2 eth0 [shadow]
+client 10.77.0.2 ---- eth0 10.77.0.1 [node] 10.78.0.1 pod0 ---- 10.78.0.2 eth0 [pod]
+                                    10.79.0.1 shw0 ---- 10.79.0.2 eth0 [shadow]
 """
 
 import contextlib
@@ -109,9 +109,12 @@ OUT = ["/node-to-client", "/pod-to-client"]
     ],
     ids=lambda value: "+".join(value) if isinstance(value, list) and not str(value[0]).startswith("/") else None,
 )
-def test_whose_requests(kept, interface, direction, expected):
-    """Each request once, where its server lives: on this node, elsewhere, or both."""
-    with kept.tap(*interface, "--port", 8080, "--direction", direction) as tap:
+@pytest.mark.parametrize("port", [("--port", 8080), ()], ids=["port", "any-port"])
+def test_whose_requests(kept, interface, direction, expected, port):
+    """Each request once, where its server lives: on this node, elsewhere, or both. Without a port the filter lets both sides of each call pass, and the engine tells them apart."""
+    # Of all interfaces and ports the shadow is one too, on this node: it has to be meant. Its own copies are known by their mark.
+    meant = () if port or interface != ["any"] else ("--allow-production",)
+    with kept.tap(*interface, *port, "--direction", direction, *meant) as tap:
         traffic(kept)
         report = balanced(tap.report())
     assert sorted(kept.seen()) == sorted(expected)
@@ -133,7 +136,11 @@ def test_translated_on_the_node(net):
 @needs("nft")
 def test_a_target_that_is_translated_to_production_is_refused(net):
     """The address is another one, outside; only the connection itself shows where it leads."""
-    net.nft("add table ip nat", "add chain ip nat out { type nat hook output priority -100; }", "add rule ip nat out ip daddr 198.51.100.7 tcp dport 80 dnat to 10.78.0.2:8080")
+    net.nft(
+        "add table ip nat",
+        "add chain ip nat out { type nat hook output priority -100; }",
+        "add rule ip nat out ip daddr 198.51.100.7 tcp dport 80 dnat to 10.78.0.2:8080",
+    )
     words = [sys.executable, "-m", "replay", "tap", "any", "--port", "8080", "--to", "http://198.51.100.7:80", "-p", "100"]
     done = subprocess.run(inside(net.names["n"], words), capture_output=True, text=True, timeout=30)
     assert done.returncode == 3 and "10.78.0.2:8080" in done.stderr, done.stderr

@@ -133,6 +133,7 @@ cdef struct Engine:               # owned by one Ingest; one thread writes, othe
     bint guard_on
     int64_t* guard_hit
     PyObject* guard
+    PyObject* locality            # a Locality, or NULL; Ingest holds it
     Given given
     Router* router                # owns; NULL without a policy
     Router* retired               # owns: those of former policies that requests under way refer to
@@ -275,6 +276,7 @@ cdef class Ingest:
     cdef Stop stop
     cdef Pool pool
     cdef Guard guard
+    cdef Locality locality
     cdef PacketFilter packet_filter
     cdef bint scouting            # with a second thread, `scout_ahead`
     cdef Group* groups            # owns
@@ -313,7 +315,7 @@ cdef class Ingest:
                  uint64_t max_body=64 << 20, uint64_t max_connections=262144, uint64_t max_memory=64 << 20,
                  int64_t max_gap_ns=10_000_000_000, Guard guard=None, PacketFilter packet_filter=None,
                  int64_t offset_ns=0, int64_t loop=0, bint last=True, int threads=1, Routes routes=None, bint live=False,
-                 int64_t slack_ns=50_000_000, int64_t batch_ns=1_000_000, marker=None, int max_hops=1, bint twins=False, records=None, bint replies=True, int64_t low=1_000_000):
+                 int64_t slack_ns=50_000_000, int64_t batch_ns=1_000_000, marker=None, int max_hops=1, bint twins=False, Locality locality=None, records=None, bint replies=True, int64_t low=1_000_000):
         cdef Engine* g = &self.g
         cdef Rules* r = &g.rules
         cdef int i
@@ -358,6 +360,9 @@ cdef class Ingest:
                 raise MemoryError
         g.pool = &pool.pool
         g.stop = &stop.flag
+        self.locality = locality
+        if locality is not None:
+            g.locality = <PyObject*>locality
         if guard is not None:
             g.guard = <PyObject*>guard
             g.guard_hit = &guard.hit
@@ -772,6 +777,7 @@ cdef class Ingest:
         g.guard = other.guard
         g.guard_hit = other.guard_hit
         g.guard_on = other.guard_on
+        g.locality = other.locality
         g.one_sided = other.one_sided
         g.low = other.low
         if g.router != NULL and other.router != NULL:

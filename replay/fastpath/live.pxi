@@ -15,6 +15,84 @@ cdef struct Twin:                 # a request's head, as it was seen last
     int64_t ts_ns
 
 
+cdef enum:
+    LIVE_LOCALS_KEPT = 64
+
+cdef struct Locals:
+    Locals* before
+    Network* nets                 # owns
+    int count
+
+
+cdef class Locality:
+    """Where servers have to live for a tap: on this node, or (elsewhere) not on it. A filter of the kernel sees one packet and cannot tell a call to this node from
+    the reply to one that this node made; once it is known who asks, it can be told.
+
+    networks: pairs (16 address bytes, bits) of this node; `set` replaces them, at any time and from one thread, any."""
+    cdef int64_t now              # atomic: address of a Locals
+    cdef int64_t sets
+    cdef readonly bint elsewhere
+
+    def __init__(self, networks=(), *, bint elsewhere=False):
+        self.elsewhere = elsewhere
+        self.set(networks)
+
+    def __dealloc__(self):
+        self.drop_behind(0)
+
+    cdef void drop_behind(self, int most) noexcept:
+        """Frees all but the latest so many; the engine looks at the latest for no longer than a moment."""
+        cdef Locals** at = <Locals**>&self.now
+        cdef Locals* one
+        cdef Locals* older
+        while most and at[0] != NULL:
+            at = &at[0].before
+            most -= 1
+        one = at[0]
+        at[0] = NULL
+        while one != NULL:
+            older = one.before
+            free(one.nets)
+            free(one)
+            self.sets -= 1
+            one = older
+
+    cdef bint refuses(self, const uint8_t* client, const uint8_t* server) noexcept nogil:
+        """Where neither end is known to be of this node (a container behind a bridge), the kernel's filter has the last word."""
+        cdef const Locals* here = <const Locals*>atomic_get(&self.now)
+        cdef bint local = network_has(here.nets, here.count, server)
+        if self.elsewhere:
+            return local
+        return not local and network_has(here.nets, here.count, client)
+
+    def set(self, networks):
+        """Raises ValueError for what is no network."""
+        cdef list kept = []
+        cdef Network* nets
+        cdef Locals* fresh
+        networks = list(networks)
+        nets = kept_networks(kept, networks)
+        fresh = <Locals*>calloc(1, sizeof(Locals))
+        if fresh == NULL:
+            raise MemoryError
+        fresh.nets = <Network*>calloc(len(networks) + 1, sizeof(Network))
+        if fresh.nets == NULL:
+            free(fresh)
+            raise MemoryError
+        fresh.count = <int>len(networks)
+        memcpy(fresh.nets, nets, fresh.count * sizeof(Network))
+        fresh.before = <Locals*>atomic_get(&self.now)
+        atomic_set(&self.now, <int64_t>fresh)
+        self.sets += 1
+        if self.sets > LIVE_LOCALS_KEPT:
+            self.drop_behind(LIVE_LOCALS_KEPT)
+
+
+cdef bint live_elsewhere(Engine* g, const Conn* c, int side) noexcept nogil:
+    """The server of this conversation does not live where it has to. side: the client's."""
+    return (<Locality>g.locality).refuses(c.a, c.b) if side == 0 else (<Locality>g.locality).refuses(c.b, c.a)
+
+
 cdef bint live_twin(Engine* g, Conn* c, const Flow* f, const uint8_t* p, size_t n) noexcept nogil:
     """This very request was just read on a connection with other addresses: before and behind a translation."""
     cdef uint64_t hash

@@ -33,9 +33,10 @@ cdef enum:                        # Other
     OTHER_CONNECT = 5
     OTHER_ELSE = 6
     OTHER_TWIN = 7                # live: another view of a conversation that is read already (address translation)
-    OTHER_COUNT = 8
+    OTHER_ELSEWHERE = 8           # live: its server does not live where it has to (Locality)
+    OTHER_COUNT = 9
 
-OTHER = (None, "tls", "http2", "ssh", "upgraded", "connect", "other", "seen_twice")
+OTHER = (None, "tls", "http2", "ssh", "upgraded", "connect", "other", "seen_twice", "elsewhere")
 
 cdef enum:
     M_HOLD = 64 * 1024            # H10
@@ -571,6 +572,10 @@ cdef void request_head(Engine* g, Conn* c, int side, const uint8_t* p, size_t n,
     cdef uint32_t host_len
     cdef uint8_t key[40]
     cdef uint32_t before          # bytes in front of the rewritten head
+    if g.locality != NULL and live_elsewhere(g, c, side):      # before its twin is looked for: the other view may be the one that is wanted
+        f.buf_len = 0
+        flow_is_other(g, c, OTHER_ELSEWHERE)
+        return
     if g.twins != NULL and live_twin(g, c, f, p, n):
         f.buf_len = 0
         flow_is_other(g, c, OTHER_TWIN)

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import struct
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from replay import _fastpath
 from replay.capture import bpfasm
 from replay.capture.afpacket import TapError, Tapped, choose, in_namespace
 from replay.capture.netlink import Interface, Netlink, Network, local_networks
@@ -19,6 +21,9 @@ MARK = 0x53484457
 
 #: Of a reply so much is captured, from its status line on: a usual head.
 REPLY_BYTES = 512
+
+#: Networks that were this node's so lately still count as that, where a filter has let a packet pass.
+LATELY_S = 60.0
 
 #: Nothing passes.
 REJECT_ALL: list[bpfasm.Instruction] = [(0x06, 0, 0, 0)]
@@ -48,7 +53,8 @@ class Place:
     """What is listened to. `look` asks the kernel anew; `program` makes the filter.
 
     interfaces: those that are meant, now.  moving: they may come and go, so that one socket hears all and the filter tells them apart.
-    local: networks of this node's servers, in the tapped namespace.  own: addresses that our own connections may come from.
+    local: networks of this node's servers, in the tapped namespace.  locality: the same, and those that were until lately (an
+    interface that goes down takes its routes along), for the engine; None when it does not matter.  own: addresses that our own connections may come from.
     """
 
     settings: TapSettings
@@ -59,6 +65,8 @@ class Place:
     local: list[Network] = field(default_factory=list)
     inside: set[int] = field(default_factory=set)
     own: list[Network] = field(default_factory=list)
+    locality: _fastpath.Locality | None = None
+    lately: dict[Network, float] = field(default_factory=dict)
 
     @classmethod
     def find(cls, settings: TapSettings) -> Place:
@@ -83,6 +91,15 @@ class Place:
             self.moving = True
         every, addresses, routes = self.netlink.interfaces(), self.netlink.addresses(), self.netlink.routes()
         self.local, self.inside = local_networks(every, addresses, routes)
+        now = time.monotonic()
+        self.lately = {network: seen for network, seen in self.lately.items() if now - seen < LATELY_S} | dict.fromkeys(self.local, now)
+        elsewhere = self.settings.direction == "out"
+        if self.settings.direction == "both":
+            self.locality = None
+        elif self.locality is None or self.locality.elsewhere != elsewhere:
+            self.locality = _fastpath.Locality(self.lately, elsewhere=elsewhere)
+        else:
+            self.locality.set(self.lately)
         mapped = bytes(10) + b"\xff\xff"
         here = self.home.addresses() if self.settings.netns is not None else []
         self.own = list(dict.fromkeys([(mapped + bytes((127, 0, 0, 0)), 104), *(network for _, network in [*addresses, *here])]))

@@ -131,7 +131,7 @@ class Workshop:
         try:
             return _fastpath.Ingest(
                 source, [way.queue for way in ways], self.pool, self.stop, guard=self.guard, live=True, last=False, marker=True,
-                twins=self.place.moving, record=self.notes.results is not None,
+                twins=self.place.moving, locality=self.place.locality, record=self.notes.results is not None,
                 slack_ns=3 * s.block_ms * 10**6 + 20 * 10**6, batch_ns=max(s.block_ms, 1) * 10**6, limit=s.selection.limit or 0, **rules,
             )  # fmt: skip
         except ValueError as error:
