@@ -367,7 +367,7 @@ _READ: dict[str, tuple[str, Callable[[Any], Any]]] = {  # option -> (field of Se
     "max_body": ("max_body", lambda value: units.size(str(value))),
     "max_memory": ("max_memory", lambda value: units.size(str(value))),
     "max_connections": ("max_connections", _within(1, 1 << 40)),
-    "threads": ("threads", _within(1, 2)),
+    "threads": ("threads", _within(1, 64)),
     "max_gap": ("max_gap_ns", lambda value: units.duration(str(value))),
 }
 _RUN: dict[str, tuple[str, Callable[[Any], Any]]] = {  # option -> (field of Settings, how its value is read)

@@ -121,7 +121,7 @@ class Selection:
             "max_head": self.max_head,
             "max_body": self.max_body,
             "max_connections": self.max_connections,
-            "threads": self.threads,
+            "threads": min(self.threads, 2),  # one takes packets and scouts them, the other reads them
             "max_memory": max(self.max_memory // 2, 2 << 20),
             "max_gap_ns": self.max_gap_ns,
         }

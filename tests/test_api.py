@@ -218,7 +218,7 @@ def test_a_run_by_a_policy(tmp_path):
     with pytest.raises(UsageError, match="--mesh belongs to a policy"):
         replay.run(DEMO, mesh="envoy")
     with pytest.raises(UsageError, match="threads"):
-        replay.read(DEMO, threads=3)
+        replay.read(DEMO, threads=65)
 
 
 def test_a_run_that_stop_if_ends_says_so(tmp_path):

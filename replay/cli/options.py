@@ -169,10 +169,10 @@ _BOUNDS = [
     click.option("--max-memory", type=SIZE, default="128MiB", show_default=True, help="For requests that are being read or wait to be sent."),
     click.option(
         "--threads",
-        type=Choice("N", ("1", "2")),
+        type=Unit("N", _positive(units.count, 1, 64)),
         default="1",
         show_default=True,
-        help="Threads that read captures; two are quicker where a core is idle, and give the same.",
+        help="At most so many threads read captures; two are quicker where a core is idle, more are not used yet, and the result is the same.",
     ),
 ]
 
