@@ -10,8 +10,8 @@ import time
 from collections import deque
 from typing import Any
 
+from replay.tap.lanes import Lane, Way
 from replay.tap.sums import sum_histograms, sum_ingests, sum_senders
-from replay.tap.ways import Lane, Way
 
 __all__ = ["Book", "HISTOGRAMS"]
 

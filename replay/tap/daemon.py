@@ -22,12 +22,13 @@ from replay.settings import Target
 from replay.tap import privileges
 from replay.tap.breaker import Breaker
 from replay.tap.counts import Book
+from replay.tap.lanes import Way
 from replay.tap.notes import Notes, notes_of
 from replay.tap.place import REJECT_ALL, Place
 from replay.tap.settings import TapSettings
 from replay.tap.sums import sum_senders
 from replay.tap.targets import Targets
-from replay.tap.ways import BATCH_BYTES, Way, Workshop
+from replay.tap.workshop import BATCH_BYTES, Workshop
 
 __all__ = ["Tap"]
 

@@ -12,15 +12,13 @@ import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from replay import _fastpath
 from replay.errors import UsageError
 from replay.report import access_line
 from replay.settings import Target
-
-if TYPE_CHECKING:
-    from replay.tap.ways import Way
+from replay.tap.lanes import Way
 
 __all__ = ["Notes", "NotesFile", "notes_of"]
 

@@ -1,4 +1,4 @@
-"""Lanes and ways: a worker's ring, connections and rules, and what leads from there to each target. Made here by the settings of now.
+"""Lanes and ways are made here, by the settings of now.
 
 Must not know: when they change, what they have counted.
 """
@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from replay import _fastpath
@@ -15,56 +15,17 @@ from replay.capture.afpacket import Tapped
 from replay.errors import ReplayError, UsageError
 from replay.settings import Target
 from replay.tap.breaker import Breaker
+from replay.tap.lanes import Lane, Way
 from replay.tap.notes import Notes
 from replay.tap.place import OWN_PORTS, Place
 from replay.tap.settings import TapSettings
 from replay.tap.targets import Targets
 from replay.units import MILLION
 
-__all__ = ["BATCH_BYTES", "Lane", "Way", "Workshop"]
+__all__ = ["BATCH_BYTES", "Workshop"]
 
 #: Batches that may wait for a sender, and the bytes that one counts for; a batch is a block's worth of requests or less. Beyond that the newest is dropped.
 _QUEUE_BATCHES, BATCH_BYTES = 64, 400 << 10
-
-
-@dataclass(slots=True)
-class Way:
-    """One target's part of a lane."""
-
-    target: Target | None
-    queue: _fastpath.Queue
-    sender: _fastpath.Sender
-    thread: threading.Thread
-
-    @property
-    def name(self) -> str:
-        """Of its target; "" is a dry run."""
-        return self.target.url if self.target else ""
-
-    def counters(self) -> dict[str, Any]:
-        """The sender's, with what found the queue full."""
-        counts = self.sender.counters()
-        full = self.queue.full
-        return counts | {"dropped": counts["dropped"] | {"queue_full": full}} if full else counts
-
-
-@dataclass(slots=True)
-class Lane:
-    """One worker: its own socket, connections, and senders. leaving: ways of before, that requests of a former policy may still take."""
-
-    tapped: Tapped
-    ring: _fastpath.LiveRing
-    ingest: _fastpath.Ingest
-    thread: threading.Thread
-    ways: list[Way]
-    leaving: list[Way] = field(default_factory=list)
-
-    def let_go(self) -> None:
-        """Ways that nothing comes to any more end, in time."""
-        if self.leaving and (self.ingest.retiring == 0 or not self.thread.is_alive()):
-            for way in self.leaving:
-                way.queue.end()
-            self.leaving = []
 
 
 @dataclass(slots=True)
