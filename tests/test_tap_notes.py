@@ -292,7 +292,10 @@ def test_many_reloads_of_a_policy_under_load(nginx, folder):  # noqa: F811
             loader.join()
             eventually(lambda: f"found {asked[0]:,}" in tap.ask(), every=0.3)
             report = balanced(tap.report())
-        assert one.totals()["requests"] + two.totals()["requests"] == asked[0] == report["ledger"]["sent"]
+        # On a machine that is busy elsewhere a queue may have been full for a moment; nothing else may take a request.
+        assert set(report["ledger"]["by_reason"]["dropped"]) <= {"queue_full"}
+        assert report["ledger"]["found"] == asked[0] == report["ledger"]["sent"] + report["ledger"]["dropped"]
+        assert one.totals()["requests"] + two.totals()["requests"] == report["ledger"]["sent"]
 
 
 def test_max_cpu_and_a_policy(nginx, folder):  # noqa: F811
