@@ -145,7 +145,7 @@ def main():
             "wall s": measure.spread([one[4] for one in rounds[name]]),
         }
         bars.append(measure.bar(what, measure.ratio(theirs, us), measure.AT_LEAST, reach, stretch, "×", name))
-    notes.append(f"{requests:,} requests, {path.stat().st_size:,} bytes, {asked.connections:,} connections; every tool found exactly the requests that were generated. Ours {'from a mapped file' if asked.engine == 'mapped' else 'through a pipe'}.")
+    notes.append(f"{requests:,} requests, {path.stat().st_size:,} bytes, {asked.connections:,} connections; every tool found exactly the requests that were generated. Ours {'from the file itself, read in pieces' if asked.engine == 'mapped' else 'through a pipe'}.")
     measure.tell("parse", QUESTION, asked, measured, bars, {"requests": requests, "capture_bytes": path.stat().st_size, "seed": asked.seed, "engine": asked.engine}, notes)
 
 
