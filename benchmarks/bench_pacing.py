@@ -2,7 +2,7 @@
 
     python benchmarks/bench_pacing.py [--rounds 5] [--seconds 10] [--rates 10k 50k 100k]
 
-`replay run --pace N/s -c 64` into `replay sink`. Lateness is not taken from the report alone: tcpdump records what goes over the loopback interface, and the kernel's time stamp of each request's packet is held against
+`replay run --pace N/s` into `replay sink`. Lateness is not taken from the report alone: tcpdump records what goes over the loopback interface, and the kernel's time stamp of each request's packet is held against
 n / rate (lateness.py says how). The loop that spins (peers/spin.c) is measured the same way. tcpreplay plays a capture of 10,000 requests a second over a veth pair in a network namespace of its own, `replay` the same
 capture at its original pace into the sink; both against the capture's own time stamps. A stall is made by stopping the process for 50 ms with SIGSTOP. Needs root for tcpdump and the namespace; without it only the
 report's own figures are told, and bars that need more are not judged.
@@ -22,6 +22,7 @@ import servers
 
 QUESTION = "How late is a paced request, by the kernel's time stamps of its packet? Beside a bare spin-and-send loop and tcpreplay."
 HEAD = sending.head_length()
+CONNECTIONS = 256  # as `replay run` has without -c. With one request under way on each, 64 at 50,000/s would tell that the server paused for 1.3 ms (tcpdump is on its core), not how late the sender is.
 STALL_S = 0.05
 
 
@@ -74,7 +75,7 @@ def replaying(folder, sink, capture, rate, requests, known, *more, stall=False):
         record, path = recording(folder, sink.port, known)
         with sink.watched() as watched, record:
             report, used = measure.replay(
-                *more, "-c", sending.CONNECTIONS, "--limit", requests, "--to", sink.url, capture, core=measure.CLIENT, while_it_runs=interrupted if stall else None
+                *more, "-c", CONNECTIONS, "--limit", requests, "--to", sink.url, capture, core=measure.CLIENT, while_it_runs=interrupted if stall else None
             )
         measure.exactly("replay's answers", report["ledger"]["answered"], requests)
         measure.exactly("the sink, of replay's,", watched.served, requests)
@@ -88,7 +89,7 @@ def spinning(folder, sink, rate, seconds, program):
     def once():
         record, path = recording(folder, sink.port, True)
         with sink.watched() as watched, record:
-            used = measure.cost([program, sink.port, rate, seconds, sending.CONNECTIONS, HEAD], core=measure.CLIENT)
+            used = measure.cost([program, sink.port, rate, seconds, CONNECTIONS, HEAD], core=measure.CLIENT)
         measure.exactly("the sink, of the loop's,", watched.served, rate * seconds)
         return Paced(used, figures_of(path, rate, rate * seconds, True, "the loop")[0])
 
@@ -179,7 +180,7 @@ def main():
         else:
             theirs, ours = (measured[f"{tool}, as captured"][f"{figure} us"] for tool in ("tcpreplay", "replay"))
             bars.append(measure.bar(what, measure.ratio(theirs, ours), measure.AT_LEAST, 100, None, "×"))
-    notes = [f"Heads of {HEAD} bytes, {sending.CONNECTIONS} connections; every request was answered, by ledger and sink, and each was found in tcpdump's recording." if not why else why]
+    notes = [f"Heads of {HEAD} bytes, {CONNECTIONS} connections; every request was answered, by ledger and sink, and each was found in tcpdump's recording." if not why else why]
     measure.tell("pacing", QUESTION, asked, measured, bars, {"rates": asked.rates, "seconds": [seconds[rate] for rate in asked.rates]}, notes)
 
 

@@ -169,6 +169,10 @@ cdef extern from "<sys/prctl.h>" nogil:
         PR_SET_TIMERSLACK
 
 
+cdef extern from "fastpath/slice.h" nogil:
+    int slice_ask(uint64_t ns)
+
+
 cdef extern from "fastpath/wait.h" nogil:
     int wait_events(int epfd, epoll_event* events, int most, int64_t timeout_ns)
     void wait_a_moment(int64_t ns)

@@ -7,14 +7,13 @@ from __future__ import annotations
 
 import contextlib
 import ipaddress
-import resource
 import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from replay import _fastpath
+from replay import _fastpath, limits
 from replay.capture import records, source
 from replay.errors import CaptureError, ReplayError, TargetError, UsageError
 from replay.histogram import Histogram
@@ -30,6 +29,9 @@ PLAN_BYTES = 64 << 20
 
 #: Batches (of 128 requests at most) that reading may be ahead of a sender: enough for any pace, and little memory.
 _QUEUE_BATCHES = 16
+
+#: The same where requests have due times, so that reading, which stands back for the sender then, may be held up for a while.
+_QUEUE_BATCHES_PACED = 64
 
 #: Requests that ended and were not judged or logged yet, over all targets; beyond that they are counted as lost.
 _OUTCOMES = 1 << 17
@@ -172,15 +174,6 @@ def local_addresses() -> set[bytes]:
                     found.add(mapped + ipaddress.IPv4Address(before.split()[-1]).packed)
                 before = line if "|--" in line else before
     return found
-
-
-def _descriptors(need: int) -> None:
-    """Raises the soft limit on open files as far as is needed and allowed."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft != resource.RLIM_INFINITY and soft < need:
-        most = need if hard == resource.RLIM_INFINITY else min(need, hard)
-        with contextlib.suppress(OSError, ValueError):
-            resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, most), hard))
 
 
 # ---- before the run ----------------------------------------------------------------------------------------------------
@@ -404,7 +397,7 @@ class Replay:
         """Starts the threads."""
         s = self.settings
         self._pool = _fastpath.Pool(s.selection.batch_budget)
-        _descriptors(s.connections * len(s.targets) + 128)
+        limits.descriptors(s.connections * len(s.targets) + 128)
         if not self.refused:
             targets: list[tuple[Target | None, list[Address]]] = list(zip(s.targets, self._addresses, strict=True))
             dry: list[tuple[Target | None, list[Address]]] = [(None, [])] * (len(s.targets) if s.selection.routing is not None else 1)
@@ -420,7 +413,7 @@ class Replay:
             onward = [way.onward for way in self._ways if way.onward is not None]
             names = [way.target.url for way in self._ways if way.target is not None]
             self._judge = _fastpath.Judge(sources, forward=onward, lines=self._lines, names=names)
-            self._judge_thread = _thread("judge", self._judge.run, self._failures)
+            self._judge_thread = _thread("judge", self._judging, self._failures)
             self._judge_thread.start()
         self._began = time.monotonic() + self._ahead_s()
         self._threads = [_thread("ingest", self._read, self._failures)]
@@ -432,7 +425,7 @@ class Replay:
 
     def _way(self, target: Target | None, addresses: list[Address]) -> _Way:
         s = self.settings
-        queue = _fastpath.Queue(self._pool, _QUEUE_BATCHES)
+        queue = _fastpath.Queue(self._pool, _QUEUE_BATCHES_PACED if self._paced else _QUEUE_BATCHES)
         waiting = max(_OUTCOMES // max(len(s.targets), 1), 4096)
         wanted = self.log or self.results or (self.judged and not s.dry_run)
         outcomes = _fastpath.Outcomes(waiting, head=_LOGGED_HEAD if self.log else 0, wait=s.dry_run, records=self.log or self.results) if wanted else None
@@ -465,6 +458,11 @@ class Replay:
             if way.relay is not None:
                 way.relay.stop()
 
+    @property
+    def _paced(self) -> bool:
+        """Whether requests have due times."""
+        return self.settings.pace.kind != "max" and not self.settings.dry_run
+
     def _ahead_s(self) -> float:
         """Seconds until `--start-at`; 0 without one, and in a dry run."""
         s = self.settings
@@ -480,11 +478,19 @@ class Replay:
 
         return body
 
+    def _judging(self) -> None:
+        """The judge's thread."""
+        if self._paced:
+            limits.stand_back()
+        self._judge.run()
+
     def _read(self) -> None:
         """The ingest thread: one pass after the other."""
         s = self.settings
         offset, left = 0, s.selection.limit
         queues = [way.queue for way in self._ways]
+        if self._paced:  # a batch takes 0.1 ms to read, by which requests would be late where both share a core
+            limits.stand_back()
         try:
             for turn in range(s.loop):
                 packets, others = records.split(self.paths)

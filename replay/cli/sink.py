@@ -4,7 +4,6 @@ import contextlib
 import ipaddress
 import json
 import re
-import resource
 import signal
 import socket
 import sys
@@ -13,6 +12,7 @@ from typing import IO, Any
 
 import click
 
+from replay import limits
 from replay._fastpath import Sink, Stop
 from replay.cli import options
 from replay.report import endpoint, text
@@ -65,14 +65,6 @@ def _totals(counters: dict[str, Any]) -> str:
     )
 
 
-def _more_descriptors() -> None:
-    """As many connections as this process may have."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft != hard:
-        with contextlib.suppress(OSError, ValueError):
-            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-
-
 def _fail(message: str) -> None:
     click.echo(f"replay sink: {message}", err=True)
     sys.exit(2)
@@ -106,7 +98,7 @@ def sink(listen: str, status: int, delay: int, body: int, misbehave: str | None,
             log = stack.enter_context(open(access_log, "w", encoding="utf-8")) if access_log else None
         except OSError as error:
             return _fail(f"cannot write {access_log}: {error.strerror}")
-        _more_descriptors()
+        limits.descriptors()
         for number in (signal.SIGINT, signal.SIGTERM):
             stack.callback(signal.signal, number, signal.signal(number, lambda *_: stop.set()))
         thread = threading.Thread(target=server.run, name="sink")

@@ -165,6 +165,7 @@ cdef class Sender:
         cdef SenderState* s = &self.s
         cdef timespec wall
         cdef int slack = 0
+        cdef bint sliced = False
         cdef int32_t i
         if self.started:
             raise RuntimeError("a sender runs once")
@@ -180,6 +181,8 @@ cdef class Sender:
                 atomic_set(&s.ledger.start_ns, self.start_at_ns)
             slack = prctl(PR_GET_TIMERSLACK)
             prctl(PR_SET_TIMERSLACK, <unsigned long>1)           # of this thread: due times are kept to some microseconds
+            if s.pacer.kind == PACE_ORIGINAL or s.pacer.kind == PACE_RATE:
+                sliced = slice_ask(SENDER_SLICE_NS) == 0          # else the thread that reads keeps the core that both share for 3 ms
             if s.wanted == DRIVER_EPOLL or uring_driver_open(s) < 0:
                 s.uring = NULL               # allowed a moment ago, and not now: epoll does it as well
             sender_loop(s)
@@ -187,6 +190,8 @@ cdef class Sender:
                 marks_tell(s.marks)
             if slack > 0:
                 prctl(PR_SET_TIMERSLACK, <unsigned long>slack)
+            if sliced:
+                slice_ask(0)
             for i in range(s.most):
                 if s.connections[i].state != CONNECTION_FREE:
                     sender_shut(s, &s.connections[i], False)

@@ -11,6 +11,7 @@ cdef int64_t PATIENCE_MOST_NS = 200000
 cdef int64_t PATIENCE_PACED_NS = 120000      # of what service_us and latency_us say, at some 8,000 requests a second and more
 cdef int64_t BUNDLE_NS = 25000               # paced, with pipelining: what is due within this goes out in one write
 cdef int64_t LEAD_MOST_NS = 50000
+cdef uint64_t SENDER_SLICE_NS = 100000      # paced: of the processor; the least that the kernel gives
 cdef int64_t LEAD_STEP_NS = 50
 cdef int64_t PATIENCE_BUNCH_NS = 2000000     # where a connection has many under way
 cdef int64_t BUNCH_LATE_NS = 2000000         # replies that are so much later than usual are not waited for together
