@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from replay import _fastpath, limits
+from replay import _fastpath, process
 from replay.capture import records, source
 from replay.errors import CaptureError, ReplayError, TargetError, UsageError
 from replay.histogram import Histogram
@@ -397,7 +397,7 @@ class Replay:
         """Starts the threads."""
         s = self.settings
         self._pool = _fastpath.Pool(s.selection.batch_budget)
-        limits.descriptors(s.connections * len(s.targets) + 128)
+        process.descriptors(s.connections * len(s.targets) + 128)
         if not self.refused:
             targets: list[tuple[Target | None, list[Address]]] = list(zip(s.targets, self._addresses, strict=True))
             dry: list[tuple[Target | None, list[Address]]] = [(None, [])] * (len(s.targets) if s.selection.routing is not None else 1)
@@ -481,7 +481,7 @@ class Replay:
     def _judging(self) -> None:
         """The judge's thread."""
         if self._paced:
-            limits.stand_back()
+            process.stand_back()
         self._judge.run()
 
     def _read(self) -> None:
@@ -490,7 +490,7 @@ class Replay:
         offset, left = 0, s.selection.limit
         queues = [way.queue for way in self._ways]
         if self._paced:  # a batch takes 0.1 ms to read, by which requests would be late where both share a core
-            limits.stand_back()
+            process.stand_back()
         try:
             for turn in range(s.loop):
                 packets, others = records.split(self.paths)

@@ -12,7 +12,7 @@ from typing import IO, Any
 
 import click
 
-from replay import limits
+from replay import process
 from replay._fastpath import Sink, Stop
 from replay.cli import options
 from replay.report import endpoint, text
@@ -98,7 +98,7 @@ def sink(listen: str, status: int, delay: int, body: int, misbehave: str | None,
             log = stack.enter_context(open(access_log, "w", encoding="utf-8")) if access_log else None
         except OSError as error:
             return _fail(f"cannot write {access_log}: {error.strerror}")
-        limits.descriptors()
+        process.descriptors()
         for number in (signal.SIGINT, signal.SIGTERM):
             stack.callback(signal.signal, number, signal.signal(number, lambda *_: stop.set()))
         thread = threading.Thread(target=server.run, name="sink")

@@ -13,7 +13,7 @@ import time
 from dataclasses import replace
 from typing import Any
 
-from replay import _fastpath, limits
+from replay import _fastpath, process
 from replay.capture.afpacket import Tapped, in_namespace, open_socket
 from replay.capture.recording import Recording
 from replay.engine import Health, resolve, routes_of
@@ -89,7 +89,7 @@ class Tap:
     def prepare(self) -> None:
         """Opens everything, checks the target, drops the rights. Nothing is sent. Raises UsageError, TapError, TargetError, GuardError."""
         s = self.settings
-        limits.descriptors(s.connections * max(len(s.targets), 1) + 128)
+        process.descriptors(s.connections * max(len(s.targets), 1) + 128)
         self.place = place = Place.find(s)
         self._targets = targets = Targets(s, place)
         targets.refuse_production()

@@ -13,15 +13,15 @@ import time
 import pytest
 
 import replay
-from replay import limits
+from replay import process
 
 DEMO = pathlib.Path(replay.__file__).parent / "data" / "demo.pcap"
 
 ROOM = """
 import re, resource
-from replay import limits
+from replay import process
 resource.setrlimit(resource.RLIMIT_NOFILE, (256, min(resource.getrlimit(resource.RLIMIT_NOFILE)[1], 4096)))
-limits.descriptors({need})
+process.descriptors({need})
 print(resource.getrlimit(resource.RLIMIT_NOFILE)[0], re.search(r"FDSize:\\s*(\\d+)", open("/proc/self/status").read())[1], len(__import__("os").listdir("/proc/self/fd")))
 """
 
@@ -42,7 +42,7 @@ def test_a_thread_stands_back_alone():
     niceness = []
 
     def body():
-        limits.stand_back()
+        process.stand_back()
         niceness.append(os.getpriority(os.PRIO_PROCESS, 0))
 
     before = os.getpriority(os.PRIO_PROCESS, 0)
