@@ -113,6 +113,7 @@ cdef struct Engine:               # owned by one Ingest; one thread writes, othe
     uint64_t window_count
     uint64_t window_bytes
     uint64_t orders
+    int64_t borrow_ns             # order_ns of the oldest message that may borrow
     bint finished                 # --limit was reached
     # live
     bint wire                     # packets come from a wire: nothing here ever waits
@@ -302,6 +303,7 @@ cdef class Ingest:
 
     def __cinit__(self):
         memset(&self.g, 0, sizeof(Engine))
+        self.g.borrow_ns = INT64_MOST
         memset(&self.auth, 0, sizeof(Auth))
         self.kept = []
         self.past = []

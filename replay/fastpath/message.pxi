@@ -238,11 +238,13 @@ cdef int message_own(Engine* g, Message* m) noexcept nogil:
 
 
 cdef bint message_borrow(Engine* g, Message* m, const uint8_t* p, const Head* h, uint32_t host_len) noexcept nogil:
-    """A head that needs no more than a splice, in a packet that stays for a while, is not copied now. True when that is so."""
+    """A head that needs no more than a splice, in a packet that stays for a while, is not copied now. True when that is so. It is in the window."""
     splice_plan(&g.rules, h, &m.splice, host_len)
     if g.message_bytes + m.splice.out_len > g.max_memory:
         return False
     m.raw = p
+    if m.order_ns < g.borrow_ns:
+        g.borrow_ns = m.order_ns
     m.len = m.cap = m.splice.out_len
     g.message_bytes += m.cap
     m.host_at = m.splice.out_host_at

@@ -84,14 +84,16 @@ cdef void window_release(Engine* g, bint everything) noexcept nogil:
 
 
 cdef void window_own(Engine* g) noexcept nogil:
-    """The source moves on: what messages borrow becomes their own. Only those in the window borrow."""
-    cdef Message* m = g.window_first
-    cdef Message* after
-    while m != NULL:
-        after = m.after
+    """The source moves on: what messages borrow becomes their own. Only those in the window borrow, and most of the window did so long ago: it is walked
+    from its new end."""
+    cdef Message* m = g.window_last
+    cdef Message* before
+    while m != NULL and m.order_ns >= g.borrow_ns:
+        before = m.prev
         if m.raw != NULL:
             message_own(g, m)
-        m = after
+        m = before
+    g.borrow_ns = INT64_MOST
 
 
 cdef void window_drop(Engine* g) noexcept nogil:
