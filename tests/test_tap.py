@@ -466,6 +466,26 @@ def test_recordings_take_turns(nginx, tmp_path):  # noqa: F811
     assert 2 <= len(shown.stdout.splitlines()) <= 4  # the oldest were written over
 
 
+@pytest.mark.parametrize("suffix", ["pcapng", "pcapng.zst"])
+def test_files_that_a_recording_did_not_get_to_are_captures_without_packets(nginx, tmp_path, suffix):  # noqa: F811
+    """They stay where the tap became somebody who may not remove them; whoever replays them all is not told to record anything again."""
+    with ended(Sink()) as shadow:
+        words = ("lo", "--port", nginx.port, "--to", f"http://{shadow.address}", "-p", 100, "--record", tmp_path / f"tap.{suffix}", "--record-files", 4)
+        with ended(Tap(*words)) as tap:
+            pressed(nginx, 20)
+            time.sleep(0.3)
+            tap.report()
+    files = sorted(tmp_path.glob("tap-*"))
+    assert len(files) == 4  # nobody may not remove them from root's folder
+    done = subprocess.run([*COMMAND, "run", "--json", *map(str, files)], capture_output=True, text=True, check=True)
+    said = json.loads(done.stdout)
+    assert said["ledger"]["found"] == 20 and said["faults"] == [] and "warning" not in done.stderr
+    again = Recording(str(tmp_path / f"tap.{suffix}"), [], size=1 << 20, every_ns=0, files=4)
+    assert files[again._at].stat().st_size < 600  # one that has nothing in it is taken first
+    again.close()
+    assert sorted(tmp_path.glob("tap-*")) == files
+
+
 def test_files_that_a_recording_did_not_get_to_are_removed(tmp_path):
     (tmp_path / "tap-3.pcapng").write_bytes(b"of yesterday")
     (tmp_path / "tap-4.pcapng").write_bytes(b"")

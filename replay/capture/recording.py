@@ -1,7 +1,8 @@
 """What a tap captures, on disk: pcapng in a ring of files, by size and time, plain or zstd, for the tap's owner alone.
 
-All files are opened at the start: the user that a tap becomes may not make any, and the disk it can take is known from the first moment on. A disk that is
-full or slow ends or thins out the recording, never the tap.
+All files are opened at the start: the user that a tap becomes may not make any, and the disk it can take is known from the first moment on. Each is a
+capture without packets then, so that whoever reads them all need not know which were got to. A disk that is full or slow ends or thins out the recording,
+never the tap.
 """
 
 from __future__ import annotations
@@ -70,6 +71,9 @@ class Recording:
         self.paths = file_names(path, files)
         self._recorders, self._size, self._every_s = list(recorders), size, every_ns / 1e9
         self._zstd: Any = blocks_zstd() if path.endswith(".zst") else None
+        self._thread = threading.Thread(target=self._run, name="recording", daemon=True)
+        blank = BEGINNING if self._zstd is None else self._zstd.compress(BEGINNING)
+        self._blank = (0, len(blank))  # sizes of a file with nothing in it
         self._handles: list[int] = []
         self._new: list[bool] = []
         for one in self.paths:
@@ -78,10 +82,13 @@ class Recording:
                 self._handles.append(os.open(one, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600))
                 if stat.S_ISREG(os.fstat(self._handles[-1]).st_mode):
                     os.fchmod(self._handles[-1], 0o600)
+                    if os.fstat(self._handles[-1]).st_size == 0:
+                        with contextlib.suppress(OSError):  # a full disk is told when there is something to record
+                            os.write(self._handles[-1], blank)
             except OSError as error:
                 self.close()
                 raise UsageError(f"--record {one}: {error.strerror}") from None
-        ages = [(os.fstat(handle).st_size > 0, os.fstat(handle).st_mtime_ns, n) for n, handle in enumerate(self._handles)]
+        ages = [(os.fstat(handle).st_size not in self._blank, os.fstat(handle).st_mtime_ns, n) for n, handle in enumerate(self._handles)]
         self._at = min(ages)[2]  # an empty one, else the oldest
         self._file: Any = None
         self._packer: Any = None
@@ -89,7 +96,6 @@ class Recording:
         self._began = self._flushed = 0.0
         self._turn = threading.Event()
         self._ending = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="recording", daemon=True)
         self.failed: OSError | None = None
 
     def start(self) -> None:
@@ -109,10 +115,11 @@ class Recording:
     def close(self) -> None:
         """Files that were made for this recording and that it did not get to go, where we may remove them: root's folders are closed to who we became."""
         handles, self._handles = self._handles, []
-        for path, new, handle in zip(self.paths, self._new, handles, strict=False):
+        begun = self._at if self._thread.ident is not None else -1
+        for n, (path, new, handle) in enumerate(zip(self.paths, self._new, handles, strict=False)):
             about = os.fstat(handle)
             os.close(handle)
-            if new and stat.S_ISREG(about.st_mode) and about.st_size == 0:
+            if new and n != begun and stat.S_ISREG(about.st_mode) and about.st_size in self._blank:
                 with contextlib.suppress(OSError):
                     if os.path.samestat(about, os.lstat(path)):
                         os.unlink(path)
