@@ -290,6 +290,7 @@ cdef class Queue:
     cdef int64_t refused          # live: requests that were dropped because it was full; who pushes counts
     cdef int push(self, Batch* batch) noexcept nogil
     cdef int push_quietly(self, Batch* batch) noexcept nogil
+    cdef void rest(self, const int64_t* stop) noexcept nogil
     cdef void nudge(self) noexcept nogil
     cdef void wake(self) noexcept nogil
     cdef Batch* pop(self) noexcept nogil

@@ -165,6 +165,10 @@ cdef void queues_nudge(Engine* g) noexcept nogil:
         (<Queue><void*>g.queues[i]).nudge()
 
 
+cdef void queue_rest(void* queue, const int64_t* stop) noexcept nogil:
+    (<Queue>queue).rest(stop)
+
+
 cdef bint queue_is_behind(void* queue) noexcept nogil:
     return ring_is_behind(&(<Queue>queue).ring)
 

@@ -8,6 +8,7 @@ cdef enum:
     JUDGE_TURN = 4096             # records of one sender in one turn
     JUDGE_TARGETS = 64            # so many targets are told apart at each endpoint; with more, none
     JUDGE_MARKS = 1024            # marks of one sender in one go, so that a sender seldom finds the lock taken
+    JUDGE_REST_MS = 8             # a wake-up costs as much as some hundred marks
     COARSE_HALF = 128             # as HISTOGRAM_HALF, for 2 significant digits
     COARSE_BUCKETS = 25
     COARSE_SLOTS = (COARSE_BUCKETS + 1) * COARSE_HALF
@@ -370,7 +371,7 @@ cdef class Judge:
                         break
                     if self.lines is not None:
                         self.lines.flush(False)
-                    poll(NULL, 0, 3)
+                    poll(NULL, 0, JUDGE_REST_MS)
             if self.lines is not None:
                 self.lines.flush(True)
 

@@ -158,6 +158,9 @@ cdef void batch_release(Batch* batch) noexcept nogil:
         batch_free(batch)
 
 
+cdef int64_t QUEUE_REST_NS = 50000            # the first of its sleeps; the longest is so much a slot
+
+
 cdef class Pool:
     def __cinit__(self, int64_t budget=48 * 1024 * 1024):
         pthread_mutex_init(&self.pool.lock, NULL)
@@ -225,6 +228,14 @@ cdef class Queue:
         if ring_count(&self.ring) * 2 > self.slots and atomic_get(&self.waiting):
             self.wake()
         return 1
+
+    cdef void rest(self, const int64_t* stop) noexcept nogil:
+        """Offline, after it was full: until half of it was taken, so that few sleeps serve many batches. Each is short beside what is left of it then."""
+        cdef int64_t pause = QUEUE_REST_NS
+        while ring_count(&self.ring) * 2 > self.slots and not atomic_get(stop):
+            wait_a_moment(pause)
+            if pause < <int64_t>self.slots * QUEUE_REST_NS:
+                pause *= 2
 
     cdef void nudge(self) noexcept nogil:
         if atomic_get(&self.waiting) and ring_count(&self.ring):

@@ -260,7 +260,10 @@ cdef void batch_publish(Engine* g) noexcept nogil:
                 count_add(&g.n.unqueued, batch.count)
                 batch_release(batch)
                 break
-            wait_a_moment(pause)  # short at first: at full speed what waits in the queue lasts for less than a millisecond
+            if g.queue_count == 1:
+                queue_rest(<void*>g.queues[i], g.stop)
+                continue
+            wait_a_moment(pause)  # short at first: at full speed what waits in the queue lasts for less than a millisecond; and none waits for another's
             pause = 2 * pause if pause < 1000000 else pause
     g.published += 1
     batch_release(batch)
