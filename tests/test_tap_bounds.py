@@ -73,6 +73,12 @@ def test_a_flood_of_half_open_connections(nginx):  # noqa: F811
     assert report["ledger"]["answered"] >= 2 and report["packets"]["read"] + report["packets"]["kernel_drops"] > 60_000
 
 
+def test_a_locality_without_networks(tmp_path):
+    """Made without __init__ it knows of no network, and refuses nothing."""
+    packets = net.talk(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n")
+    assert counted(packets, tmp_path, locality=_fastpath.Locality.__new__(_fastpath.Locality))["selected"] == 1
+
+
 # ---- the breaker -----------------------------------------------------------------------------------------------------------------
 
 
