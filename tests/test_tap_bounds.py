@@ -153,6 +153,15 @@ def test_probes_without_a_fate_are_a_failure():
     assert one.look(6.5, counters(taken=503, dropped={"breaker": 500, "expired": 3}, connect_failed=5)) and one.state == "open"
 
 
+def test_what_opens_it_again_is_what_became_of_the_probes():
+    """Not what had opened it first."""
+    one = opened()
+    assert one.reason == "no connection"
+    assert one.look(2.5, counters(taken=3, sent=3, unanswered={"timeout": 2}, connect_failed=5)) and one.reason == "2 probes without an answer"
+    assert one.look(6.0, counters(taken=3, sent=3, unanswered={"timeout": 2}, connect_failed=5)) and one.state == "probing"
+    assert one.look(6.5, counters(taken=3, sent=3, unanswered={"timeout": 2}, connect_failed=6, connections_open=0)) and one.reason == "no connection"
+
+
 def test_breaker_of_new_senders():
     """A reload made them: they count from nothing, and what the old ones counted must not keep it open."""
     one = opened(taken=1000, sent=1000, answered=1000)
