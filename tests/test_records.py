@@ -164,6 +164,15 @@ def test_damaged_taps_never_crash(data):
         record.for_ingest(1, 0, 0)
 
 
+@pytest.mark.parametrize("inside", [b'events: "x"', b"events: 1", b"events { events { } } events: 1", b"headers: 1 headers { }", b"trailers: true"])
+def test_text_of_other_kinds_than_a_tap_has(inside):
+    faults: list[Fault] = []
+    for kind in (b"http_buffered_trace { request", b"socket_buffered_trace { connection"):
+        for record in envoytap.read(io.BytesIO(kind + b" { " + inside + b" } }"), "t", faults):
+            record.for_ingest(1, 0, 0)
+    assert all(fault.message for fault in faults)
+
+
 @settings(max_examples=300, deadline=None)
 @given(st.binary(max_size=400))
 def test_any_bytes_are_no_reason_to_crash(data):

@@ -423,8 +423,11 @@ def _text_field(data: bytes, at: int, into: dict[str, Any], depth: int) -> int |
     token = _token(data, at)
     if token is not None and token["sign"] in (b";", b","):
         at = token.end()
-    if name in _REPEATED and not (name == "events" and "events" in value):
-        into.setdefault(name, []).append(value)
+    if name in _REPEATED and not (name == "events" and isinstance(value, dict) and "events" in value):
+        several = into.setdefault(name, [])
+        if not isinstance(several, list):
+            raise ValueError(f"{name} is one thing and several")
+        several.append(value)
     else:
         into[name] = value
     return at
