@@ -21,4 +21,4 @@ export ASAN_OPTIONS=detect_leaks=0:allocator_may_return_null=1:quarantine_size_m
     LD_PRELOAD=$runtime "$python" tests/fuzz/fuzz.py "$target" "$found" -max_total_time="$seconds" -max_len=4096 -rss_limit_mb=4096 -timeout=20 \
         -dict=tests/fuzz/"$words".dict -artifact_prefix=build/fuzz/"$target"- -print_final_stats=1 2>&1 || echo "the fuzzer ended with $?"
 } | "$python" tests/fuzz/watch.py build/fuzz/"$target".cov
-echo "what reached something new is in $found; tests/fuzz/keep.sh $target takes what is needed of it into the corpus"
+echo "what reached something new is in $found; tests/fuzz/keep.sh $target makes the corpus anew of it"
