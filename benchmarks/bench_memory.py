@@ -2,8 +2,8 @@
 
     python benchmarks/bench_memory.py [--requests 100k 1m]
 
-Three ways: a dry run of a file that is mapped, a dry run through a pipe from another process that makes the capture on the fly, and sending into `replay sink` with 16 under way on each of 64 connections. A round is enough: a
-peak hardly moves. Pages of the capture that are mapped count as well, although they are the page cache's. The bounds are the defaults, `--max-memory` among them.
+Three ways: a dry run of a file, a dry run through a pipe from another process that makes the capture on the fly, and sending into `replay sink` with 16 under way on each of 64 connections. A round is enough: a
+peak hardly moves. The bounds are the defaults, `--max-memory` among them.
 """
 
 import subprocess
@@ -14,10 +14,10 @@ import measure
 import sending
 import servers
 
-QUESTION = "How much memory, at any size of the capture? Peak RSS, mapped pages of the capture included."
+QUESTION = "How much memory, at any size of the capture? Peak RSS."
 
 
-def mapped(path, _):
+def filed(path, _):
     report, used = measure.replay("--dry-run", "--pace", "max", path)
     return report["ledger"]["selected"], used.peak
 
@@ -53,7 +53,7 @@ def main():
 
             return call
 
-        for name, values in measure.in_turn(asked.rounds, {"mapped": once(mapped), "pipe": once(piped), "sending": once(sent)}).items():
+        for name, values in measure.in_turn(asked.rounds, {"file": once(filed), "pipe": once(piped), "sending": once(sent)}).items():
             peak = measure.spread([one[1] for one in values])
             measured[f"{name}, {path.stat().st_size / 1e9:.3g} GB"] = {"requests": requests, "peak MB": peak}
             runs.append({"how": name, "bytes": path.stat().st_size, "requests": requests, "peak_mb": peak})

@@ -1,11 +1,11 @@
 """What does a request cost from the capture file to a rewritten request that is ready to send, beside the machine's own limit and beside what people use?
 
-    python benchmarks/bench_parse.py [--requests 1m] [--rounds 5] [--peers none] [--engine mapped|read]
+    python benchmarks/bench_parse.py [--requests 1m] [--rounds 5] [--peers none] [--engine file|pipe]
 
 `replay run --dry-run --pace max` on one core reads a file that is in the page cache, puts the connections together, frames requests and replies, selects, and rewrites each request into a batch. Beside it: a C program that
-adds up the same mapped file; and what people use, on fewer requests of the same kind: their start-up is measured on a capture of a tenth and taken off theirs (not ours), so the ratios are rather too small.
-Every tool's number of requests is compared with what was generated. Beside the mapped file the same one is read
-from a pipe; `--engine read` judges that one.
+adds up the same file, mapped; and what people use, on fewer requests of the same kind: their start-up is measured on a capture of a tenth and taken off theirs (not ours), so the ratios are rather too small.
+Every tool's number of requests is compared with what was generated. Beside the file the same one is read
+from a pipe; `--engine pipe` judges that one.
 """
 
 import subprocess
@@ -53,10 +53,10 @@ def peer(name, requests, connections, seed):
     return once
 
 
-def dry_run(path, how="mapped", core=measure.CLIENT, *more):
+def dry_run(path, how="file", core=measure.CLIENT, *more):
     """A call that gives (report, cost) of a dry run."""
     command = ("--dry-run", "--pace", "max", *more)
-    if how == "mapped":
+    if how == "file":
         return lambda: measure.replay(*command, path, core=core)
 
     def piped():
@@ -70,7 +70,7 @@ def dry_run(path, how="mapped", core=measure.CLIENT, *more):
 def main():
     parser = measure.arguments(__doc__, requests=1_000_000, connections=1_000, seed=1)
     parser.add_argument("--peers", default="all", help="all, none, or names: " + ", ".join(name for name, *_ in PEERS))
-    parser.add_argument("--engine", choices=["mapped", "read"], default="mapped")
+    parser.add_argument("--engine", choices=["file", "pipe"], default="file")
     asked = parser.parse_args()
     path, requests = inputs.cached(requests=asked.requests, connections=asked.connections, seed=asked.seed)
     few_path, few = inputs.cached(requests=max(asked.requests // 10, 1), connections=asked.connections, seed=asked.seed)
@@ -89,7 +89,7 @@ def main():
         return once
 
     ways = {"replay": ours(path, requests), "replay, a tenth": ours(few_path, few)}
-    other = {"mapped": "read", "read": "mapped"}[asked.engine]
+    other = {"file": "pipe", "pipe": "file"}[asked.engine]
     ways[f"replay, {other}"] = ours(path, requests, other)
     program = measure.compiled("sum")
     if program:
@@ -145,7 +145,7 @@ def main():
             "wall s": measure.spread([one[4] for one in rounds[name]]),
         }
         bars.append(measure.bar(what, measure.ratio(theirs, us), measure.AT_LEAST, reach, stretch, "×", name))
-    notes.append(f"{requests:,} requests, {path.stat().st_size:,} bytes, {asked.connections:,} connections; every tool found exactly the requests that were generated. Ours {'from the file itself, read in pieces' if asked.engine == 'mapped' else 'through a pipe'}.")
+    notes.append(f"{requests:,} requests, {path.stat().st_size:,} bytes, {asked.connections:,} connections; every tool found exactly the requests that were generated. Ours {'from the file itself, read in pieces' if asked.engine == 'file' else 'through a pipe'}.")
     measure.tell("parse", QUESTION, asked, measured, bars, {"requests": requests, "capture_bytes": path.stat().st_size, "seed": asked.seed, "engine": asked.engine}, notes)
 
 

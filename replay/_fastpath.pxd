@@ -284,7 +284,7 @@ cdef class Queue:
     cdef PointerRing ring
     cdef Pool pool                # kept alive
     cdef readonly int fd          # becomes readable when a batch was pushed or the end was marked
-    cdef uint64_t slots
+    cdef uint64_t slots           # as asked for; the ring has room for as many or more
     cdef int64_t waiting          # atomic: the consumer is about to sleep on fd
     cdef int64_t ended            # atomic
     cdef int64_t refused          # live: requests that were dropped because it was full; who pushes counts

@@ -10,16 +10,17 @@ from replay._fastpath import Capture, Ingest, Pool, Queue, Stop
 FILTERS = ("methods", "path", "host", "client", "server", "ports", "since_ns", "until_ns")
 
 
-def found(paths, **options):
+def found(paths, *, here=False, most_bytes=0, **options):
     """(rows, counters, faults) of captures. `options` are those of Ingest; rows are shown ones unless show=False is among them.
 
+    here: the capture is small, so that nothing waits for a queue or a budget: it is read in this thread, and what came of it is taken afterwards.
     Raises AssertionError when the books do not balance.
     """
     options = {"show": True} | options
     paths = [paths] if isinstance(paths, (str, bytes)) or hasattr(paths, "__fspath__") else list(paths)
     stop, pool = Stop(), Pool()
     queue = Queue(pool)
-    capture = Capture([path if isinstance(path, bytes) else str(path) for path in paths], stop=stop)
+    capture = Capture([path if isinstance(path, bytes) else str(path) for path in paths], stop=stop, most_bytes=most_bytes)
     ingest = Ingest(capture, [queue], pool, stop, **options)
     failed = []
 
@@ -30,14 +31,18 @@ def found(paths, **options):
             failed.append(error)
             queue.end()
 
-    thread = threading.Thread(target=run)
-    thread.start()
+    thread = None if here else threading.Thread(target=run)
+    if thread is None:
+        run()
+    else:
+        thread.start()
     rows = []
     while not queue.done:
         batch = queue.get(0.1)
         if batch is not None:
             rows += [batch[i] | {"data": batch.data(i)} for i in range(len(batch))]
-    thread.join()
+    if thread is not None:
+        thread.join()
     batch = None
     assert not failed, failed
     counters = ingest.counters()

@@ -56,8 +56,8 @@ def test_parse(tmp_path):
 
 
 def test_parse_read_through_a_pipe(tmp_path):
-    result = bench("bench_parse.py", "--requests", "500", "--connections", "7", "--rounds", "1", "--peers", "none", "--engine", "read", tmp_path=tmp_path)
-    assert result["engine"] == "read" and result["measured"]["replay"]["requests"] == 500
+    result = bench("bench_parse.py", "--requests", "500", "--connections", "7", "--rounds", "1", "--peers", "none", "--engine", "pipe", tmp_path=tmp_path)
+    assert result["engine"] == "pipe" and result["measured"]["replay"]["requests"] == 500
 
 
 def test_routes(tmp_path):
@@ -72,7 +72,7 @@ def test_first_request(tmp_path):
 
 def test_memory(tmp_path):
     result = bench("bench_memory.py", "--requests", "50", "700", tmp_path=tmp_path)
-    assert [(run["how"], run["requests"]) for run in result["runs"]] == [(how, requests) for requests in (50, 700) for how in ("mapped", "pipe", "sending")]
+    assert [(run["how"], run["requests"]) for run in result["runs"]] == [(how, requests) for requests in (50, 700) for how in ("file", "pipe", "sending")]
     assert all(run["peak_mb"]["min"] > 1 for run in result["runs"])
 
 

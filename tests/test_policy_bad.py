@@ -355,6 +355,13 @@ BAD = [  # why, policy, messages
         ],
     ),
     (
+        "the count of hops removed",
+        'routes:\n- mirror: {to: "http://10.0.0.7:80", remove-headers: [X-Shadow-Replay]}\n',
+        [
+            "p.yaml:2: error: routes[0].mirror.remove-headers[0]: the header 'X-Shadow-Replay' counts how often a request was mirrored (that ends loops) and cannot be changed",
+        ],
+    ),
+    (
         "host set as a header",
         'routes:\n- mirror: {to: "http://10.0.0.7:80", set-headers: {Host: a}}\n',
         [

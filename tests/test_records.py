@@ -164,6 +164,15 @@ def test_damaged_taps_never_crash(data):
         record.for_ingest(1, 0, 0)
 
 
+@pytest.mark.parametrize("inside", [b'events: "x"', b"events: 1", b"events { events { } } events: 1", b"headers: 1 headers { }", b"trailers: true"])
+def test_text_of_other_kinds_than_a_tap_has(inside):
+    faults: list[Fault] = []
+    for kind in (b"http_buffered_trace { request", b"socket_buffered_trace { connection"):
+        for record in envoytap.read(io.BytesIO(kind + b" { " + inside + b" } }"), "t", faults):
+            record.for_ingest(1, 0, 0)
+    assert all(fault.message for fault in faults)
+
+
 @settings(max_examples=300, deadline=None)
 @given(st.binary(max_size=400))
 def test_any_bytes_are_no_reason_to_crash(data):
@@ -209,6 +218,13 @@ GOR = [  # what is in the file, (target, status, incomplete), reason
         "a body that holds the separator",
     ),
     (
+        gor_record(1, ID + "a" * 8, NOW, ask(b"/a").replace(b"POST", b"HEAD"))
+        + gor_record(2, ID + "a" * 8, NOW + 5, b"HTTP/1.1 200 OK\r\nContent-Length: 5000\r\n\r\n")
+        + gor_record(1, ID + "b" * 8, NOW + 9, ask(b"/b")),
+        [("/a", 200, None), ("/b", None, None)],
+        "a reply to HEAD, whose length goes beyond the end of the file",
+    ),
+    (
         gor_record(1, ID + "b" * 8, NOW + 9, ask(b"/b")) + gor_record(1, ID + "a" * 8, NOW, ask(b"/a")),
         [("/a", None, None), ("/b", None, None)],
         "order of completion, sorted by time",
@@ -247,6 +263,17 @@ GOR = [  # what is in the file, (target, status, incomplete), reason
         "a reply goes to the last request with its identifier",
     ),
 ]
+
+
+@pytest.mark.parametrize(("data", "reason"), [(data, reason) for data, _, reason in GOR], ids=[reason for _, _, reason in GOR])
+def test_gor_is_the_same_in_pieces_of_any_size(monkeypatch, data, reason):
+    def found():
+        return [(record.ts_ns, record.parts) for record in gor.read(io.BytesIO(data), "t", [])]
+
+    whole = found()
+    for size in (*range(1, 40), len(data) - 1):
+        monkeypatch.setattr(gor, "_PIECE", size)
+        assert found() == whole, (reason, size)
 
 
 def test_gor_in_chunks_is_one_stream(tmp_path):
@@ -322,6 +349,14 @@ def test_a_gzip_stream_without_an_end(tmp_path):
     (tmp_path / "cut.gor.gz").write_bytes(data[: len(data) // 2])
     rows, listing = listed(tmp_path / "cut.gor.gz")
     assert 500 < len(rows) < 2000 and [fault["message"] for fault in listing.faults] == ["the gzip stream has no end; what unpacks was read"]
+
+
+def test_what_unpacks_before_the_damage_of_a_gzip_stream_is_read(tmp_path):
+    data = bytearray(gzip.compress(b"".join(gor_record(1, f"{ID}{i:08x}", NOW + i, ask(b"/%d" % i)) for i in range(2000))))
+    data[len(data) // 2 : len(data) // 2 + 8] = b"\xff" * 8
+    (tmp_path / "bad.gor.gz").write_bytes(data)
+    rows, listing = listed(tmp_path / "bad.gor.gz")
+    assert 500 < len(rows) < 2000 and listing.faults[0]["message"] == "the gzip stream has no end; what unpacks was read"
 
 
 def test_a_mirror_policy_on_requests_without_addresses(tmp_path):

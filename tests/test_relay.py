@@ -1,15 +1,14 @@
 """https:// targets and Unix sockets, with real servers that speak TLS: verification, client certificates, SNI, and the ledger under faults."""
 
 import collections
-import contextlib
 import socket
 import ssl
 import subprocess
-import threading
 import time
 
 import endtoend
 import pytest
+from ownserver import OwnServer, requests_of
 
 import replay
 from replay import relay
@@ -34,62 +33,27 @@ def certificates(tmp_path_factory):
     return folder
 
 
-class TlsServer:
+class TlsServer(OwnServer):
     """Answers every request of a connection; `seen` has the targets, `names` what clients asked for (SNI), `clients` their certificates."""
 
     def __init__(self, certificates=None, *, want_client=False, close_after=None, path=None):
         self.seen, self.names, self.clients, self.close_after = [], [], [], close_after
-        self.context, self.peers = None, []
+        context = None
         if certificates is not None:
-            self.context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-            self.context.load_cert_chain(certificates / "server.pem", certificates / "server.key")
-            self.context.sni_callback = lambda sock, name, context: self.names.append(name)
+            context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+            context.load_cert_chain(certificates / "server.pem", certificates / "server.key")
+            context.sni_callback = lambda sock, name, context: self.names.append(name)
             if want_client:
-                self.context.load_verify_locations(certificates / "ca.pem")
-                self.context.verify_mode = ssl.CERT_REQUIRED
-        if path is not None:
-            self.listener = socket.socket(socket.AF_UNIX)
-            self.listener.bind(str(path))
-            self.listener.listen(128)
-        else:
-            self.listener = socket.create_server(("127.0.0.1", 0), backlog=128)
-            self.port = self.listener.getsockname()[1]
-        threading.Thread(target=self._accept, daemon=True).start()
+                context.load_verify_locations(certificates / "ca.pem")
+                context.verify_mode = ssl.CERT_REQUIRED
+        super().__init__(("127.0.0.1", 0) if path is None else path, context)
 
-    def _accept(self):
-        while True:
-            try:
-                peer, _ = self.listener.accept()
-            except OSError:
-                return
-            self.peers.append(peer)
-            threading.Thread(target=self._serve, args=(peer,), daemon=True).start()
-
-    def _serve(self, peer):
-        with contextlib.suppress(OSError), peer:
-            if self.context is None:
-                self._talk(peer)
-            else:
-                with self.context.wrap_socket(peer, server_side=True) as secured:
-                    self.clients.append(secured.getpeercert())
-                    self._talk(secured)
-
-    def _talk(self, peer):
-        held, answered = b"", 0
-        while True:
-            while b"\r\n\r\n" not in held:
-                more = peer.recv(65536)
-                if not more:
-                    return
-                held += more
-            head, _, held = held.partition(b"\r\n\r\n")
-            length = next((int(line.split(b":")[1]) for line in head.split(b"\r\n") if line.lower().startswith(b"content-length:")), 0)
-            while len(held) < length:
-                held += peer.recv(65536)
-            body, held = held[:length], held[length:]
+    def talk(self, peer):
+        if self.context is not None:
+            self.clients.append(peer.getpeercert())
+        for answered, (head, body) in enumerate(requests_of(peer), 1):
             self.seen.append((head.split(b" ")[1].decode(), len(body)))
             peer.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 200000\r\n\r\n" + bytes(200_000) if b"/large" in head else b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")
-            answered += 1
             if answered == self.close_after:
                 return
 
@@ -98,13 +62,6 @@ class TlsServer:
 
     def __exit__(self, *_):
         self.down()
-
-    def down(self):
-        """Listens no more, and resets every connection."""
-        for sock in (self.listener, *self.peers):
-            with contextlib.suppress(OSError):
-                sock.shutdown(socket.SHUT_RDWR)
-        self.listener.close()
 
 
 def test_an_https_target(certificates, tmp_path):
@@ -193,13 +150,9 @@ def test_a_target_that_goes_and_comes_again(certificates, tmp_path):
         server.down()
         time.sleep(0.7)
         before = len(server.seen)
-        again = TlsServer.__new__(TlsServer)
-        again.__dict__.update(server.__dict__)
-        again.peers = []
-        again.listener = socket.create_server(("127.0.0.1", port), backlog=128)
-        threading.Thread(target=again._accept, daemon=True).start()
+        server.listen(("127.0.0.1", port))
         out, errors = process.communicate(timeout=40)
-        again.down()
+        server.down()
     finally:
         if process.poll() is None:
             process.kill()

@@ -132,6 +132,13 @@ HEADS = [  # head, options, reason
 ]
 
 
+@pytest.mark.parametrize(("name", "reason"), [(b"Content-Length", "framing or the connection"), (b"X-Shadow-Replay", "how often a request was mirrored")])
+def test_headers_that_stay_say_why(name, reason):
+    for options in ({"remove_headers": (name,)}, {"set_headers": ((name, b"1"),)}):
+        with pytest.raises(ValueError, match=reason):
+            through(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n", **options)
+
+
 @pytest.mark.parametrize(("head", "options"), [row[:2] for row in HEADS], ids=[row[2] for row in HEADS])
 def test_the_head_that_is_sent(head, options):
     rows, counters = through(head, show=False, **options)

@@ -73,6 +73,12 @@ def test_a_flood_of_half_open_connections(nginx):  # noqa: F811
     assert report["ledger"]["answered"] >= 2 and report["packets"]["read"] + report["packets"]["kernel_drops"] > 60_000
 
 
+def test_a_locality_without_networks(tmp_path):
+    """Made without __init__ it knows of no network, and refuses nothing."""
+    packets = net.talk(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n")
+    assert counted(packets, tmp_path, locality=_fastpath.Locality.__new__(_fastpath.Locality))["selected"] == 1
+
+
 # ---- the breaker -----------------------------------------------------------------------------------------------------------------
 
 
@@ -145,6 +151,15 @@ def test_probes_without_a_fate_are_a_failure():
     assert not one.look(3.0, counters(taken=500, dropped={"breaker": 500}, connect_failed=5)) and one.state == "probing"
     assert not one.look(4.0, counters(taken=503, dropped={"breaker": 500}, connect_failed=5)) and one.state == "probing"
     assert one.look(6.5, counters(taken=503, dropped={"breaker": 500, "expired": 3}, connect_failed=5)) and one.state == "open"
+
+
+def test_what_opens_it_again_is_what_became_of_the_probes():
+    """Not what had opened it first."""
+    one = opened()
+    assert one.reason == "no connection"
+    assert one.look(2.5, counters(taken=3, sent=3, unanswered={"timeout": 2}, connect_failed=5)) and one.reason == "2 probes without an answer"
+    assert one.look(6.0, counters(taken=3, sent=3, unanswered={"timeout": 2}, connect_failed=5)) and one.state == "probing"
+    assert one.look(6.5, counters(taken=3, sent=3, unanswered={"timeout": 2}, connect_failed=6, connections_open=0)) and one.reason == "no connection"
 
 
 def test_breaker_of_new_senders():

@@ -1,15 +1,14 @@
 """What a tap leaves to the kernel: a share of the connections, and most of what servers say."""
 
-import contextlib
 import json
 import random
 import socket
 import subprocess
 import sys
-import threading
 
 import pytest
 from endtoend import balanced
+from ownserver import OwnServer, requests_of
 from tapmake import Namespaces, Nginx, Sink, Tap, ended, eventually, free_port, get, needs, needs_root, nginx  # noqa: F401
 
 from replay._reference import sampling
@@ -100,42 +99,17 @@ def test_over_a_veth_in_both_families(tmp_path, version):
 # ---- what servers say ---------------------------------------------------------------------------------------------------------------
 
 
-class Server:
+class Server(OwnServer):
     """One that answers as told: `answers` gives the reply's bytes to each request's target."""
 
     def __init__(self, answers):
         self.answers = answers
-        self.listener = socket.create_server(("127.0.0.1", free_port()))
-        self.port = self.listener.getsockname()[1]
-        threading.Thread(target=self._accept, daemon=True).start()
+        super().__init__()
 
-    def _accept(self):
-        while True:
-            try:
-                one, _ = self.listener.accept()
-            except OSError:
-                return
-            threading.Thread(target=self._serve, args=(one,), daemon=True).start()
-
-    def _serve(self, one):
-        have = b""
-        with one, contextlib.suppress(OSError):
-            while True:
-                while b"\r\n\r\n" not in have:
-                    more = one.recv(65536)
-                    if not more:
-                        return
-                    have += more
-                head, _, have = have.partition(b"\r\n\r\n")
-                length = next((int(line.split(b":")[1]) for line in head.split(b"\r\n") if line.lower().startswith(b"content-length:")), 0)
-                while len(have) < length:
-                    have += one.recv(65536)
-                have = have[length:]
-                for piece in self.answers(head.split(b" ")[1].decode()):
-                    one.sendall(piece)
-
-    def close(self):
-        self.listener.close()
+    def talk(self, peer):
+        for head, _ in requests_of(peer):
+            for piece in self.answers(head.split(b" ")[1].decode()):
+                peer.sendall(piece)
 
 
 def ask(one, target, body=b""):

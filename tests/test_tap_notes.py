@@ -14,6 +14,7 @@ import time
 
 import pytest
 from endtoend import balanced
+from ownserver import OwnServer, requests_of
 from tapmake import Sink, Tap, ended, eventually, get, needs, needs_root, nginx  # noqa: F401
 
 from replay.tap.notes import NotesFile
@@ -103,46 +104,17 @@ def test_a_full_disk_ends_the_log_and_nothing_else(caplog):
 # ---- other targets -------------------------------------------------------------------------------------------------------------------
 
 
-class Shadow:
+class Shadow(OwnServer):
     """A server that answers 200 to what it reads, over TLS or on a Unix socket."""
 
     def __init__(self, where, context=None):
-        if isinstance(where, str):
-            self.listener = socket.socket(socket.AF_UNIX)
-            self.listener.bind(where)
-            os.chmod(where, 0o777)
-            self.listener.listen(64)
-        else:
-            self.listener = socket.create_server(where)
-        self.context, self.heads, self.port = context, [], None if isinstance(where, str) else self.listener.getsockname()[1]
-        threading.Thread(target=self._accept, daemon=True).start()
+        self.heads = []
+        super().__init__(where, context)
 
-    def _accept(self):
-        while True:
-            try:
-                one, _ = self.listener.accept()
-            except OSError:
-                return
-            threading.Thread(target=self._serve, args=(one,), daemon=True).start()
-
-    def _serve(self, one):
-        try:
-            with self.context.wrap_socket(one, server_side=True) if self.context else one as it:
-                have = b""
-                while True:
-                    while b"\r\n\r\n" not in have:
-                        more = it.recv(65536)
-                        if not more:
-                            return
-                        have += more
-                    head, _, have = have.partition(b"\r\n\r\n")
-                    self.heads.append(head)
-                    it.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
-        except OSError:
-            pass
-
-    def close(self):
-        self.listener.close()
+    def talk(self, peer):
+        for head, _ in requests_of(peer):
+            self.heads.append(head)
+            peer.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
 
 
 @pytest.fixture(scope="module")

@@ -25,6 +25,7 @@ _JSON = re.compile(
     rb"\s*\{\s*\"(" + "|".join(_KINDS).encode() + rb"|httpBufferedTrace|httpStreamedTraceSegment|socketBufferedTrace|socketStreamedTraceSegment)\""
 )
 _TEXT = re.compile(rb"\s*(" + "|".join(_KINDS).encode() + rb")\s*:?\s*\{")
+_PIECE = 1 << 20
 _MOST = 512 << 20  # of a file that has to be in memory as a whole
 _TAGS = (0x0A, 0x12, 0x1A, 0x22)
 _FIELD = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
@@ -74,7 +75,7 @@ def read(file: BinaryIO, name: str, faults: list[Fault]) -> Iterator[Record]:
     """The requests of a tap file. What cannot be decoded is a fault; what came before it is given."""
     data = bytearray()
     try:
-        while piece := file.read(1 << 20):
+        while piece := file.read(_PIECE):
             data += piece
             if len(data) > _MOST:
                 faults.append(Fault(name, "a tap file of more than 512 MiB is not read; let Envoy write smaller ones (one a request)"))
@@ -422,8 +423,11 @@ def _text_field(data: bytes, at: int, into: dict[str, Any], depth: int) -> int |
     token = _token(data, at)
     if token is not None and token["sign"] in (b";", b","):
         at = token.end()
-    if name in _REPEATED and not (name == "events" and "events" in value):
-        into.setdefault(name, []).append(value)
+    if name in _REPEATED and not (name == "events" and isinstance(value, dict) and "events" in value):
+        several = into.setdefault(name, [])
+        if not isinstance(several, list):
+            raise ValueError(f"{name} is one thing and several")
+        several.append(value)
     else:
         into[name] = value
     return at

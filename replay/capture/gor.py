@@ -15,6 +15,7 @@ __all__ = ["looks_like", "read"]
 
 SEPARATOR = b"\n\xf0\x9f\x90\xb5\xf0\x9f\x99\x88\xf0\x9f\x99\x89\n"
 _HEADER = re.compile(rb"([123]) ([0-9A-Za-z._-]{1,80}) (\d{1,19})(?: (-?\d{1,19}))?\r?\n")
+_BLANK = re.compile(rb"\r?\n\r?\n")
 _FIRST = re.compile(rb"[123] [0-9a-f]{8,64} \d{10,19}( -?\d+)?\r?\n")
 _PIECE = 1 << 20
 _MOST = 256 << 20  # a record; more is no record
@@ -83,49 +84,49 @@ def _status(payload: bytes) -> bytes | None:
 
 def _records(file: BinaryIO, name: str, faults: list[Fault]) -> Iterator[tuple[bytes, bytes]]:
     """(header line, payload) of each record. A body that holds the separator goes on when its Content-Length says so."""
-    held = b""
+    held = bytearray()
+    at = 0
     ended = False
     while True:
-        at = _end(held)
-        while at is None and not ended:
-            try:
-                piece = file.read(_PIECE)
-            except EOFError:
-                faults.append(Fault(name, "the gzip stream has no end; what unpacks was read", fatal=False))
-                piece = b""
-            if not piece:
-                ended = True
-                break
-            held += piece
-            if len(held) > _MOST:
-                faults.append(Fault(name, "a record is longer than 256 MiB; the rest of the file is left out", fatal=False))
-                return
-            at = _end(held)
-        if at is None:
+        end = _end(held, at, ended)
+        if end is not None:
+            header, _, payload = bytes(held[at:end]).partition(b"\n")
+            at = end + len(SEPARATOR)
+            yield header + b"\n", payload
+            continue
+        if ended:
             break
-        header, _, payload = held[:at].partition(b"\n")
-        held = held[at + len(SEPARATOR) :]
-        yield header + b"\n", payload
-    if held.strip():  # GoReplay drops a last record without separator; it is taken as it is, and framed
-        header, line, payload = held.partition(b"\n")
+        try:
+            piece = file.read(_PIECE)
+        except EOFError:
+            faults.append(Fault(name, "the gzip stream has no end; what unpacks was read", fatal=False))
+            piece = b""
+        ended = not piece
+        del held[:at]
+        at = 0
+        held += piece
+        if len(held) > _MOST:
+            faults.append(Fault(name, "a record is longer than 256 MiB; the rest of the file is left out", fatal=False))
+            return
+    rest = bytes(held[at:])
+    if rest.strip():  # GoReplay drops a last record without separator; it is taken as it is, and framed
+        header, line, payload = rest.partition(b"\n")
         if line:
             yield header + b"\n", payload
 
 
-def _end(held: bytes) -> int | None:
-    """Where the first record ends; None when more is needed."""
-    at = held.find(SEPARATOR)
+def _end(held: bytearray, begin: int, ended: bool) -> int | None:
+    """Where the record at `begin` ends; None when more is needed, or, at the end of the file, when nothing ends it. The same in whatever pieces it came."""
+    at = held.find(SEPARATOR, begin)
     if at < 0:
         return None
-    begin = held.find(b"\n") + 1
-    blank = re.search(rb"\r?\n\r?\n", held[begin:])
+    blank = _BLANK.search(held, held.find(b"\n", begin) + 1, at)
     if blank is None:
         return at
-    length = content_length(held[begin : begin + blank.start() + 1])
-    body = begin + blank.end()
-    if length is None or length > _MOST or at - body >= length:
+    length = content_length(bytes(held[begin : blank.start() + 1]))
+    if length is None or length > _MOST or at - blank.end() >= length:
         return at
-    if len(held) < body + length + len(SEPARATOR):
-        later = held.find(SEPARATOR, at + 1)
-        return at if later < 0 and len(held) > body + length else (None if len(held) < body + length else at)
-    return body + length if held.startswith(SEPARATOR, body + length) else at
+    end = blank.end() + length
+    if len(held) < end + len(SEPARATOR) and not ended:
+        return None
+    return end if held.startswith(SEPARATOR, end) else at

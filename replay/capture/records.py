@@ -52,6 +52,7 @@ class _Unpacked:
         self.raw = raw
         self.unpack = zlib.decompressobj(31)
         self.left = b""
+        self.damaged = False
         self.ended = False
 
     def read(self, most: int) -> bytes:
@@ -63,18 +64,30 @@ class _Unpacked:
                     self.ended = True
                     return b""
                 self.unpack = zlib.decompressobj(31)
-            if not data:
+            if not data or self.damaged:
                 self.ended = True
                 raise EOFError
+            before = self.unpack.copy()
             try:
                 found = self.unpack.decompress(data, most)
             except zlib.error:
-                self.ended = True
-                raise EOFError from None
-            self.left = self.unpack.unused_data or self.unpack.unconsumed_tail
+                self.damaged = True
+                found = _before_damage(before, data)
+            self.left = data if self.damaged else self.unpack.unused_data or self.unpack.unconsumed_tail
             if found:
                 return found
         return b""
+
+
+def _before_damage(unpack: Any, data: bytes) -> bytes:
+    """What comes out of a damaged piece before the damage, byte by byte: zlib gives none of it at once."""
+    found = bytearray()
+    for at in range(len(data)):
+        try:
+            found += unpack.decompress(data[at : at + 1])
+        except zlib.error:
+            break
+    return bytes(found)
 
 
 class Records:

@@ -60,6 +60,8 @@ cdef class Locality:
     cdef bint refuses(self, const uint8_t* client, const uint8_t* server) noexcept nogil:
         """Where neither end is known to be of this node (a container behind a bridge), the kernel's filter has the last word."""
         cdef const Locals* here = <const Locals*>atomic_get(&self.now)
+        if here == NULL:          # made without __init__: no network is known to be of this node
+            return False
         cdef bint local = network_has(here.nets, here.count, server)
         if self.elsewhere:
             return local

@@ -2,7 +2,7 @@
 # Must not know: HTTP, sockets, files.
 
 cdef enum:
-    BATCH_BYTES = 64 * 1024      # arena of an ordinary batch; a larger request gets a batch of its own
+    BATCH_BYTES = 64 * 1024       # arena of an ordinary batch; a larger request gets a batch of its own
     BATCH_ROWS = 128
     SPARE_BATCHES = 64
 
@@ -100,12 +100,17 @@ cdef inline int64_t batch_cost(Batch* batch) noexcept nogil:
     return <int64_t>(batch.size + batch.capacity * sizeof(Request))
 
 
+cdef bint batch_waits(BatchPool* pool, uint64_t bytes) noexcept nogil:
+    """batch_take() would have to wait."""
+    return atomic_get(&pool.held) > 0 and atomic_get(&pool.held) + <int64_t>(bytes if bytes > BATCH_BYTES else BATCH_BYTES) + BATCH_ROWS * <int64_t>sizeof(Request) > pool.budget
+
+
 cdef Batch* batch_take(BatchPool* pool, uint64_t bytes, const int64_t* stop) noexcept nogil:
     """An empty batch with room for `bytes`, refs = 1. Waits while the budget is spent; NULL when stopped or out of memory."""
     cdef uint64_t size = bytes if bytes > BATCH_BYTES else BATCH_BYTES
-    cdef int64_t cost = <int64_t>(size + BATCH_ROWS * sizeof(Request))
+    cdef int64_t cost
     cdef Batch* batch = NULL
-    while atomic_get(&pool.held) > 0 and atomic_get(&pool.held) + cost > pool.budget:
+    while batch_waits(pool, bytes):
         if atomic_get(stop):
             return NULL
         poll(NULL, 0, 1)          # offline ingest waits for senders; a millisecond is nothing beside a full budget
@@ -129,11 +134,6 @@ cdef Batch* batch_take(BatchPool* pool, uint64_t bytes, const int64_t* stop) noe
     if cost > pool.peak:
         pool.peak = cost
     return batch
-
-
-cdef bint batch_waits(BatchPool* pool, uint64_t bytes) noexcept nogil:
-    """Batch_take() would have to wait."""
-    return atomic_get(&pool.held) > 0 and atomic_get(&pool.held) + <int64_t>(bytes if bytes > BATCH_BYTES else BATCH_BYTES) + BATCH_ROWS * <int64_t>sizeof(Request) > pool.budget
 
 
 cdef void batch_keep(Batch* batch, int64_t times) noexcept nogil:

@@ -10,6 +10,11 @@ FIXED_FIELDS = frozenset((b"host", b"content-length", b"transfer-encoding", b"co
                           b"expect", b"upgrade", b"te", b"trailer", b"x-shadow-replay"))
 
 
+def _fixed(name):
+    """Why it is one of FIXED_FIELDS."""
+    return "it counts how often a request was mirrored, which ends loops" if name == b"x-shadow-replay" else "it decides the framing or the connection"
+
+
 cdef void* kept_room(list kept, size_t count, size_t size) except NULL:
     """Zeroed memory for `count` things, and one more."""
     cdef bytes block = bytes((count + 1) * size)
@@ -86,8 +91,7 @@ cdef Field* kept_fields(list kept, changes, int* count) except NULL:
         if any(c < 32 and c != 9 or c == 127 for c in (b"".join(part[1] for part in value[0]) if made else value)):
             raise ValueError(f"the value of header {name.decode('latin-1')} holds a control byte")
         if name.lower() in FIXED_FIELDS:
-            raise ValueError(f"the header {name.decode('latin-1')} cannot be set here: it decides the framing or the connection"
-                             + (" (use --set-host)" if name.lower() == b"host" else ""))
+            raise ValueError(f"the header {name.decode('latin-1')} cannot be set here: {_fixed(name.lower())}" + (" (use --set-host)" if name.lower() == b"host" else ""))
         out[i].name = kept_text(kept, name.lower())
         out[i].shown = kept_text(kept, name)
         out[i].value = kept_text(kept, b"" if made else value)
@@ -142,7 +146,7 @@ cdef int rules_rewrite(Rules* r, suffix, set_host, sets, adds, removes, str trac
     r.remove_count = len(removes)
     for i in range(r.remove_count):
         if removes[i] in FIXED_FIELDS:
-            raise ValueError(f"the header {removes[i].decode('latin-1')} cannot be removed: it decides the framing or the connection")
+            raise ValueError(f"the header {removes[i].decode('latin-1')} cannot be removed: {_fixed(removes[i])}")
         r.removes[i] = kept_text(kept, removes[i])
     if trace not in TRACE:
         raise ValueError(f"trace: {trace!r} is none of {', '.join(TRACE)}")

@@ -13,7 +13,7 @@ from replay.policy.diagnose import nearest
 from replay.policy.formats import formatted, in_order
 from replay.policy.kubernetes import camel
 from replay.policy.model import MILLION, Block, Change, Destination, Field, Host, Mirror, PathRewrite, Route, Text, Where
-from replay.policy.ours import FIXED
+from replay.policy.ours import FIXED, fixed_for
 from replay.policy.patterns import compile_pattern, substitute
 from replay.policy.templates import pattern, rewrite
 from replay.policy.tree import Node
@@ -335,7 +335,7 @@ class _Reader:
         elif "append" in found and not found["append"].boolean():
             how = "set"
         if name.startswith(":") or name.lower() in FIXED:
-            node.warning(f"{name!r} is not changed: Envoy refuses it, or it decides the framing or the connection")
+            node.warning(f"{name!r} is not changed: Envoy refuses it, or it {fixed_for(name)}")
             return None
         keep = "keepEmptyValue" in found and found["keepEmptyValue"].boolean()
         if "%" in value:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from replay.policy.diagnose import nearest
 from replay.policy.kubernetes import Objects, fields, millionths, name_of, short_names
 from replay.policy.model import MILLION, Block, Destination, Field, Host, Mirror, PathRewrite, Route, Text, Where
-from replay.policy.ours import FIXED
+from replay.policy.ours import FIXED, fixed_for
 from replay.policy.patterns import compile_pattern
 from replay.policy.tree import Node
 
@@ -241,7 +241,7 @@ class _Reader:
                 inner = fields(one, ("name", "value"))
                 name, value = (inner[key].text() if key in inner else "" for key in ("name", "value"))
                 if name.lower() in FIXED or name.startswith(":"):
-                    one.warning(f"{name!r} is not changed: it decides the framing or the connection")
+                    one.warning(f"{name!r} is not changed: it {fixed_for(name)}")
                 elif name:
                     changes.append((how, name, value))
         return changes + [("remove", one.text(), "") for one in (found["remove"].items() if "remove" in found else ())]

@@ -10,7 +10,7 @@ from replay.policy import kubernetes
 from replay.policy.formats import formatted, in_order
 from replay.policy.kubernetes import Objects, fields, full_name, millionths, name_of, short_names
 from replay.policy.model import MILLION, Block, Change, Destination, Field, Host, Mirror, PathRewrite, Route, Text, Where
-from replay.policy.ours import FIXED
+from replay.policy.ours import FIXED, fixed_for
 from replay.policy.patterns import compile_pattern, substitute
 from replay.policy.tree import Node
 
@@ -417,7 +417,7 @@ class _Reader:
                         if "%" in text:
                             value.error(f"{text!r}: a host that a format makes is not supported")
                     elif name.startswith(":") or name.lower() in FIXED:
-                        value.warning(f"{name!r} is not changed: it decides the framing or the connection")
+                        value.warning(f"{name!r} is not changed: it {fixed_for(name)}")
                     elif "%" in text:
                         made = formatted(value, text)
                         changes += [(how, name, made)] if made is not None else []

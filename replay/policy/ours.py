@@ -16,7 +16,7 @@ from replay.policy.patterns import compile_pattern, substitute
 from replay.policy.tree import Node
 from replay.settings import network, target
 
-__all__ = ["FIXED", "dump", "header_name", "read", "read_text", "sample_by"]
+__all__ = ["FIXED", "dump", "fixed_for", "header_name", "read", "read_text", "sample_by"]
 
 #: Headers that the sender owns: a policy cannot change them.
 FIXED = frozenset(
@@ -51,13 +51,18 @@ def sample_by(text: str) -> str:
     raise ValueError(f"{text!r} is none of {', '.join(_SAMPLE_BY)}{near if 'mean' in near else ''}")
 
 
+def fixed_for(name: str) -> str:
+    """What one of FIXED does, for a message."""
+    return "counts how often a request was mirrored (that ends loops)" if name.lower() == "x-shadow-replay" else "decides the framing or the connection"
+
+
 def header_name(text: str) -> str:
     """Raises ValueError for what cannot be a header that a mirror changes."""
     if not _TOKEN.fullmatch(text):
         raise ValueError(f"{text!r} is no header name (RFC 9110 5.1)")
     if text.lower() in FIXED:
         more = "; use `host`" if text.lower() == "host" else ""
-        raise ValueError(f"the header {text!r} decides the framing or the connection and cannot be changed{more}")
+        raise ValueError(f"the header {text!r} {fixed_for(text)} and cannot be changed{more}")
     return text
 
 

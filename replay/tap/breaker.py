@@ -112,9 +112,16 @@ class Breaker:
             self._failed, self._failing_at = (seen["answered"], seen["failed"]), -1.0
             self._seen.clear()
         elif fate["failed"] or fate["refused"] or (fate["connect_failed"] and not seen["open"]):
-            self._open(now, self.reason if not fate["refused"] else f"{fate['refused']} probes answered 429 or 503", counters)
+            self._open(now, _fell(fate), counters)
         elif self._probed_at is not None and now - self._probed_at > self._timeout_s + 1:
             self._open(now, "probes without an answer", counters)
+
+
+def _fell(fate: dict[str, int]) -> str:
+    """Why probes did not help: what became of them, not what had opened it."""
+    if fate["refused"]:
+        return f"{fate['refused']} probes answered 429 or 503"
+    return f"{fate['failed']} probes without an answer" if fate["failed"] else "no connection"
 
 
 _BAD_STATUS = (429, 503)
