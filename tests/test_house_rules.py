@@ -328,25 +328,47 @@ def test_sdist_holds_all_that_a_build_needs(sdist):
     assert not [name for name in names - wanted if name.endswith((".so", ".c", ".pyc"))]  # C of ours (benchmarks/peers) may be there
 
 
-@pytest.mark.slow
-def test_wheel_from_the_sdist_installs_and_runs(sdist, tmp_path):
-    """Built from the unpacked sdist, without a word from the compiler, and run far from any checkout."""
+def clean():
+    """The environment without what would change a build."""
+    return {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "CFLAGS")}
+
+
+@pytest.fixture(scope="session")
+def wheel(sdist, tmp_path_factory):
+    """(wheel, what pip said), built from the unpacked sdist."""
+    folder = tmp_path_factory.mktemp("wheel")
     with tarfile.open(sdist) as archive:
-        archive.extractall(tmp_path / "unpacked", filter="data")
-    (source,) = (tmp_path / "unpacked").iterdir()
-    clean = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "CFLAGS")}
-    log = run(sys.executable, "-m", "pip", "wheel", "-v", "--no-deps", "--no-build-isolation", "-w", tmp_path, source, env=clean)
+        archive.extractall(folder / "unpacked", filter="data")
+    (source,) = (folder / "unpacked").iterdir()
+    log = run(sys.executable, "-m", "pip", "wheel", "-v", "--no-deps", "--no-build-isolation", "-w", folder, source, env=clean())
+    (found,) = folder.glob("*.whl")
+    return found, log
+
+
+@pytest.mark.slow
+def test_auditwheel_accepts_what_pip_wheel_makes(wheel, tmp_path):
+    """The wheel needs nothing of this machine but libc: auditwheel gives it a manylinux tag."""
+    path = {"PATH": f"{pathlib.Path(sys.executable).parent}:{os.environ['PATH']}"}
+    repaired = subprocess.run([sys.executable, "-m", "auditwheel", "repair", "-w", tmp_path, wheel[0]], capture_output=True, text=True, env=os.environ | path)
+    assert repaired.returncode == 0, repaired.stderr
+    (found,) = tmp_path.glob("*.whl")
+    assert "manylinux" in found.name
+
+
+@pytest.mark.slow
+def test_wheel_from_the_sdist_installs_and_runs(wheel, tmp_path):
+    """Without a word from the compiler, and run far from any checkout."""
+    wheel, log = wheel
     noise = [line for line in log.splitlines() if re.search(r"(?i)\bwarning: |performance hint", line) and "-W" not in line.split("warning:")[0]]
     ours = [line for line in noise if "replay/" in line]
     assert not ours, "\n".join(ours)
-    (wheel,) = tmp_path.glob("*.whl")
     venv.create(tmp_path / "venv", with_pip=False)
     python = tmp_path / "venv" / "bin" / "python"
-    run(sys.executable, "-m", "pip", "--python", python, "install", "--quiet", wheel, env=clean)
-    assert re.search(r"\d+\.\d+", run(tmp_path / "venv" / "bin" / "replay", "--version", cwd=tmp_path, env=clean))
-    assert run(tmp_path / "venv" / "bin" / "shadow-replay", "--version", cwd=tmp_path, env=clean)
-    installed = pathlib.Path(run(python, "-c", "import replay._fastpath as f; print(f.__file__)", cwd=tmp_path, env=clean).strip()).parent
+    run(sys.executable, "-m", "pip", "--python", python, "install", "--quiet", wheel, env=clean())
+    assert re.search(r"\d+\.\d+", run(tmp_path / "venv" / "bin" / "replay", "--version", cwd=tmp_path, env=clean()))
+    assert run(tmp_path / "venv" / "bin" / "shadow-replay", "--version", cwd=tmp_path, env=clean())
+    installed = pathlib.Path(run(python, "-c", "import replay._fastpath as f; print(f.__file__)", cwd=tmp_path, env=clean()).strip()).parent
     for name in ("py.typed", "_fastpath.pyi", "data/demo.pcap"):
         assert (installed / name).exists(), name
     assert not list(installed.rglob("*.pxi")) and not list(installed.rglob("*.c"))
-    run(tmp_path / "venv" / "bin" / "replay", "demo", cwd=tmp_path, env=clean)
+    run(tmp_path / "venv" / "bin" / "replay", "demo", cwd=tmp_path, env=clean())
