@@ -13,6 +13,7 @@ export PYTHONPATH=build/fuzz/lib:tests/fuzz
 export ASAN_OPTIONS=detect_leaks=0:allocator_may_return_null=1:quarantine_size_mb=16:malloc_context_size=0:allocator_release_to_os_interval_ms=-1
 LD_PRELOAD=$runtime "$python" tests/fuzz/fuzz.py "$target" -set_cover_merge=1 -max_len="$bytes" build/fuzz/merged build/fuzz/found/"$target" "$corpus"
 find "$corpus" -type f -regextype posix-extended -regex '.*/[0-9a-f]{16}' -delete
+files=$((files - $(ls "$corpus" | wc -l)))
 # The merge writes in the order in which it chose.
 ls -tr build/fuzz/merged | head -n "$files" | while read -r name; do
     cp build/fuzz/merged/"$name" "$corpus/$(printf %.16s "$name")"
