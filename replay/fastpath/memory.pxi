@@ -158,7 +158,10 @@ cdef void batch_release(Batch* batch) noexcept nogil:
         batch_free(batch)
 
 
-cdef int64_t QUEUE_REST_NS = 50000            # the first of its sleeps; the longest is so much a slot
+cdef enum:
+    QUEUE_SHORT = 32
+cdef int64_t QUEUE_REST_NS = 50000            # the first of its sleeps
+cdef int64_t QUEUE_REST_MOST_NS = 1000000
 
 
 cdef class Pool:
@@ -230,11 +233,13 @@ cdef class Queue:
         return 1
 
     cdef void rest(self, const int64_t* stop) noexcept nogil:
-        """Offline, after it was full: until half of it was taken, so that few sleeps serve many batches. Each is short beside what is left of it then."""
+        """Offline, after it was full: until half of it was taken, so that few sleeps serve many batches; or one batch of a long queue, in front of a sender
+        that must be on time, for half of that would be milliseconds of reading. Each sleep is short beside what is left of the queue then."""
         cdef int64_t pause = QUEUE_REST_NS
-        while ring_count(&self.ring) * 2 > self.slots and not atomic_get(stop):
+        cdef uint64_t left = self.slots // 2 if self.slots <= QUEUE_SHORT else self.slots - 1
+        while ring_count(&self.ring) > left and not atomic_get(stop):
             wait_a_moment(pause)
-            if pause < <int64_t>self.slots * QUEUE_REST_NS:
+            if pause < QUEUE_REST_MOST_NS:
                 pause *= 2
 
     cdef void nudge(self) noexcept nogil:
