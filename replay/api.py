@@ -116,7 +116,7 @@ def read(*captures: Path, as_sent: bool = False, incomplete: bool = False, **opt
     """
     selection, rest = _selection(dict(options))
     if rest:
-        raise _unknown(rest, ReadOptions)
+        raise _unknown(rest, ReadOptions, "as_sent", "incomplete")
     return Capture(_paths(captures), selection, as_sent=as_sent, incomplete=incomplete)
 
 
@@ -187,7 +187,7 @@ def run(*captures: Path, to: str | Iterable[str] = (), progress: Callable[[dict[
     judged = gating.parsed(_words(given.pop("fail_if", ())), _words(given.pop("stop_if", ())), bool(given.pop("allow_empty", False)))
     file, log_file = (None if (path := given.pop(name, None)) is None else os.fspath(path) for name in ("results", "access_log"))
     if given:
-        raise _unknown(given, RunOptions)
+        raise _unknown(given, RunOptions, "to", "progress")
     with accesslog.opened(log_file) as log, opened(file) as lines:
         replay = Replay(settings, log=log is not None, results=lines is not None)
         replay.prepare()
@@ -441,10 +441,11 @@ def _routed(policy: tuple[str, ...], how: dict[str, Any], to: str | Iterable[str
     return chosen, rest, warnings
 
 
-def _unknown(rest: dict[str, Any], options: type) -> UsageError:
+def _unknown(rest: dict[str, Any], options: type, *named: str) -> UsageError:
+    """named: the arguments that the function has itself."""
     import difflib
 
     name = next(iter(rest))
-    known = sorted(options.__annotations__ | ReadOptions.__annotations__)
+    known = sorted({*options.__annotations__, *ReadOptions.__annotations__, *named})
     near = difflib.get_close_matches(name, known, 1)
     return UsageError(f"unknown option {name!r}" + (f"; did you mean {near[0]!r}?" if near else f"; there are {', '.join(known)}"))

@@ -207,7 +207,7 @@ def clock(subject: Subject) -> Finding | None:
 
 # ---- rights ----------------------------------------------------------------------------------------------------------------------------
 
-_RIGHTS = "run it as root, in a container with NET_RAW and NET_ADMIN, or: setcap cap_net_raw,cap_net_admin+ep on the interpreter of its own environment"
+_RIGHTS = "run it as root, in a container with NET_RAW, or: setcap cap_net_raw+ep on a copy of the python that runs it"
 
 
 def live_capture(subject: Subject) -> Finding | None:
@@ -229,7 +229,7 @@ def own_mark(subject: Subject) -> Finding | None:
         try:
             probe.setsockopt(socket.SOL_SOCKET, getattr(socket, "SO_MARK", 36), 0x53484457)
         except PermissionError:
-            return Finding("mark", WARN, "own connections cannot be marked (SO_MARK)", f"needed where a tap runs on the same machine: {_RIGHTS}")
+            return Finding("mark", WARN, "own connections cannot be marked (SO_MARK)", f"needed where a tap runs on the same machine: {_RIGHTS}; before Linux 5.17 NET_ADMIN (cap_net_admin) too")
         except OSError as error:
             return Finding("mark", WARN, f"own connections cannot be marked (SO_MARK): {os.strerror(error.errno or 0)}")
     return Finding("mark", OK, "own connections carry a mark")

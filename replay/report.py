@@ -331,7 +331,7 @@ def summary(report: dict[str, Any]) -> list[str]:
         for name, label, what in _TIMES:
             if report[name]["p50"] is not None:
                 lines.append(_line(label, None, _quantiles(report[name]) + what))
-    if report["dry_run"] and n["selected"]:
+    if report["dry_run"] and n["selected"] and not _tapped(report):  # a tap goes on for as long as it is let
         planned = report["rate"]["planned_s"]
         lines.append(_line("would take", None, "as long as it takes (pace max)" if planned is None else show_duration(planned * 1e9)))
     for at, row in enumerate(worst(report, max(0, min(3, 22 - len(lines))))):
@@ -442,7 +442,11 @@ def hint(report: dict[str, Any]) -> str | None:
     return None
 
 
-def _nothing(report: dict[str, Any]) -> str:
+def _tapped(report: dict[str, Any]) -> bool:
+    return bool(report["command"].startswith("replay tap"))
+
+
+def _nothing(report: dict[str, Any]) -> str | None:
     """No request was found: what is there instead."""
     other = report["other"]
     if report["faults"] and not report["packets"]["read"]:
@@ -454,7 +458,9 @@ def _nothing(report: dict[str, Any]) -> str:
     if other.get("http2"):
         return "the traffic is HTTP/2, which is not read yet: record where HTTP/1 is spoken"
     if not report["connections"]:
-        where = "it listened on; was there traffic meanwhile?" if report["command"].startswith("replay tap") else "it was recorded with"
+        if _tapped(report) and report["notes"]:
+            return None  # a note of the tap says where it listened, or why it did not
+        where = "it listened on; was there traffic meanwhile?" if _tapped(report) else "it was recorded with"
         return f"there is no TCP connection with data: check the filter and the interface {where}"
     return "there is no HTTP/1 request: check what was recorded with `replay show -v`"
 

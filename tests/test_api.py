@@ -231,6 +231,11 @@ def test_a_run_that_stop_if_ends_says_so(tmp_path):
 def test_errors_of_a_run(tmp_path):
     with pytest.raises(UsageError, match="did you mean 'pace'"):
         replay.run(DEMO, pase="max")
+    for typed, meant in (("too", "to"), ("progres", "progress")):  # arguments of its own are options as well
+        with pytest.raises(UsageError, match=f"did you mean '{meant}'"):
+            replay.run(DEMO, **{typed: "http://127.0.0.1:1"})
+    with pytest.raises(UsageError, match="did you mean 'as_sent'"):
+        replay.read(DEMO, as_send=True)
     with pytest.raises(UsageError, match="fail-if"):
         replay.run(DEMO, fail_if="nonsense")
     with pytest.raises(CaptureError):

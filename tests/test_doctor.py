@@ -57,6 +57,13 @@ def test_without_rights_it_says_which_are_missing():
     assert done.stdout.count("state='warn'") == 2 and done.stdout.count("setcap cap_net_raw") == 2
 
 
+def test_an_interface_without_i_and_what_needs_one():
+    assert b"replay doctor -i lo" in endtoend.command("doctor", "lo", code=2).stderr
+    for words in (("--port", "8080"), ("--ring", "1MiB")):
+        assert f"{words[0]} is of no effect without -i".encode() in endtoend.command("doctor", *words).stderr
+    assert b"no effect" not in endtoend.command("doctor").stderr
+
+
 def test_a_check_that_fails_is_a_finding(monkeypatch):
     def broken(subject):
         raise ZeroDivisionError("by zero")

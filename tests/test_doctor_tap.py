@@ -39,6 +39,7 @@ def test_without_the_right_three_ways_are_named():
     code = drop + "from replay import doctor\nfrom replay.tap import checks\ns = doctor.Subject(interfaces=('lo',))\nprint(checks.ring(s), checks.traffic(s))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert "state='bad'" in done.stdout and all(word in done.stdout for word in ("CAP_NET_RAW", "setcap", "NET_RAW]")) and done.stdout.rstrip().endswith("None"), done
+    assert done.stdout.count("setcap") == 1, done  # told once
 
 
 def test_interfaces_are_named():

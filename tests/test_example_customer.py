@@ -34,6 +34,19 @@ def example(tmp_path_factory):
     return out, json.loads((out / "result.json").read_text()), done.stdout
 
 
+def test_it_runs_in_a_checkout_whose_source_is_not_built(tmp_path):
+    """As `make example` runs it: Python takes the current folder before what is installed."""
+    if os.geteuid() != 0 or not shutil.which("tcpdump"):
+        pytest.skip("needs root and tcpdump")
+    source = tmp_path / "replay"
+    source.mkdir()
+    (source / "__init__.py").write_text("raise ImportError('the source tree was taken for the package')\n")
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONSAFEPATH"}
+    words = [sys.executable, EXAMPLE, "--requests", "20", "--out", tmp_path / "out"]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=120, cwd=tmp_path, env=environment)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
 def log(out, name):
     return [json.loads(line) for line in (out / f"{name}.jsonl").read_text().splitlines()]
 

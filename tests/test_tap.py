@@ -505,6 +505,32 @@ def test_a_tap_that_saw_nothing_asks_whether_there_was_traffic():
     assert done.returncode == 0 and "no connection was seen on lo: was there traffic while it listened?" in done.stdout
 
 
+def said_by(*words):
+    done = subprocess.run([*COMMAND, "tap", *words], capture_output=True, text=True)
+    return done.returncode, done.stdout, done.stderr
+
+
+def test_a_tap_that_could_see_nothing_says_why_and_not_that_there_was_no_traffic():
+    code, out, error = said_by("nosuch*", "-p", "1", "--dry-run", "--duration", "300ms")
+    assert code == 0 and "no interface yet (nosuch* names none that is here)" in error and "note: nosuch* is no interface here" in out
+    assert "traffic" not in out
+    code, out, error = said_by("lo", "-p", "1", "--dry-run", "--duration", "300ms", "--expires", "2020-01-01T00:00:00Z")
+    assert code == 0 and "note: --expires had passed (2020-01-01T00:00:00.000Z)" in out and "traffic" not in out
+
+
+@pytest.mark.parametrize("option, said", [("--fail-if", "does not judge"), ("--pace", "--max-rate"), ("--html", "replay report")])
+def test_options_of_a_run_say_what_a_tap_has_instead(option, said):
+    code, _, error = said_by("lo", "-p", "1", option, "x")
+    assert code == 2 and f"{option} belongs to `replay run`" in error and said in error
+
+
+def test_what_sigusr1_tells_is_json_where_the_log_is():
+    words = ("lo", "--port", 9, "-p", 100, "--dry-run", "--log-format", "json")
+    with ended(Tap(*words)) as tap:
+        rows = [json.loads(line) for line in tap.ask().splitlines() if line]
+        assert {"part": "ledger", "level": "info"}.items() <= rows[-1].items() and rows[-1]["message"].startswith("found ")
+
+
 def test_a_full_disk_ends_the_recording_only(nginx):  # noqa: F811
     with ended(Sink()) as shadow:
         words = ("lo", "--port", nginx.port, "--to", f"http://{shadow.address}", "-p", 100, "--record", "/dev/full", "--record-files", 1)

@@ -29,6 +29,8 @@ import services  # noqa: E402
 POLICIES = {"all": HERE / "virtualservice.yaml", "50 %": HERE / "virtualservice-50.yaml"}
 RULE = HERE / "destinationrule.yaml"
 MESH = "istio-1.27"
+# -P: the installed package; without it Python would take the source tree that `make example` runs in, which may not be built.
+REPLAY = [sys.executable, "-P", "-m", "replay"]
 CONNECTIONS = 8
 
 
@@ -68,7 +70,7 @@ def captured(path, ports):
 
 def replay(*arguments):
     """What `replay ARGUMENTS` prints as JSON. What it says to a person goes through."""
-    done = subprocess.run([sys.executable, "-m", "replay", *map(str, arguments), "--json"], stdout=subprocess.PIPE)
+    done = subprocess.run([*REPLAY, *map(str, arguments), "--json"], stdout=subprocess.PIPE)
     if done.returncode:
         sys.exit(f"replay {arguments[0]} ended with {done.returncode}")
     return json.loads(done.stdout)
@@ -134,7 +136,7 @@ def story(count, out):
             visit(ports["customer v1"], count)
             for _ in range(40):  # a recorder may lag behind
                 time.sleep(0.5)
-                shown = subprocess.run([sys.executable, "-m", "replay", "show", "--json", capture], capture_output=True)
+                shown = subprocess.run([*REPLAY, "show", "--json", capture], capture_output=True)
                 if len(shown.stdout.splitlines()) == 3 * count:
                     break
         log.take()

@@ -15,7 +15,7 @@ from replay.tap import checks
 _MARKS = {"ok": "ok", "warn": "WARN", "bad": "BAD"}
 
 
-@click.command(short_help="what this machine can do; each problem with its fix")
+@click.command(short_help="what this machine can do; each problem with its fix", context_settings={"allow_extra_args": True})
 @click.option("--to", "to", multiple=True, metavar="URL", help="Also look whether this shadow service is there (a connection, no request).")
 @click.option("-i", "--interface", multiple=True, metavar="IFACE", help="Look at what a tap of this would see: a name, a pattern, default or any (repeatable).")
 @click.option("--port", type=options.PORT, multiple=True, help="Of the servers that are meant to be tapped (repeatable).")
@@ -30,6 +30,10 @@ def doctor(
     """Looks at this machine: its rights, limits, clock, and the target; with -i at what a tap needs, and for two seconds at what it would see.
 
     Ends with 1 when something will not work."""
+    if ctx.args:
+        raise click.UsageError(f"{ctx.args[0]!r} stands alone; an interface is named with -i: replay doctor -i {ctx.args[0]}", ctx)
+    if not interface and (port or ctx.get_parameter_source("ring") is not click.core.ParameterSource.DEFAULT):
+        print(f"replay doctor: {'--port' if port else '--ring'} is of no effect without -i: name the interface, such as -i default or -i any", file=sys.stderr)
     subject = checking.Subject(tuple(target(text) for text in to), connections, max_memory, interface, port, ring)
     findings = checking.examine(subject, checks.CHECKS)
     bad = any(finding.state == checking.BAD for finding in findings)

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import json
 import logging
 import os
 import sys
+import time
+from collections.abc import Callable
 from typing import Any
 
 import click
@@ -39,12 +42,28 @@ _MAY_CHANGE = (
 )  # fmt: skip
 
 
+_JUDGED = "a tap does not judge; --record what it sees, then: replay run RECORDED --to URL"
+_CLOCK = "a tap sends as requests come; --max-rate and -p bound it"
+
+#: Options of `replay run` that a tap cannot have, and what there is instead.
+_OF_A_RUN = {
+    **dict.fromkeys(("--fail-if", "--stop-if", "--allow-empty"), _JUDGED),
+    "--html": "give --report FILE.json, then: replay report FILE.json --html FILE.html",
+    **dict.fromkeys(("--pace", "--loop", "--max-gap", "--start-at"), _CLOCK),
+}
+
+
 class _Command(click.Command):
     """Keeps its words, so that a reload can read them, and the configuration they name, again."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         ctx.meta["replay.words"] = list(args)
-        return super().parse_args(ctx, args)
+        try:
+            return super().parse_args(ctx, args)
+        except click.NoSuchOption as error:
+            if error.option_name in _OF_A_RUN:
+                raise click.UsageError(f"{error.option_name} belongs to `replay run`: {_OF_A_RUN[error.option_name]}", ctx) from None
+            raise
 
 
 def _megabytes(text: str) -> int:
@@ -270,22 +289,31 @@ def _run(ctx: click.Context, tap: Tap, given: dict[str, Any], *, quiet: bool) ->
 
         if again.files():
             reloads = Reloads(lambda: again.again(apply), again.files)
-        service = Service(tap, reloads=reloads, notifier=notifier, status=status_line, ledger=live_lines, flush=log.flush, rotate=tap.rotate, tell=_tell)
+        tell = _teller(given["log_format"])
+        service = Service(tap, reloads=reloads, notifier=notifier, status=status_line, ledger=live_lines, flush=log.flush, rotate=tap.rotate, tell=tell)
         if given["metrics"] is not None:
             _serve(stack, given["metrics"], _Counted(tap, service, log))
         tap.start()
         service.run()
         found = tap.result()
-    whole = report.build(tap.settings.for_report(), found, command=words, started=tap.started_at, ended=tap.ended_at, notes=_notes(found))
+    whole = report.build(tap.settings.for_report(), found, command=words, started=tap.started_at, ended=tap.ended_at, notes=_notes(tap, found))
     file.write(_encode(whole))
     _print(whole, given["as_json"], [])
     return 3 if tap.guarded else 0
 
 
-def _tell(line: str) -> None:
-    """A line that was asked for: past the log, which would leave some out."""
-    with contextlib.suppress(OSError, ValueError):
-        print(f"replay tap: {line}", file=sys.stderr, flush=True)
+def _teller(form: str) -> Callable[[str], None]:
+    """Tells lines that were asked for: past the log, which would leave some out, but in its format, so that whoever reads JSON can go on."""
+
+    def tell(line: str) -> None:
+        if form == "json":
+            text = json.dumps({"time": report.when(time.time()), "level": "info", "part": "ledger", "message": line}, ensure_ascii=False)
+        else:
+            text = f"replay tap: {line}"
+        with contextlib.suppress(OSError, ValueError):
+            print(text, file=sys.stderr, flush=True)
+
+    return tell
 
 
 def _metrics_there() -> None:
@@ -355,7 +383,7 @@ class _Report:
 def _introduction(tap: Tap) -> list[str]:
     s, place = tap.settings, tap.place
     assert place is not None
-    names = ", ".join(one.name for one in place.interfaces[:8]) or "no interface yet"
+    names = ", ".join(one.name for one in place.interfaces[:8]) or f"no interface yet ({' '.join(s.captures)} names none that is here)"
     more = f" and {len(place.interfaces) - 8} more" if len(place.interfaces) > 8 else ""
     to = ", ".join(one.url for one in s.targets) if not s.dry_run else "nowhere (dry run)"
     host = s.selection.set_host or (f"NAME{s.selection.suffix}" if s.selection.suffix else "as captured")
@@ -372,12 +400,22 @@ def _introduction(tap: Tap) -> list[str]:
     return lines
 
 
-def _notes(found: dict[str, Any]) -> list[str]:
+def _notes(tap: Tap, found: dict[str, Any]) -> list[str]:
     notes = []
+    expires = tap.settings.expires_at
     tapped, ingest = found["tap"], found["ingest"]
     if not ingest["found"] and not ingest["connections"]:
-        listened = ", ".join(tapped["interfaces"]) or "no interface"
-        notes.append(f"no connection was seen on {listened}: was there traffic while it listened? `replay doctor -i any` says on which interface requests are")
+        listened = ", ".join(tapped["interfaces"])
+        if expires is not None and expires <= tap.started_at:
+            notes.append(f"--expires had passed ({report.when(expires)}): it was idle from its start, nothing was captured; give a later date")
+        elif not listened:
+            words = " ".join(tap.settings.captures)
+            notes.append(f"{words} is no interface here: nothing was captured; `replay doctor -i any` says on which interface requests are")
+        else:
+            notes.append(
+                f"no connection was seen on {listened}: was there traffic while it listened? Does --port, --direction or another filter leave it out?"
+                " `replay doctor -i any` says on which interface requests are"
+            )
     if tapped["kernel_drops"]:
         notes.append(f"the kernel dropped {tapped['kernel_drops']:,} packets: the ring was full; raise --ring, or narrow the filter")
     if tapped["cut_frames"]:

@@ -47,7 +47,9 @@ def ring(subject: Subject) -> Finding | None:
     try:
         tapped = open_socket(None, REJECT_ALL, ring_bytes=subject.ring, block_ms=5)
     except TapError as error:
-        return Finding("ring", BAD, str(error), "; or ".join(GRANTS))
+        if isinstance(error.__context__, PermissionError):  # its words hold the fix already
+            return Finding("ring", BAD, "a packet socket needs the right CAP_NET_RAW", "; or ".join(GRANTS))
+        return Finding("ring", BAD, str(error), "lower --ring, or run it where packet sockets with a ring are allowed (gVisor and some sandboxes have none)")
     got = tapped.block_size * tapped.block_count
     tapped.close()
     if got < subject.ring:
@@ -75,7 +77,7 @@ def dropped_user(subject: Subject) -> Finding | None:
 
 def metrics(subject: Subject) -> Finding | None:
     if importlib.util.find_spec("prometheus_client") is None:
-        return Finding("metrics", WARN, "prometheus-client is not installed: --metrics does not work", "pip install 'shadow-replay[metrics]'")
+        return Finding("metrics", WARN, "prometheus-client is not installed: --metrics does not work", "pip install 'shadow-replay[metrics]' (in a checkout of the source: pip install '.[metrics]')")
     return Finding("metrics", OK, "--metrics works")
 
 
