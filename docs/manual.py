@@ -108,8 +108,8 @@ def man_page(verbs: dict[str, click.Command]) -> str:
             lines += [".PP", "Examples:"]
             for text, what in EXAMPLES[name]:
                 lines += [".TP", f"\\fB{roff(text)}\\fR", roff(what)]
-    codes = ["0 done", "1 a gate failed", "2 wrong option or configuration", "3 refused or stopped by a guard", "4 a capture is missing, unreadable or holds no request",
-             "5 no connection to the target ever succeeded", "70 our own bug", "130 interrupted; the summary still comes"]  # fmt: skip
+    codes = ["0 done", "1 a gate failed; doctor: something will not work", "2 wrong option or configuration", "3 refused or stopped by a guard", "4 a capture is missing, unreadable or holds no request; tap: no right to capture, or no such interface",
+             "5 the name of the target cannot be resolved, or no connection to it ever succeeded", "70 our own bug", "130 interrupted; the summary still comes"]  # fmt: skip
     lines += [".SH EXIT STATUS"]
     for code in codes:
         number, _, text = code.partition(" ")

@@ -67,7 +67,8 @@ class _Verbs(click.Group):
     cls=_Verbs,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
     subcommand_metavar="VERB ...",
-    epilog="Each verb has its own --help. A first look at a capture: replay show CAPTURE",
+    epilog="Each verb has its own --help. A first look at a capture: replay show CAPTURE\n\n"
+    "Exit codes: 0 done, 1 a gate failed, 2 wrong usage, 3 refused by a guard, 4 no capture or no right to capture, 5 no target, 130 interrupted.",
 )
 @click.version_option(__version__, "-V", "--version", message="replay %(version)s")
 def cli() -> None:
