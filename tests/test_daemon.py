@@ -521,6 +521,13 @@ def test_a_reload_without_a_configuration_is_told():
     assert "SIGHUP: there is no --config to read anew" in stream.getvalue()
 
 
+def test_a_log_rotation_without_a_configuration_is_no_warning():
+    stream, rotated = io.StringIO(), []
+    with DaemonLog(stream), driven(lambda: time.sleep(0.1), signal.SIGHUP, lambda: endtoend.wait_until(lambda: rotated, "a rotation"), signal.SIGTERM):
+        Service(Engine(), rotate=lambda: rotated.append(1)).run()
+    assert rotated == [1] and "SIGHUP: recordings and logs go on" in stream.getvalue() and "warning" not in stream.getvalue()
+
+
 def test_changes_are_logged(monkeypatch):
     monkeypatch.setattr("replay.daemon.service.POLL_S", 0.01)
     stream = io.StringIO()

@@ -290,7 +290,8 @@ def _run(ctx: click.Context, tap: Tap, given: dict[str, Any], *, quiet: bool) ->
         if again.files():
             reloads = Reloads(lambda: again.again(apply), again.files)
         tell = _teller(given["log_format"])
-        service = Service(tap, reloads=reloads, notifier=notifier, status=status_line, ledger=live_lines, flush=log.flush, rotate=tap.rotate, tell=tell)
+        rotate = tap.rotate if given["record"] or given["results"] or given["access_log"] else None
+        service = Service(tap, reloads=reloads, notifier=notifier, status=status_line, ledger=live_lines, flush=log.flush, rotate=rotate, tell=tell)
         if given["metrics"] is not None:
             _serve(stack, given["metrics"], _Counted(tap, service, log))
         tap.start()

@@ -93,7 +93,7 @@ class Service:
         changes: Callable[[dict[str, Any]], Iterable[tuple[int, str, tuple[Any, ...]]]] = lambda seen: (),
         status: Callable[[dict[str, Any]], str] = lambda seen: "",
         ledger: Callable[[dict[str, Any]], Iterable[str]] = lambda seen: (),
-        rotate: Callable[[], None] = lambda: None,
+        rotate: Callable[[], None] | None = None,
         flush: Callable[[], None] = lambda: None,
         tell: Callable[[str], None] = print,
     ) -> None:
@@ -155,7 +155,8 @@ class Service:
             for line in self._ledger(self._engine.snapshot()):
                 self._tell(line)
         if self._taken(signal.SIGHUP) and not self.ending:
-            self._rotate()
+            if self._rotate is not None:
+                self._rotate()
             self._reload("SIGHUP")
         ends = self._taken(signal.SIGTERM) + self._taken(signal.SIGINT)
         if ends and not self.ending:
@@ -173,7 +174,10 @@ class Service:
 
     def _reload(self, why: str) -> None:
         if self._reloads is None:
-            _log.warning("%s: there is no --config to read anew", why)
+            if self._rotate is None:
+                _log.warning("%s: there is no --config to read anew", why)
+            else:  # asked by a log rotation, which needs none
+                _log.info("%s: recordings and logs go on in files made anew; there is no --config to read", why)
             return
         self._notifier.reloading()
         self._reloads.reload(why)
