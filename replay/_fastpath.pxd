@@ -105,9 +105,12 @@ cdef class PacketSource:
     """Where packets come from. `take` fills at most `most` packets, valid until the next take.
 
     Returns the number of packets; 0 at the end; TAKE_IDLE when nothing came for a moment (a pipe, a live tap).
-    `keeps`: the next take leaves all packets so far valid, as one from a window of a file that holds more does; False unless a source knows better."""
+    `keeps`: the next take leaves all packets so far valid, as one from a window of a file that holds more does; False unless a source knows better.
+
+    cold: packets lie one after the other in memory that nobody has touched yet: it should be asked for ahead."""
     cdef int take(self, Packet* out, int most) noexcept nogil
     cdef bint keeps(self) noexcept nogil
+    cdef bint cold(self) noexcept nogil
 
 cdef enum:
     TAKE_IDLE = -1

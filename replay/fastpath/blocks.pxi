@@ -23,6 +23,22 @@ cdef enum:
     BLOCKS_KEEP = 16                     # so many captures stay open from the first look on
     BLOCKS_DESCRIPTORS = 64              # files beyond it are opened for each read
     BLOCKS_WAIT_MS = 50
+    BLOCKS_MAP = 16 * 1024 * 1024        # of a file that is mapped, at once
+    BLOCKS_MAP_FILES = 2                 # so many at once
+
+cdef enum:                        # BlockFile.trial: pieces of BLOCKS_MAP
+    TRIAL_BEGIN = 0               # read, and not counted: everything is cold
+    TRIAL_FIRST = 1               # read, mapped, read, mapped
+    TRIAL_OVER = 5
+    TRIAL_LASTS = 32              # pieces that are done in the way that cost less, before both are tried again
+
+cdef extern from "<time.h>" nogil:
+    enum: CLOCK_THREAD_CPUTIME_ID
+
+cdef enum:                        # of the environment's REPLAY_READ
+    BLOCKS_EITHER = 0             # mapped where that costs less
+    BLOCKS_NEVER_MAP = 1
+    BLOCKS_ALWAYS_MAP = 2         # … whatever is a file and not compressed (tests)
 
 cdef enum BlockState:
     BLOCKS_NEW = 0                # its first packet was not looked for yet
@@ -189,6 +205,8 @@ cdef class Capture(PacketSource):
     cdef int64_t bytes_read       # atomic: on disk
     cdef int64_t packets          # atomic
     cdef int64_t finished         # atomic: 1 all was read, 2 ended early
+    cdef int how                  # BLOCKS_EITHER, …
+    cdef int32_t maps             # files that are mapped now
     cdef bint two_windows         # packets stay valid until the fill after the next (`Ingest` with two threads)
     cdef int64_t fills            # with two windows
     cdef RetiredWindow* retired   # owns: windows of captures that ended, until nothing borrows from them
@@ -219,13 +237,14 @@ cdef class Capture(PacketSource):
             f = &self.files[i]
             f.index = <uint32_t>i
             f.path = <const char*>(<bytes>self.paths[i])
-            f.fd = -1
+            f.fd = f.mapped = -1
             f.notes = &self.notes
             f.usable = b"\0" not in <bytes>self.paths[i]
             f.standard_input = self.paths[i] == b"-"
             self.pending[self.count - 1 - i] = i
         self.pending_count = self.count
         self.total = blocks_total(self.paths)
+        self.how = {"read": BLOCKS_NEVER_MAP, "map": BLOCKS_ALWAYS_MAP}.get(os.environ.get("REPLAY_READ"), BLOCKS_EITHER)
 
     def __dealloc__(self):
         cdef int32_t i
@@ -436,6 +455,7 @@ cdef class Capture(PacketSource):
 
     cdef void put_away(self, BlockFile* f) noexcept nogil:
         """Frees all that it holds; nothing of it is borrowed any more."""
+        self.unmap(f)
         self.shut(f)
         self.window_bytes -= f.window_size
         self.retire(f.window)
@@ -506,8 +526,9 @@ cdef class Capture(PacketSource):
 
     cdef void wait_its_turn(self, BlockFile* f) noexcept nogil:
         """Back to the beginning, closed; only the time of the first packet is kept."""
-        free(f.window)                # of which no packet was given out
-        f.window = NULL
+        if f.mapped < 0:
+            free(f.window)            # of which no packet was given out
+            f.window = NULL
         self.put_away(f)
         if f.packing != BLOCKS_PLAIN:
             self.forget(f)
@@ -553,9 +574,120 @@ cdef class Capture(PacketSource):
             return BLOCKS_FAILED
         return self.unpack(f, packing)
 
+    # ---- the file itself as the window --------------------------------------------------------------------------------
+
+    cdef void unmap(self, BlockFile* f) noexcept nogil:
+        """As if the file had been read up to where the walk is."""
+        if f.mapped < 0:
+            return
+        mapping_close(f.mapped)
+        f.mapped = -1
+        self.maps -= 1
+        f.window = NULL
+        f.window_size = 0
+        count_add(&self.bytes_read, f.at - f.end)
+        self.bytes_used += f.at - f.end
+        f.base += f.at
+        f.at = f.end = 0
+        f.raw_at = f.base
+
+    cdef bint maps_it(self, BlockFile* f) noexcept nogil:
+        """The next bytes are to be mapped. What is cheaper depends on the processor and on how the page cache holds the file, so both are tried."""
+        if f.unmappable or self.how == BLOCKS_NEVER_MAP or self.two_windows or f.format == FORMAT_UNKNOWN or f.packing != BLOCKS_PLAIN or f.stream or f.standard_input or f.fd < 0:
+            return False
+        if f.state == BLOCKS_NEW and self.count > BLOCKS_KEEP:
+            return False              # it is put back at once
+        if f.mapped < 0 and self.maps >= BLOCKS_MAP_FILES:
+            return False
+        if self.how == BLOCKS_ALWAYS_MAP:
+            return True
+        if f.base + f.at >= f.trial_end:
+            self.try_next(f)
+        if f.trial < TRIAL_OVER:
+            return f.trial > TRIAL_BEGIN and f.trial % 2 == 0
+        return f.trial_cost[1] < f.trial_cost[0]
+
+    cdef void try_next(self, BlockFile* f) noexcept nogil:
+        cdef timespec now
+        cdef int64_t cpu, cost
+        cdef int64_t at = f.base + f.at
+        clock_gettime(CLOCK_THREAD_CPUTIME_ID, &now)
+        cpu = <int64_t>now.tv_sec * 1000000000 + now.tv_nsec
+        if f.trial_end == 0:
+            f.trial = TRIAL_BEGIN
+        elif f.trial >= TRIAL_OVER:
+            f.trial = TRIAL_FIRST
+            f.trial_cost[0] = f.trial_cost[1] = 0
+        else:
+            if f.trial > TRIAL_BEGIN and at > f.trial_begin:
+                cost = (cpu - f.trial_cpu) * 1024 // ((at - f.trial_begin + 1023) // 1024) + 1
+                if f.trial_cost[1 - f.trial % 2] == 0 or cost < f.trial_cost[1 - f.trial % 2]:
+                    f.trial_cost[1 - f.trial % 2] = cost
+            f.trial += 1
+        f.trial_begin = at
+        f.trial_cpu = cpu
+        f.trial_end = at + BLOCKS_MAP * (TRIAL_LASTS if f.trial >= TRIAL_OVER else 1)
+
+    cdef int64_t map_next(self, BlockFile* f) noexcept nogil:
+        """The window is the file's memory from where the walk is. How many bytes are new: 0 at the end; BLOCKS_FAILED: it is not to be mapped (now it is as if it never was)."""
+        cdef file_stat about
+        cdef const uint8_t* memory = NULL
+        cdef int64_t at = f.base + f.at
+        cdef int64_t seen = f.base + f.end
+        cdef int64_t begin = at - at % MAPPING_LARGE
+        cdef int64_t end = begin + BLOCKS_MAP
+        cdef int which
+        if fstat(f.fd, &about) < 0:
+            return BLOCKS_FAILED
+        if end > about.st_size:
+            end = about.st_size
+        if end <= seen:
+            return 0
+        if f.mapped >= 0:
+            mapping_close(f.mapped)
+            self.maps -= 1
+        else:
+            self.window_bytes -= f.window_size
+            self.retire(f.window)
+        f.mapped = -1
+        f.window = NULL
+        f.window_size = 0
+        which = mapping_open(f.fd, begin, <uint64_t>(end - begin), &memory)
+        if which < 0:
+            f.unmappable = True
+            f.base = f.raw_at = at
+            f.at = f.end = 0
+            count_add(&self.bytes_read, at - seen)
+            self.bytes_used += at - seen
+            return BLOCKS_FAILED
+        self.maps += 1
+        f.mapped = which
+        f.window = <uint8_t*>memory   # nothing writes to it
+        f.base = begin
+        f.at = at - begin
+        f.end = end - begin
+        f.raw_at = end
+        count_add(&self.bytes_read, end - seen)
+        self.bytes_used += end - seen
+        return end - seen
+
     cdef int refill(self, BlockFile* f) noexcept nogil:
         """Fills the window until a packet is whole. BLOCKS_READY, BLOCKS_GONE, BLOCKS_IDLE, BLOCKS_STOPPED or BLOCKS_ENOUGH."""
         cdef int64_t got
+        while not f.ending and self.maps_it(f):
+            if self.enough(f):
+                return BLOCKS_ENOUGH
+            got = self.map_next(f)
+            if got == BLOCKS_FAILED:
+                break                 # read on
+            if got == 0:
+                self.end(f)
+                self.close(f)
+                return BLOCKS_GONE
+            walk(f, NULL, 0, INT64_MAX)
+            if f.next_known:
+                return BLOCKS_READY
+        self.unmap(f)
         if self.two_windows and not f.ending and self.change_windows(f) < 0:
             f.ending = True
         while not f.ending:
@@ -666,6 +798,9 @@ cdef class Capture(PacketSource):
 
     cdef bint keeps(self) noexcept nogil:
         return self.pending_count == 0        # only then nothing is filled
+
+    cdef bint cold(self) noexcept nogil:
+        return self.maps > 0 and self.heap_count == 1
 
     cdef int take(self, Packet* out, int most) noexcept nogil:
         cdef BlockFile* f

@@ -252,7 +252,7 @@ cdef void request_head(Engine* g, Conn* c, int side, const uint8_t* p, size_t n,
                     m.flags |= REQUEST_HOST_CAPTURED
             before = m.captured_host_len + m.captured_target_len
             if m.router != NULL:
-                if not message_copies(g, m, p, h, host, origin_at):
+                if not message_copies(g, m, p, h, host, origin_at) or message_broke(g):
                     m.len = 0
                     message_fails(g, m, INCOMPLETE_EVICTED)
             elif g.lasting and not g.record and rewrite_splices(&g.rules, h, origin_at) and message_borrow(g, m, p, h, host_len):

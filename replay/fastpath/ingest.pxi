@@ -12,6 +12,7 @@ class _hashlib:
 
 cdef enum:
     TAKE_PACKETS = 32             # so few that they stay in the first cache from one step to the next
+    AHEAD_MOST = 4096             # bytes a packet that are asked for at most
 
 cdef enum:
     GROUP_PACKETS = 128
@@ -114,6 +115,7 @@ cdef struct Engine:               # owned by one Ingest; one thread writes, othe
     uint64_t window_bytes
     uint64_t orders
     int64_t borrow_ns             # order_ns of the oldest message that may borrow
+    int64_t breaks                # mapping_breaks() when nothing borrowed
     bint finished                 # --limit was reached
     # live
     bint wire                     # packets come from a wire: nothing here ever waits
@@ -308,6 +310,7 @@ cdef class Ingest:
     def __cinit__(self):
         memset(&self.g, 0, sizeof(Engine))
         self.g.borrow_ns = INT64_MOST
+        self.g.breaks = mapping_breaks()
         memset(&self.auth, 0, sizeof(Auth))
         self.kept = []
         self.past = []
@@ -536,15 +539,20 @@ cdef class Ingest:
         with nogil:
             self.scout_ahead()
 
-    cdef int scout(self, const Packet* packets, int n, Seen* seen) noexcept nogil:
+    cdef int scout(self, const Packet* packets, int n, Seen* seen, const uint8_t* ahead=NULL, size_t step=0) noexcept nogil:
         """What can be said of packets by themselves: their segments, the keys of their connections, and the usual heads that they begin with.
 
-        Returns how many were looked at: all, or those up to a segment that the next decode() would overwrite."""
+        Returns how many were looked at: all, or those up to a segment that the next decode() would overwrite. With each packet `step` bytes from
+        `ahead` on are asked for, each line once."""
         cdef Engine* g = &self.g
         cdef int i
+        cdef size_t k
         cdef Seen* x
         for i in range(n):
             x = &seen[i]
+            for k in range(0, step, 64):
+                prefetch(ahead + k)
+            ahead += step
             x.has_segment = 0
             x.head_len = 0
             if self.packet_filter is not None and not self.packet_filter.passes(&packets[i]):
@@ -666,6 +674,8 @@ cdef class Ingest:
         cdef Engine* g = &self.g
         cdef Packet packets[TAKE_PACKETS]
         cdef Seen seen[TAKE_PACKETS]
+        cdef const uint8_t* ahead
+        cdef size_t step
         cdef int n, at, some
         while not atomic_get(g.stop) and not g.finished:
             if atomic_get(&self.changing):
@@ -684,11 +694,16 @@ cdef class Ingest:
                 queues_nudge(g)
                 continue
             self.note_times(packets[0].ts_ns, packets[n - 1].ts_ns)
+            ahead = packets[n - 1].data + packets[n - 1].caplen
+            step = 0
+            if self.source.cold():    # as many bytes as these packets are long, spread over them: more at once would wait for each other
+                step = <size_t>(ahead - packets[0].data) // n
+                step = (step + 63) & ~<size_t>63 if step < AHEAD_MOST else 0
             at = 0
             while at < n and not g.finished:
                 # Near a --limit packets are looked at one by one, so that those behind the last one are not counted.
                 some = n - at if not g.limit or g.limit - count_get(&g.n.selected) > 4 * WINDOW_REQUESTS else 1
-                some = self.scout(packets + at, some, seen)
+                some = self.scout(packets + at, some, seen, ahead + at * step, step)
                 self.read_seen(seen, some)
                 at += some
             count_add(&g.n.packets, at)

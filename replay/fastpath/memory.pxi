@@ -74,6 +74,9 @@ cdef class PacketSource:
     cdef bint keeps(self) noexcept nogil:
         return False
 
+    cdef bint cold(self) noexcept nogil:
+        return False
+
 
 cdef void batch_free(Batch* batch) noexcept nogil:
     free(batch.rows)

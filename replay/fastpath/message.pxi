@@ -217,6 +217,11 @@ cdef uint8_t* message_write(Engine* g, Message* m, uint8_t* out) noexcept nogil:
     return out
 
 
+cdef inline bint message_broke(const Engine* g) noexcept nogil:
+    """A mapped file lost some of its memory since something was borrowed: what was copied just now may be zeros."""
+    return mapping_breaks() != g.breaks
+
+
 cdef int message_own(Engine* g, Message* m) noexcept nogil:
     """What it borrows becomes its own. -1: it is over (out of memory)."""
     cdef uint64_t size = m.len if m.len else 1
@@ -234,6 +239,9 @@ cdef int message_own(Engine* g, Message* m) noexcept nogil:
     m.buf = buf
     m.raw = NULL
     m.spans = 0
+    if message_broke(g):
+        message_fails(g, m, INCOMPLETE_CUT_AT_END)
+        return -1
     return 0
 
 

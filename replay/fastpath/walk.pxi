@@ -10,6 +10,13 @@ cdef extern from "fastpath/blocks.h" nogil:
     void blocks_clock(BlockClock* clock, uint8_t resolution, int64_t offset)
     int64_t blocks_time(const BlockClock* clock, uint64_t ticks)
 
+cdef extern from "fastpath/mapping.h" nogil:
+    enum: MAPPING_LARGE
+    int mapping_open(int fd, int64_t offset, uint64_t length, const uint8_t** memory)
+    void mapping_close(int which)
+    int64_t mapping_broken(int which)
+    int64_t mapping_breaks()
+
 cdef extern from "<stdint.h>" nogil:
     int64_t INT64_MAX
 
@@ -46,8 +53,9 @@ cdef enum BlockFault:             # index into FAULT_TEXT
     FAULT_SECTION = 19
     FAULT_HEADER_BLOCK = 20
     FAULT_IFACES = 21
-    FAULT_BAD_INTERFACE = 22
-    FAULT_BAD_LENGTH = 23
+    FAULT_SHRUNK = 22
+    FAULT_BAD_INTERFACE = 23
+    FAULT_BAD_LENGTH = 24
 
 cdef struct BlockNote:
     uint32_t file
@@ -97,6 +105,13 @@ cdef struct BlockFile:
     int64_t window_size
     uint8_t* other                # owns, with two windows: the one before, which packets may still borrow from
     int64_t other_size
+    int mapped                    # … or it is the file's own memory: an index of mapping.h; -1 it is not
+    bint unmappable               # it was tried
+    int trial                     # which of the pieces is read that are read and mapped in turn, to see what costs less (blocks.pxi); beyond: it is known
+    int64_t trial_end             # where it ends
+    int64_t trial_begin           # where this piece began
+    int64_t trial_cpu             # … and what this thread had used then, ns
+    int64_t trial_cost[2]         # ns of CPU a MB: read, mapped
     int64_t at
     int64_t end
     int64_t base                  # offset in the (decompressed) file of window[0]
@@ -271,8 +286,27 @@ cdef int walk(BlockFile* f, Packet* out, int most, int64_t limit) noexcept nogil
     if f.ending:
         return 0
     n = walk_pcap(f, out, most, limit) if f.format == FORMAT_PCAP else walk_pcapng(f, out, most, limit)
+    if f.mapped >= 0 and mapping_broken(f.mapped) >= 0:
+        n = walk_broken(f, out, n)
     if n:
         count_add(&f.packets, n)
+    return n
+
+
+cdef int walk_broken(BlockFile* f, const Packet* out, int n) noexcept nogil:
+    """Memory of the file is not there any more: it was cut short, or cannot be read. Returns how many of the n packets lie before that."""
+    cdef int64_t broken = mapping_broken(f.mapped)
+    cdef BlockNote* last
+    pthread_mutex_lock(&f.notes.lock)
+    last = &f.notes.list[f.notes.count - 1] if f.notes.count else NULL
+    if last != NULL and last.file == f.index and last.offset >= f.base + broken:
+        f.notes.count -= 1        # of the zeros that are there now
+    pthread_mutex_unlock(&f.notes.lock)
+    while n and out[n - 1].data + out[n - 1].caplen > f.window + broken:
+        n -= 1
+    walk_note(f, FAULT_SHRUNK, f.base + broken, 0, 0)
+    f.ending = True
+    f.next_known = False
     return n
 
 
@@ -552,6 +586,7 @@ FAULT_TEXT = (
     ("corrupt", None, lambda a, b, first: f"a section header without the byte order magic 1a2b3c4d (found {a:08x}); what precedes was used, the rest of the file is lost"),
     ("corrupt", None, lambda a, b, first: f"a section or interface block of {a} bytes" + (f", at least {b} were expected" if b else f", at most {WALK_BLOCK} are sane") + "; what precedes was used, the rest of the file is lost"),
     ("corrupt", None, lambda a, b, first: f"more than {a} interfaces in one section; what precedes was used, the rest of the file is lost"),
+    ("unreadable", None, lambda a, b, first: "the file became shorter while it was read, or its disk fails here; what precedes was used, start again with a file that rests"),
     ("bad_interface", None, lambda a, b, first: f"packets of an interface that was never described (the first one: {a} of {b}); they were left out"),
     ("bad_length", None, lambda a, b, first: "packets whose length does not fit their block; they were left out"),
 )

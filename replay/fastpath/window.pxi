@@ -94,6 +94,7 @@ cdef void window_own(Engine* g) noexcept nogil:
             message_own(g, m)
         m = before
     g.borrow_ns = INT64_MOST
+    g.breaks = mapping_breaks()
 
 
 cdef void window_drop(Engine* g) noexcept nogil:
@@ -332,6 +333,9 @@ cdef void batch_row(Engine* g, Message* m, uint8_t withheld, int64_t offset, int
     memset(r, 0, sizeof(Request))
     if m.len:
         message_write(g, m, batch.arena + batch.used)
+        if m.raw != NULL and message_broke(g):
+            count_add(&g.n.unqueued, 1)          # those were zeros
+            return
     else:                         # its bytes are gone (a limit on memory): nothing may point into them
         m.head_len = m.method_len = m.target_at = m.target_len = m.host_at = m.host_len = m.authority_at = m.authority_len = 0
     r.data = batch.arena + batch.used + before
