@@ -30,6 +30,7 @@ cdef extern from "fastpath/hints.h" nogil:
 
 cdef extern from "fastpath/xxh64.h" nogil:
     uint64_t xxh64(const uint8_t* p, size_t n, uint64_t seed)
+    uint64_t xxh64_40(const uint8_t* p, uint64_t seed)
 
 cdef extern from "fastpath/scan.h" nogil:
     ctypedef struct LineIndex:    # line ends of a head

@@ -8,6 +8,8 @@ Source: HdrHistogram's description of its V2 encoding (cookie, lengths, ZigZag L
 from __future__ import annotations
 
 import base64
+import bisect
+import itertools
 import struct
 import zlib
 from array import array
@@ -34,13 +36,14 @@ class Histogram:
     Raises ValueError for another number of slots.
     """
 
-    __slots__ = ("_pairs", "counts", "digits")
+    __slots__ = ("_pairs", "_sums", "counts", "digits")
 
     def __init__(self, counts: bytes | Iterable[int] | None = None, digits: int = 3) -> None:
         if digits not in _SHAPES:
             raise ValueError(f"significant digits are 2 or 3, not {digits}")
         self.digits = digits
         self._pairs: list[tuple[int, int]] | None = None
+        self._sums: list[int] = []
         slots = _slots(digits)
         if counts is None:
             self.counts = array("q", bytes(8 * slots))
@@ -57,7 +60,7 @@ class Histogram:
             raise ValueError(f"histograms of {self.digits} and {other.digits} digits cannot be added")
         for at, count in other._used():
             self.counts[at] += count
-        self._pairs = None
+        self._pairs, self._sums = None, []
 
     def _used(self) -> list[tuple[int, int]]:
         """(slot, count) of the slots that are not 0; most are, so what lies behind the last one is not looked at."""
@@ -66,15 +69,22 @@ class Histogram:
             self._pairs = [(at, count) for at, count in enumerate(self.counts[:end]) if count]
         return self._pairs
 
+    def _seen(self) -> list[int]:
+        """How many values were counted up to and with each slot of `_used`."""
+        pairs = self._used()
+        if len(self._sums) != len(pairs):
+            self._sums = list(itertools.accumulate([count for _, count in pairs]))
+        return self._sums
+
     @property
     def total(self) -> int:
         """How many values were counted."""
-        return sum(count for _, count in self._used())
+        return self._seen()[-1] if self._used() else 0
 
     @property
     def max(self) -> int:
         """The largest value, within its slot; 0 when there is none."""
-        return max((_value(at, self.digits) for at, _ in self._used()), default=0)
+        return _value(self._used()[-1][0], self.digits) if self._used() else 0
 
     def percentile(self, share: float) -> int | None:
         """The smallest value that at least this share (0 to 1) of all values does not exceed; None when there is none."""
@@ -82,12 +92,7 @@ class Histogram:
         if not total:
             return None
         need = max(1, min(total, -int(-share * total // 1)))
-        seen = 0
-        for at, count in self._used():
-            seen += count
-            if seen >= need:
-                return _value(at, self.digits)
-        raise AssertionError("the counts changed while they were read")
+        return _value(self._used()[bisect.bisect_left(self._seen(), need)][0], self.digits)
 
     def steps(self, most: int = 400) -> list[tuple[float, float]]:
         """(share, value) for a plot: the value that this share (0 to 1) does not exceed; at most so many, evenly over a percentile axis."""
@@ -119,7 +124,10 @@ class Histogram:
         for at, count in self._used():
             if at > next_at:
                 _zigzag(payload, next_at - at)  # so many zeros
-            _zigzag(payload, count)
+            if count < 64:  # nearly all are, and one byte each
+                payload.append(count << 1)
+            else:
+                _zigzag(payload, count)
             next_at = at + 1
         head = struct.pack(">iiiiqqd", _COOKIE, len(payload), 0, self.digits, 1, _HIGHEST, 1.0)
         packed = zlib.compress(head + bytes(payload), 6)

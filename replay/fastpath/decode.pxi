@@ -175,12 +175,23 @@ cdef inline int decode_tcp(Decoder* d, Segment* s, const uint8_t* p, uint32_t n,
     return 1
 
 
-cdef int decode(Decoder* d, const Packet* packet, Segment* s) noexcept nogil:
-    """The TCP segment inside a packet. 1: s is filled, its data borrows from the packet, or from the decoder until the next call; 0: none, counted."""
+cdef extern from "fastpath/usual.h" nogil:
+    uint32_t usual_payload(const uint8_t* p, uint32_t n, uint32_t cut, uint32_t* length, uint32_t* missing)
+    void usual_mapped(uint8_t* address, uint32_t raw)
+    uint32_t usual_load32(const uint8_t* p)
+    uint64_t usual_key(const uint8_t* p, const uint64_t* secret, uint8_t* side)
+
+
+cdef inline bint decode_usual(Decoder* d, const Packet* packet, Segment* s) noexcept nogil:
+    """decode() of the usual packet: Ethernet, IPv4 without options or fragments, TCP. False: it is none, nothing was counted."""
     cdef const uint8_t* p = packet.data
-    cdef uint32_t n = packet.caplen
-    cdef uint32_t total, header
     cdef uint32_t cut = packet.wirelen - packet.caplen if packet.wirelen > packet.caplen else 0
+    cdef uint32_t at
+    if packet.link != 1 or packet.caplen < 54 or d.split_by_network:
+        return False
+    at = usual_payload(p, packet.caplen, cut, &s.len, &s.missing)
+    if at == 0:
+        return False
     if cut:
         count_add(&d.cut_frames, 1)
     s.ts_ns = packet.ts_ns
@@ -188,27 +199,25 @@ cdef int decode(Decoder* d, const Packet* packet, Segment* s) noexcept nogil:
     s.source = packet.source
     s.network = 0
     s.lasting = 1
-    # the usual packet: Ethernet, IPv4 without options or fragments, TCP
-    if packet.link == 1 and n >= 54 and (be32(p + 12) & 0xFFFFFF00U) == 0x08004500U and p[23] == 6 and (be16(p + 20) & 0x3FFF) == 0 and not d.split_by_network:
-        total = be16(p + 16)
-        header = (p[46] >> 4) * 4
-        if total <= n - 14 and 20 <= header and header + 20 <= total:
-            mapped_put(s.src, p + 26)
-            mapped_put(s.dst, p + 30)
-            s.sport = <uint16_t>be16(p + 34)
-            s.dport = <uint16_t>be16(p + 36)
-            s.seq = be32(p + 38)
-            s.ack = be32(p + 42)
-            s.flags = p[47]
-            s.data = p + 34 + header
-            s.len = total - 20 - header
-            s.missing = 0
-            d.usual += 1
-            return 1
-    return decode_slow(d, packet, s, cut)
+    usual_mapped(s.src, usual_load32(p + 26))
+    usual_mapped(s.dst, usual_load32(p + 30))
+    s.sport = <uint16_t>be16(p + 34)
+    s.dport = <uint16_t>be16(p + 36)
+    s.seq = be32(p + 38)
+    s.ack = be32(p + 42)
+    s.flags = p[47]
+    s.data = p + at
+    d.usual += 1
+    return True
 
 
-cdef int decode_slow(Decoder* d, const Packet* packet, Segment* s, uint32_t cut) noexcept nogil:
+cdef int decode(Decoder* d, const Packet* packet, Segment* s) noexcept nogil:
+    """The TCP segment inside a packet. 1: s is filled, its data borrows from the packet, or from the decoder until the next call; 0: none, counted."""
+    return 1 if decode_usual(d, packet, s) else decode_slow(d, packet, s)
+
+
+cdef int decode_slow(Decoder* d, const Packet* packet, Segment* s) noexcept nogil:
+    cdef uint32_t cut = packet.wirelen - packet.caplen if packet.wirelen > packet.caplen else 0
     cdef const uint8_t* p = packet.data
     cdef uint32_t n = packet.caplen
     cdef uint32_t link = packet.link
@@ -222,6 +231,13 @@ cdef int decode_slow(Decoder* d, const Packet* packet, Segment* s, uint32_t cut)
     cdef uint64_t network = packet.iface if d.split_by_network else 0
     cdef const uint8_t* whole = NULL
     cdef uint32_t whole_len = 0
+    if cut:
+        count_add(&d.cut_frames, 1)
+    s.ts_ns = packet.ts_ns
+    s.number = packet.number
+    s.source = packet.source
+    s.network = 0
+    s.lasting = 1
     decode_count(d, d.used_links, link)
     if n == 0:
         return decode_skip(d, SKIP_EMPTY)

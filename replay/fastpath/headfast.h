@@ -93,7 +93,10 @@ static inline __attribute__((always_inline)) int hs_same(const uint8_t *p, const
 
 static inline int hs_crlf(const uint8_t *p)
 {
-    return p[0] == '\r' && p[1] == '\n';
+    uint16_t v, crlf;
+    memcpy(&v, p, 2);
+    memcpy(&crlf, "\r\n", 2);
+    return v == crlf;
 }
 
 /* By the length of a name: which first letters (a bit each, 'a' and 'A' are 1) make it worth a look. Length 0 always does: there is no such name. */
@@ -113,6 +116,8 @@ static const uint32_t HEAD_LETTERS[64] = {
 /* Letters, digits and '-' by the halves of a byte: a bit for row 2, for row 3, for rows 4 and 6, for rows 5 and 7 of the ASCII table, and in which of them the lower half may stand; twice, for both halves of a vector. */
 static const uint8_t HEAD_LOW[32] = {10, 14, 14, 14, 14, 14, 14, 14, 14, 14, 12, 4, 4, 5, 4, 4, 10, 14, 14, 14, 14, 14, 14, 14, 14, 14, 12, 4, 4, 5, 4, 4};
 static const uint8_t HEAD_HIGH[32] = {0, 0, 1, 2, 4, 8, 4, 8, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 2, 4, 8, 4, 8, 0, 0, 0, 0, 0, 0, 0, 0};
+
+static const uint8_t HEAD_HALF[32] = {15, 15, 15, 15, 15, 15, 15, 15, 15, 15, 15, 15, 15, 15, 15, 15, 15, 15, 15, 15, 15, 15, 15, 15, 15, 15, 15, 15, 15, 15, 15, 15};
 
 static inline void hs_trim(const uint8_t *p, size_t from, size_t to, size_t *at, size_t *end)
 {
@@ -161,7 +166,7 @@ static inline __m128i hs_usual16(__m128i v)
 HS_TARGET static inline uint64_t hs_strange_avx2(__m256i v)
 {
     const __m256i low = _mm256_loadu_si256((const __m256i *)HEAD_LOW), high = _mm256_loadu_si256((const __m256i *)HEAD_HIGH);
-    const __m256i rows = _mm256_shuffle_epi8(high, _mm256_and_si256(_mm256_srli_epi16(v, 4), _mm256_set1_epi8(15)));
+    const __m256i rows = _mm256_shuffle_epi8(high, _mm256_and_si256(_mm256_srli_epi16(v, 4), _mm256_loadu_si256((const __m256i *)HEAD_HALF)));
     return (uint32_t)_mm256_movemask_epi8(_mm256_cmpeq_epi8(_mm256_and_si256(_mm256_shuffle_epi8(low, v), rows), _mm256_setzero_si256()));
 }
 #define hs_vector __m256i

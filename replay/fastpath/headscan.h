@@ -37,7 +37,7 @@ HS_TARGET static inline size_t HS(hs_control)(const uint8_t *p, size_t at, size_
 
 HS_TARGET static size_t HS(head_scan)(const uint8_t *p, size_t n, Head *h)
 {
-    size_t at, end, k, value, vend;
+    size_t at, end, far, k, value, vend;
     uint64_t m;
     hs_vector v;
     int reply = 0;
@@ -96,20 +96,21 @@ HS_TARGET static size_t HS(head_scan)(const uint8_t *p, size_t n, Head *h)
     if (end + 2 > n || !hs_crlf(p + end))
         return 0;
     at = end + 2;
+    far = n > HS_WIDTH ? n - HS_WIDTH : 0; /* up to here a whole vector may be read */
     h->line_len = (uint32_t)at;
     for (;;) {
         uint64_t control;
-        const size_t have = n - at;
-        if (__builtin_expect(have > HS_WIDTH, 1)) {
+        if (__builtin_expect(at < far, 1)) {
             v = hs_load(p + at);
             control = hs_below(v, 0x1F);
             k = (size_t)__builtin_ctzll(hs_strange(v) | HS_BEYOND);
         } else {
+            const size_t have = n - at;
             if (have < 2)
                 return have && p[at] == '\n' ? 0 : HEAD_BEGUN;
             v = HS(hs_last)(p + at, have);
             control = hs_below(v, 0x1F) & hs_valid(have);
-            k = (size_t)__builtin_ctzll(hs_strange(v) | HS_BEYOND | (uint64_t)1 << (have - 1));
+            k = (size_t)__builtin_ctzll(hs_strange(v) | HS_BEYOND | (uint64_t)1 << (have < HS_WIDTH ? have - 1 : HS_WIDTH));
         }
         if (p[at + k] != ':') {
             /* no name of usual bytes up to a colon: the empty line, or nothing for us */

@@ -557,13 +557,18 @@ cdef class Ingest:
             x.head_len = 0
             if self.packet_filter is not None and not self.packet_filter.passes(&packets[i]):
                 count_add(&self.n_not_passed, 1)
-            elif decode(&self.decoder, &packets[i], &x.segment):
-                x.has_segment = 1
+                continue
+            if decode_usual(&self.decoder, &packets[i], &x.segment):
+                x.segment.hash = usual_key(packets[i].data, g.secret, &x.segment.side)
+            elif decode_slow(&self.decoder, &packets[i], &x.segment):
                 segment_key(g, &x.segment)
-                if x.segment.len and 65 <= x.segment.data[0] <= 90:
-                    x.head_len = <uint32_t>head_scan(x.segment.data, x.segment.len, &x.head)
-                if not x.segment.lasting:
-                    return i + 1
+            else:
+                continue
+            x.has_segment = 1
+            if x.segment.len and 65 <= x.segment.data[0] <= 90:
+                x.head_len = <uint32_t>head_scan(x.segment.data, x.segment.len, &x.head)
+            if not x.segment.lasting:
+                return i + 1
         return n
 
     cdef void read_seen(self, const Seen* seen, int n) noexcept nogil:

@@ -483,17 +483,20 @@ cdef inline bint segment_usual(Engine* g, Conn* c, const Seen* x) noexcept nogil
     cdef const Segment* s = &x.segment
     cdef Flow* f = &c.flow[s.side]
     cdef Flow* o = &c.flow[1 - s.side]
-    cdef bint alone = g.one_sided and not o.started
-    cdef int32_t ahead = 0 if alone else <int32_t>(s.ack - o.seq)
+    cdef bint alone = False
+    cdef int32_t ahead = <int32_t>(s.ack - o.seq)
     cdef uint64_t pos
     cdef uint32_t at
-    if c.list != LIST_OPEN or (s.flags & (TCP_FIN | TCP_SYN | TCP_RST | TCP_ACK)) != TCP_ACK or s.missing or ahead > 0:
-        return False
-    if not (f.started & (o.started | alone) & c.counted) or (f.ended | o.ended | f.fin_seen | o.fin_seen):
-        return False
-    if <size_t>f.first | <size_t>o.first | <size_t>o.aside or (f.beyond_ts & o.beyond_ts) >= 0:
-        return False
-    if s.len and s.seq != f.seq:
+    if not c.plain:
+        alone = g.one_sided and not o.started
+        if alone:
+            ahead = 0
+        if c.list != LIST_OPEN or not (f.started & (o.started | alone) & c.counted) or (f.ended | o.ended | f.fin_seen | o.fin_seen):
+            return False
+        if <size_t>f.first | <size_t>o.first | <size_t>o.aside or (f.beyond_ts & o.beyond_ts) >= 0:
+            return False
+        c.plain = not alone and f.aside == NULL
+    if (s.flags & (TCP_FIN | TCP_SYN | TCP_RST | TCP_ACK)) != TCP_ACK or ahead > 0 or s.missing or (s.len and s.seq != f.seq):
         return False
     c.packets += 1
     c.used = 1
@@ -576,6 +579,7 @@ cdef inline void waits_overdue(Engine* g, int64_t ts) noexcept nogil:
 
 cdef void segment_odd(Engine* g, Conn* c, const Segment* s) noexcept nogil:
     """Any segment into its connection, and the connection into its list."""
+    c.plain = 0
     conn_segment(g, c, s.side, s)
     if s.ts_ns > c.last_ts:
         c.last_ts = s.ts_ns

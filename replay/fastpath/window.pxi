@@ -213,7 +213,7 @@ cdef void window_emit(Engine* g, Message* m) noexcept nogil:
     memcpy(key + 18, m.server, 16)
     memcpy(key + 34, &m.server_port, 2)
     memcpy(key + 36, &m.seq, 4)
-    count_add(&g.n.digest, <int64_t>(xxh64(key, 40, <uint64_t>m.ts_ns) >> 1))
+    count_add(&g.n.digest, <int64_t>(xxh64_40(key, <uint64_t>m.ts_ns) >> 1))
     if m.router != NULL:
         routes_rows(g, m, offset, n)
     else:

@@ -30,7 +30,7 @@ static inline uint32_t xx_read32(const uint8_t *p) {
 static inline uint64_t xx_round(uint64_t acc, uint64_t lane) { return xx_rotl(acc + lane * XXP2, 31) * XXP1; }
 static inline uint64_t xx_merge(uint64_t h, uint64_t acc) { return (h ^ xx_round(0, acc)) * XXP1 + XXP4; }
 
-static inline uint64_t xxh64(const uint8_t *p, size_t n, uint64_t seed) {
+static inline __attribute__((always_inline)) uint64_t xxh64_steps(const uint8_t *p, size_t n, uint64_t seed) {
     const uint8_t *end = p + n;
     uint64_t h;
     if (n >= 32) {
@@ -53,4 +53,7 @@ static inline uint64_t xxh64(const uint8_t *p, size_t n, uint64_t seed) {
     h ^= h >> 33; h *= XXP2; h ^= h >> 29; h *= XXP3; h ^= h >> 32;
     return h;
 }
+static uint64_t xxh64(const uint8_t *p, size_t n, uint64_t seed) { return xxh64_steps(p, n, seed); }
+/* Of 40 bytes, which is what the key of a request has. */
+static inline uint64_t xxh64_40(const uint8_t *p, uint64_t seed) { return xxh64_steps(p, 40, seed); }
 #endif
