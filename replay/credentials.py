@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 
 from replay.errors import UsageError
@@ -22,7 +21,7 @@ _SCHEMES = frozenset(
 )
 
 _MOST_BYTES = 256 << 20
-_VALUE = re.compile(r"[\x20-\x7e\x80-\U0010ffff\t]+")
+_VALUE = r"[\x20-\x7e\x80-\U0010ffff\t]+"
 
 
 def load(path: str) -> Credentials:
@@ -59,6 +58,8 @@ def _looks_like_a_pair(line: str) -> bool:
 
 
 def _pairs_of_json(path: str, text: str) -> list[tuple[bytes, bytes]]:
+    import json  # a map in JSON is one way of several
+
     try:
         found = json.loads(text)
     except (ValueError, RecursionError) as error:
@@ -70,7 +71,7 @@ def _pairs_of_json(path: str, text: str) -> list[tuple[bytes, bytes]]:
 
 def _checked(path: str, number: int, value: str) -> bytes:
     place = f", line {number}" if number else ""
-    if not _VALUE.fullmatch(value.encode("utf-8", "surrogateescape").decode("latin-1")):
+    if not re.fullmatch(_VALUE, value.encode("utf-8", "surrogateescape").decode("latin-1")):
         raise UsageError(f"--auth-file {path}{place}: a control byte stands in a token")
     if len(value) > 65536:
         raise UsageError(f"--auth-file {path}{place}: a token of more than 64 KiB")

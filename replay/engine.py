@@ -129,7 +129,8 @@ def resolve(target: Target) -> list[Address]:
     import socket  # not for a dry run
 
     try:
-        found = socket.getaddrinfo(target.host, target.port, type=socket.SOCK_STREAM)
+        # as bytes: else the codec for names of other alphabets is loaded
+        found = socket.getaddrinfo(target.host.encode() if target.host.isascii() else target.host, target.port, type=socket.SOCK_STREAM)
     except (OSError, UnicodeError) as error:
         why = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
         raise TargetError(f"{target.url}: the name {target.host!r} cannot be resolved: {why}; check the name in --to") from None

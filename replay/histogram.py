@@ -65,7 +65,7 @@ class Histogram:
     def _used(self) -> list[tuple[int, int]]:
         """(slot, count) of the slots that are not 0; most are, so what lies behind the last one is not looked at."""
         if self._pairs is None:
-            end = (len(self.counts.tobytes().rstrip(b"\0")) + 7) // 8
+            end = (int.from_bytes(self.counts.tobytes(), "little").bit_length() + 63) // 64  # as one number, which is quicker than looking at each
             self._pairs = [(at, count) for at, count in enumerate(self.counts[:end]) if count]
         return self._pairs
 

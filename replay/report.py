@@ -26,7 +26,7 @@ __all__ = ["access_line", "build", "check", "endpoint", "gate_text", "hint", "ma
 
 SCHEMA = 1
 _HISTOGRAMS = ("latency_us", "service_us", "lag_us", "production_us")
-_SECRET = re.compile(r"(?i)^(authorization|proxy-authorization|cookie|x-api-key|.*(token|secret|password|key).*)$")
+_SECRET = r"(?i)^(authorization|proxy-authorization|cookie|x-api-key|.*(token|secret|password|key).*)$"
 
 
 # ---- the report ----------------------------------------------------------------------------------------------------------
@@ -543,9 +543,10 @@ def mask(words: Iterable[str]) -> str:
 
     shown: list[str] = []
     for word in words:
-        word = re.sub(r"//[^/@\s]*@", "//***@", word)
-        match = re.match(r"(?s)((?:-H|--set-header=|--add-header=)?\s*)([^:\s]+)(:\s*)(.+)", word)
-        if match and _SECRET.match(match[2]):
+        if "@" in word:
+            word = re.sub(r"//[^/@\s]*@", "//***@", word)
+        match = ":" in word and re.match(r"(?s)((?:-H|--set-header=|--add-header=)?\s*)([^:\s]+)(:\s*)(.+)", word)
+        if match and re.match(_SECRET, match[2]):
             word = f"{match[1]}{match[2]}{match[3]}***"
         shown.append(word)
     return shlex.join(shown)

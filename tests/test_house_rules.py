@@ -218,6 +218,17 @@ def test_version_needs_neither_numpy_nor_yaml_nor_rich():
     assert loaded == "[]"
 
 
+def test_a_plain_run_loads_little():
+    """Start-up is a part of what each run costs: what only some runs need is loaded by those."""
+    words = ["replay", "run", str(ROOT / "replay" / "data" / "demo.pcap"), "--to", "http://127.0.0.1:9", "--dry-run", "--pace", "max"]
+    code = f"import sys, runpy\nsys.argv = {words!r}\ntry:\n    runpy.run_module('replay', run_name='__main__')\nexcept SystemExit as end:\n    assert not end.code, end.code\n"
+    unwanted = {"numpy", "yaml", "rich", "json", "http", "pathlib", "hashlib", "ssl", "encodings.idna", "replay.judge.gates", "replay.capture.envoytap", "replay.capture.gor", "replay.capture.record", "replay.relay"}
+    code += f"print(sorted({unwanted!r} & set(sys.modules)), file=sys.stderr)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.splitlines()[-1] == "[]"
+
+
 def test_documented_options_exist():
     """Each option in docs/usage.md and docs/troubleshooting.md is in some verb's --help; each verb's options but the common ones are in docs/usage.md."""
     helps = ""

@@ -6,10 +6,10 @@ import heapq
 import os
 import zlib
 from collections.abc import Iterable, Iterator
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
-from replay.capture import envoytap, gor
-from replay.capture.record import NOWHERE, Fault, Record
+if TYPE_CHECKING:  # their readers are loaded when there is such a file
+    from replay.capture.record import Fault, Record
 
 __all__ = ["Beginning", "Records", "looks_like_records", "split"]
 
@@ -33,6 +33,8 @@ def looks_like_records(path: str) -> str | None:
             return None
     if first[:4] in (b"\n\r\r\n", b"\xd4\xc3\xb2\xa1", b"\xa1\xb2\xc3\xd4", b"\x4d\x3c\xb2\xa1", b"\xa1\xb2\x3c\x4d"):
         return None
+    from replay.capture import envoytap, gor
+
     return "gor" if gor.looks_like(first) else "tap" if envoytap.looks_like(first) else None
 
 
@@ -98,6 +100,8 @@ class Records:
         self.faults: list[Fault] = []
 
     def __iter__(self) -> Iterator[tuple[Any, ...]]:
+        from replay.capture.record import NOWHERE
+
         flows: dict[bytes, list[int]] = {}
         last = 0
         for ordinal, record in enumerate(self._ordered()):
@@ -138,6 +142,9 @@ class Records:
             yield heapq.heappop(held)[2]
 
     def _read(self, path: str, faults: list[Fault]) -> Iterator[Record]:
+        from replay.capture import envoytap, gor
+        from replay.capture.record import Fault
+
         reader = gor.read if looks_like_records(path) == "gor" else envoytap.read
         try:
             with open(path, "rb") as raw:

@@ -5,7 +5,6 @@ Nothing is opened for good here and nothing is known of formats beyond their fir
 
 import glob
 import os
-import pathlib
 import stat
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
@@ -113,7 +112,7 @@ def _files(folder: str) -> Iterator[str]:
 
 def _named_like_capture(path: str) -> bool:
     """For folders: a broken capture should be told of, a README should not."""
-    *_, before, last = ["", "", *(suffix.lower() for suffix in pathlib.PurePath(path).suffixes)]
+    *_, before, last = ["", "", *("." + part.lower() for part in os.path.basename(path).lstrip(".").split(".")[1:])]
     return last in _NAMES or (before in _NAMES and (last in (".gz", ".zst") or last[1:].isdigit()))
 
 

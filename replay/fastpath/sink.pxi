@@ -7,7 +7,6 @@
 #
 # This is the loop and what Python sees; its structs are in sinkstate.pxi, requests in sinkread.pxi, replies in sinkwrite.pxi.
 
-import http as _http
 
 
 cdef void sink_event(SinkServer* s, SinkConnection* c, uint32_t events) noexcept nogil:
@@ -194,7 +193,7 @@ cdef class Sink:
         cdef int kind
         self.trains = []
         try:
-            reason = _http.HTTPStatus(status).phrase
+            reason = importlib.import_module("http").HTTPStatus(status).phrase     # the enum takes a millisecond to make, and only a sink needs it
         except ValueError:
             reason = "Unknown"
         bare = status in (204, 205, 304)
