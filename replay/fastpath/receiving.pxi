@@ -12,6 +12,8 @@ cdef bint sender_answered(SenderState* s, SenderConnection* c, int64_t now) noex
     cdef bint partly = item == c.cursor
     cdef bint ends = said or partly or r.status == 101 or r.state == REPLY_UNTIL_CLOSE or (item.flags & ITEM_HTTP10 and not r.keep_alive)
     cdef int status = r.status
+    if item.next != NULL:         # the next reply in the same read is for this one
+        prefetch_struct(item.next, sizeof(SenderItem))
     if said and c.since_ns == -1 and item.next != NULL and item.next.flags & ITEM_WAY:
         s.pipeline = 1                       # closes with its first reply: what stands behind would always go twice
     count_add(&s.ledger.interim, r.interim)
@@ -36,6 +38,8 @@ cdef bint sender_answered(SenderState* s, SenderConnection* c, int64_t now) noex
     c.since_ns = now
     sender_leave(s, item.flow)
     sender_finish(s, item, c.address, REASON_NONE, status, now)
+    if c.first != NULL:
+        prefetch(c.first.flow)
     reply_reset(r)
     if ends:
         sender_close(s, c, REASON_CLOSED, said, False, now)

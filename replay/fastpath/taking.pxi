@@ -204,6 +204,8 @@ cdef bint sender_take(SenderState* s, int64_t now) noexcept nogil:
             if s.at + TAKE_AHEAD < batch.count:
                 prefetch(&batch.rows[s.at + TAKE_AHEAD])
                 prefetch(batch.rows[s.at + TAKE_AHEAD // 2].data)
+                prefetch(&s.flows[sender_hash(batch.rows[s.at + TAKE_AHEAD // 2].flow) & s.flows_mask])
+                prefetch(s.flows[sender_hash(batch.rows[s.at + TAKE_AHEAD // 4].flow) & s.flows_mask])
             budget -= 1
             s.at += 1
             sender_accept(s, batch, row, due, now)
