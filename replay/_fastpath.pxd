@@ -292,6 +292,7 @@ cdef class Queue:
     cdef int64_t waiting          # atomic: the consumer is about to sleep on fd
     cdef int64_t ended            # atomic
     cdef int64_t refused          # live: requests that were dropped because it was full; who pushes counts
+    cdef bint yields              # who pushes offers the processor to others then
     cdef int push(self, Batch* batch) noexcept nogil
     cdef int push_quietly(self, Batch* batch) noexcept nogil
     cdef void rest(self, const int64_t* stop) noexcept nogil

@@ -176,3 +176,6 @@ cdef extern from "fastpath/slice.h" nogil:
 cdef extern from "fastpath/wait.h" nogil:
     int wait_events(int epfd, epoll_event* events, int most, int64_t timeout_ns)
     void wait_a_moment(int64_t ns)
+
+cdef extern from "<sched.h>" nogil:
+    int sched_yield()

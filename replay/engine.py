@@ -426,7 +426,7 @@ class Replay:
 
     def _way(self, target: Target | None, addresses: list[Address]) -> _Way:
         s = self.settings
-        queue = _fastpath.Queue(self._pool, _QUEUE_BATCHES_PACED if self._paced else _QUEUE_BATCHES)
+        queue = _fastpath.Queue(self._pool, _QUEUE_BATCHES_PACED if self._paced else _QUEUE_BATCHES, yields=not self._paced and not s.dry_run)
         waiting = max(_OUTCOMES // max(len(s.targets), 1), 4096)
         wanted = self.log or self.results or (self.judged and not s.dry_run)
         outcomes = _fastpath.Outcomes(waiting, head=_LOGGED_HEAD if self.log else 0, wait=s.dry_run, records=self.log or self.results) if wanted else None

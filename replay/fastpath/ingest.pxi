@@ -171,6 +171,10 @@ cdef void queue_rest(void* queue, const int64_t* stop) noexcept nogil:
     (<Queue>queue).rest(stop)
 
 
+cdef bint queue_yields(void* queue) noexcept nogil:
+    return (<Queue>queue).yields
+
+
 cdef bint queue_is_behind(void* queue) noexcept nogil:
     return ring_is_behind(&(<Queue>queue).ring)
 

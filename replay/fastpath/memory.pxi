@@ -196,8 +196,9 @@ cdef class Pool:
 
 
 cdef class Queue:
-    def __cinit__(self, Pool pool not None, uint64_t slots=1024):
+    def __cinit__(self, Pool pool not None, uint64_t slots=1024, bint yields=False):
         self.pool = pool
+        self.yields = yields
         self.waiting = 0
         self.slots = slots
         self.ended = 0

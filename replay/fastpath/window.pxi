@@ -268,6 +268,8 @@ cdef void batch_publish(Engine* g) noexcept nogil:
             pause = 2 * pause if pause < 1000000 else pause
     g.published += 1
     batch_release(batch)
+    if g.queue_count and queue_yields(<void*>g.queues[0]):
+        sched_yield()             # replies may have come for a sender on the same core, which got more than its share of it and would wait for the rest of 3 ms
 
 
 cdef inline void row_fill(const Message* m, Request* r, uint8_t withheld, int64_t offset, int64_t n) noexcept nogil:
