@@ -26,6 +26,7 @@ cdef extern from "fastpath/atomics.h" nogil:
 cdef extern from "fastpath/hints.h" nogil:
     void prefetch(const void* p)
     void prefetch_struct(const void* p, size_t n)
+    void zero_struct(void* p, size_t n)
     void spin_pause()
 
 cdef extern from "fastpath/xxh64.h" nogil:

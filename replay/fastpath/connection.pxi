@@ -263,7 +263,7 @@ cdef SenderFlow* sender_flow(SenderState* s, uint64_t id) noexcept nogil:
         return NULL
     flow = s.free_flows
     s.free_flows = flow.chain
-    memset(flow, 0, sizeof(SenderFlow))
+    zero_struct(flow, sizeof(SenderFlow))
     flow.id = id
     flow.connection = -1
     flow.chain = slot[0]

@@ -174,7 +174,7 @@ cdef Message* message_new(Engine* g) noexcept nogil:
         m = <Message*>malloc(sizeof(Message))
         if m == NULL:
             return NULL
-    memset(m, 0, <uint8_t*>&m.client - <uint8_t*>m)
+    zero_struct(m, <uint8_t*>&m.client - <uint8_t*>m)
     m.response_ns = -1
     m.route = -1
     g.live += 1

@@ -724,7 +724,7 @@ cdef void routes_rows(Engine* g, Message* m, int64_t offset, int64_t n) noexcept
             batch.loop = g.loop
             x.batches[queue] = batch
         r = &batch.rows[batch.count]
-        memset(r, 0, sizeof(Request))
+        zero_struct(r, sizeof(Request))
         out = batch.arena + batch.used
         memcpy(out, m.buf, before)
         r.data = out + before

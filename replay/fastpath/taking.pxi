@@ -96,7 +96,7 @@ cdef void sender_accept(SenderState* s, Batch* batch, Request* row, int64_t due_
         return
     item = s.free_items
     s.free_items = item.next
-    memset(item, 0, sizeof(SenderItem))
+    zero_struct(item, sizeof(SenderItem))
     item.flow = flow
     item.batch = batch
     batch_keep(batch, 1)

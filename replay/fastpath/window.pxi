@@ -332,7 +332,7 @@ cdef void batch_row(Engine* g, Message* m, uint8_t withheld, int64_t offset, int
             g.batch_since_ns = now_ns()
         g.batch = batch
     r = &batch.rows[batch.count]
-    memset(r, 0, sizeof(Request))
+    zero_struct(r, sizeof(Request))
     if m.len:
         message_write(g, m, batch.arena + batch.used)
         if m.raw != NULL and message_broke(g):
