@@ -23,14 +23,14 @@ cdef enum:
     BLOCKS_KEEP = 16                     # so many captures stay open from the first look on
     BLOCKS_DESCRIPTORS = 64              # files beyond it are opened for each read
     BLOCKS_WAIT_MS = 50
-    BLOCKS_MAP = 16 * 1024 * 1024        # of a file that is mapped, at once
+    BLOCKS_MAP = 8 * 1024 * 1024         # of a file that is mapped, at once
     BLOCKS_MAP_FILES = 2                 # so many at once
 
 cdef enum:                        # BlockFile.trial: pieces of BLOCKS_MAP
     TRIAL_BEGIN = 0               # read, and not counted: everything is cold
     TRIAL_FIRST = 1               # read, mapped, read, mapped
     TRIAL_OVER = 5
-    TRIAL_LASTS = 32              # pieces that are done in the way that cost less, before both are tried again
+    TRIAL_LASTS = 64              # pieces that are done in the way that cost less, before both are tried again
 
 cdef extern from "<time.h>" nogil:
     enum: CLOCK_THREAD_CPUTIME_ID
@@ -180,7 +180,8 @@ def blocks_zstd():
 
 cdef struct RetiredWindow:
     RetiredWindow* next
-    uint8_t* window               # owns
+    uint8_t* window               # owns; NULL: it was mapped
+    int mapped                    # … as this one of mapping.h
     int64_t fill                  # at which it was put away
 
 
@@ -482,6 +483,20 @@ cdef class Capture(PacketSource):
         one.next = self.retired
         self.retired = one
 
+    cdef void retire_mapped(self, int which) noexcept nogil:
+        """The same of a mapping."""
+        cdef RetiredWindow* one = NULL
+        if self.two_windows:
+            one = <RetiredWindow*>malloc(sizeof(RetiredWindow))
+        if one == NULL:
+            mapping_close(which)
+            return
+        one.window = NULL
+        one.mapped = which
+        one.fill = self.fills
+        one.next = self.retired
+        self.retired = one
+
     cdef void free_retired(self, int64_t before) noexcept nogil:
         """Frees what was put away before that fill; -1: all."""
         cdef RetiredWindow** at = &self.retired
@@ -490,6 +505,8 @@ cdef class Capture(PacketSource):
             one = at[0]
             if before < 0 or one.fill < before:
                 at[0] = one.next
+                if one.window == NULL:
+                    mapping_close(one.mapped)
                 free(one.window)
                 free(one)
             else:
@@ -580,7 +597,7 @@ cdef class Capture(PacketSource):
         """As if the file had been read up to where the walk is."""
         if f.mapped < 0:
             return
-        mapping_close(f.mapped)
+        self.retire_mapped(f.mapped)
         f.mapped = -1
         self.maps -= 1
         f.window = NULL
@@ -593,7 +610,7 @@ cdef class Capture(PacketSource):
 
     cdef bint maps_it(self, BlockFile* f) noexcept nogil:
         """The next bytes are to be mapped. What is cheaper depends on the processor and on how the page cache holds the file, so both are tried."""
-        if f.unmappable or self.how == BLOCKS_NEVER_MAP or self.two_windows or f.format == FORMAT_UNKNOWN or f.packing != BLOCKS_PLAIN or f.stream or f.standard_input or f.fd < 0:
+        if f.unmappable or self.how == BLOCKS_NEVER_MAP or f.format == FORMAT_UNKNOWN or f.packing != BLOCKS_PLAIN or f.stream or f.standard_input or f.fd < 0:
             return False
         if f.state == BLOCKS_NEW and self.count > BLOCKS_KEEP:
             return False              # it is put back at once
@@ -644,7 +661,7 @@ cdef class Capture(PacketSource):
         if end <= seen:
             return 0
         if f.mapped >= 0:
-            mapping_close(f.mapped)
+            self.retire_mapped(f.mapped)
             self.maps -= 1
         else:
             self.window_bytes -= f.window_size

@@ -596,6 +596,14 @@ cdef class Ingest:
                     window_release(g, False)
         count_add(&g.n.segments, segments)
 
+    cdef size_t step_ahead(self, const Packet* packets, int n) noexcept nogil:
+        """Bytes behind these packets to be asked for with each of them: as many as they are long themselves, spread, since more at once would wait for each other."""
+        cdef size_t step
+        if not self.source.cold():
+            return 0
+        step = <size_t>(packets[n - 1].data + packets[n - 1].caplen - packets[0].data) // <size_t>n
+        return (step + 63) & ~<size_t>63 if step < AHEAD_MOST else 0
+
     cdef void note_times(self, int64_t first, int64_t last) noexcept nogil:
         cdef Engine* g = &self.g
         if g.n.first_packet_ns == 0:
@@ -607,6 +615,8 @@ cdef class Ingest:
         """Two threads: this one takes packets and scouts them, `read_groups` in the other one reads them. The order stays; so does the result."""
         cdef Packet packets[GROUP_PACKETS]
         cdef Group* group
+        cdef const uint8_t* ahead
+        cdef size_t step
         cdef int64_t owns = 0
         cdef int n, at, some
         while not atomic_get(self.g.stop):
@@ -622,10 +632,12 @@ cdef class Ingest:
             if n < 0:
                 self.tell(GROUP_IDLE)
                 continue
+            ahead = packets[n - 1].data + packets[n - 1].caplen
+            step = self.step_ahead(packets, n)
             at = 0
             while at < n:
                 group = <Group*>lane_pop(&self.empty)
-                some = self.scout(packets + at, n - at, group.seen)
+                some = self.scout(packets + at, n - at, group.seen, ahead + at * step, step)
                 group.kind = GROUP_READ
                 group.n = some
                 group.first_ns = packets[at].ts_ns
@@ -704,10 +716,7 @@ cdef class Ingest:
                 continue
             self.note_times(packets[0].ts_ns, packets[n - 1].ts_ns)
             ahead = packets[n - 1].data + packets[n - 1].caplen
-            step = 0
-            if self.source.cold():    # as many bytes as these packets are long, spread over them: more at once would wait for each other
-                step = <size_t>(ahead - packets[0].data) // n
-                step = (step + 63) & ~<size_t>63 if step < AHEAD_MOST else 0
+            step = self.step_ahead(packets, n)
             at = 0
             while at < n and not g.finished:
                 # Near a --limit packets are looked at one by one, so that those behind the last one are not counted.
