@@ -108,7 +108,9 @@ def main():
         measured |= {name: columns(values) for name, values in even.items()}
         # By connection there must be some hundred of them, or 1 % is one or none; and its packets are so few that nobody needs them within a millisecond.
         kernel = functools.partial(even_rate, nginx, sink, asked.rate, asked.seconds, 1, "--sample-by", "connection:kernel", connections=1_000, timeout="5ms")
-        for name, once in {f"{percent} %": functools.partial(even_rate, nginx, sink, asked.rate, asked.seconds, percent) for percent in (100, 1)} | {"1 % by connection, in the kernel,": kernel}.items():
+        ways = {f"{percent} %": functools.partial(even_rate, nginx, sink, asked.rate, asked.seconds, percent) for percent in (100, 1)}
+        ways["1 % by connection, in the kernel,"] = kernel
+        for name, once in ways.items():
             measured[f"{name} of {asked.rate}/s"] = columns([once() for _ in range(max(asked.rounds // 2, 1))])
     cpu = measured["tap, rewrites"]["us CPU a request"]
     whole, little, least = (measured[f"{name} of {asked.rate}/s"] for name in ("100 %", "1 %", "1 % by connection, in the kernel,"))
