@@ -33,7 +33,7 @@ static void mapping_fault(int number, siginfo_t *info, void *context)
     for (i = 0; i < MAPPINGS_MOST; i++) {
         Mapping *m = &mappings[i];
         const uintptr_t from = __atomic_load_n(&m->at, __ATOMIC_ACQUIRE), length = __atomic_load_n(&m->length, __ATOMIC_ACQUIRE);
-        if (length && at - from < length) {
+        if (length && at - from < ((length + page) & ~page)) {
             const uintptr_t begin = at & ~page, end = (from + length + page) & ~page;
             uintptr_t none = 0;
             __atomic_compare_exchange_n(&m->broken, &none, begin - from + 1, 0, __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST);
