@@ -238,3 +238,50 @@ def test_random_bytes_never_harm(link):
         if d.decode(data, link, wirelen=len(data) + rng.choice((0, 0, 1, 1000))) is not None:
             segments += 1
     assert segments + sum(d.skipped().values()) == n
+
+
+def test_the_usual_packet_is_decoded_as_any_other():
+    """Ethernet, IPv4, TCP have a way of their own (`decode_usual`), which `split_by_network` closes: both say the same of whole, cut and damaged packets, and count the same."""
+    rng = random.Random(7)
+    usual = [bytes(E / I4 / TCP(sport=40000, dport=80, seq=5, ack=77, flags="PA", options=options) / Raw(data)) for options in ([], [("Timestamp", (1, 2))], [("NOP", None)] * 40) for data in (b"", DATA, DATA * 30)]
+    usual += [packet + b"\0" * 6 for packet in usual]  # padding behind the end
+    quick, slow, found = DecoderForTests(), DecoderForTests(split_by_network=True), 0
+    for _ in range(20_000):
+        data = bytearray(rng.choice(usual))
+        for _ in range(rng.choice((0, 0, 1, 2))):
+            data[rng.randrange(12, min(60, len(data)))] = rng.choice((0, 1, 5, 6, 0x20, 0x40, 0x45, 0x46, 0x50, 0xF0, 0xFF, rng.getrandbits(8)))
+        data = bytes(data[: rng.choice((len(data), len(data), rng.randint(0, len(data))))])
+        wirelen = len(data) + rng.choice((0, 0, 1, 40, 2000))
+        segments = [decoder.decode(data, 1, wirelen=wirelen) for decoder in (quick, slow)]
+        if segments[1] is not None:
+            found += 1
+            segments[1]["network"] = 0
+            segments[0]["network"] = 0
+        assert segments[0] == segments[1], (data, wirelen)
+    assert found > 10_000
+    assert quick.skipped() == slow.skipped() and quick.cut_frames == slow.cut_frames > 1_000
+
+
+@pytest.mark.parametrize("ends", [("10.0.0.1", "10.0.0.2"), ("10.0.0.2", "10.0.0.1"), ("127.0.0.1", "127.0.0.1"), ("255.255.255.255", "0.0.0.1"), ("9.255.255.255", "10.0.0.0")])
+@pytest.mark.parametrize("ports", [(40000, 80), (80, 40000), (8080, 8081)])
+def test_packets_of_both_ways_are_of_one_connection(tmp_path, ends, ports):
+    """The usual packet's key is the one that others get: half of a conversation has IP options."""
+    from pcapmake import pcap
+
+    from replay._fastpath import Capture, Ingest, Pool, Queue, Stop
+
+    packets, seqs = [], [1000, 5000]
+    for number in range(8):
+        side, flags = number % 2, "S" if number == 0 else "SA" if number == 1 else "PA"
+        data = b"" if number < 2 else DATA if side == 0 else b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n"
+        options = [scapy_all.IPOption(b"\x01\x01\x01\x01")] if number in (1, 2, 5, 7) else []
+        head = E / IP(src=ends[side], dst=ends[1 - side], options=options) / TCP(sport=ports[side], dport=ports[1 - side], seq=seqs[side], ack=seqs[1 - side] if number else 0, flags=flags)
+        packets.append((1_700_000_000_000_000_000 + number * 1_000_000, bytes(head / Raw(data)) if data else bytes(head)))
+        seqs[side] += len(data) + (number < 2)
+    path = tmp_path / "one.pcap"
+    path.write_bytes(pcap(packets))
+    stop, pool = Stop(), Pool(1 << 26)
+    ingest = Ingest(Capture([str(path)], stop=stop), [Queue(pool, 64)], pool, stop)
+    ingest.run()
+    counters = ingest.counters()
+    assert (counters["connections"], counters["found"], counters["matched"], counters["segments"]) == (1, 3, 3, 8)

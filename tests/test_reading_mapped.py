@@ -18,6 +18,7 @@ def both_ways(monkeypatch, paths, **more):
     pieces = read(paths, 1, **more)
     monkeypatch.setenv("REPLAY_READ", "map")
     assert read(paths, 1, **more) == pieces
+    assert read(paths, 2, **more) == pieces
     return pieces
 
 
@@ -111,6 +112,32 @@ def test_a_file_that_shrinks_under_its_reader_ends_there(tmp_path, kind, cut):
     assert int(zeros) <= (cut % 4096 > 0)
     assert int(found) <= cut // 20_000
     assert int(found) >= cut // 23_000 - 40  # those that were taken first
+
+
+OTHERS_MIND = """
+    import os, signal, sys
+    from replay import _fastpath
+    path, late = sys.argv[1:]
+    def mapped():
+        source = _fastpath.Capture([path], stop=_fastpath.Stop())
+        _fastpath.packets_for_tests(source, most=400)
+        with open("/proc/self/maps") as lines:
+            return any(os.path.basename(path) in line for line in lines)
+    before = mapped()
+    if late == "late":
+        signal.signal(signal.SIGBUS, signal.SIG_DFL)  # by somebody who does not know that there was a handler
+    print(before, mapped())
+"""
+
+
+@pytest.mark.parametrize(("late", "said"), [("never", "True True"), ("late", "True False")])
+def test_where_others_mind_such_faults_files_are_read(large, late, said):
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(OTHERS_MIND), str(large), late], capture_output=True, text=True, timeout=60,
+        env=os.environ | {"REPLAY_READ": "map", "PYTHONPATH": os.pathsep.join(sys.path)},
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == said
 
 
 def test_faults_of_others_go_where_they_went(tmp_path):

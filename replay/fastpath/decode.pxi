@@ -88,13 +88,6 @@ cdef inline uint32_t be32(const uint8_t* p) noexcept nogil:
     return (<uint32_t>p[0] << 24) | (<uint32_t>p[1] << 16) | (<uint32_t>p[2] << 8) | p[3]
 
 
-cdef inline void mapped_put(uint8_t* address, const uint8_t* ipv4) noexcept nogil:
-    """An IPv4 address as a v4-mapped one."""
-    memset(address, 0, 8)
-    memcpy(address + 8, b"\0\0\xff\xff", 4)
-    memcpy(address + 12, ipv4, 4)
-
-
 cdef int decoder_init(Decoder* d) noexcept:
     memset(d, 0, sizeof(Decoder))
     return fragments_init(&d.fragments)

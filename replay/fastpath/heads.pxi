@@ -252,7 +252,7 @@ cdef void request_head(Engine* g, Conn* c, int side, const uint8_t* p, size_t n,
                     m.flags |= REQUEST_HOST_CAPTURED
             before = m.captured_host_len + m.captured_target_len
             if m.router != NULL:
-                if not message_copies(g, m, p, h, host, origin_at) or message_broke(g):
+                if not message_copies(g, m, p, h, host, origin_at):
                     m.len = 0
                     message_fails(g, m, INCOMPLETE_EVICTED)
             elif g.lasting and not g.record and rewrite_splices(&g.rules, h, origin_at) and message_borrow(g, m, p, h, host_len):
@@ -263,6 +263,9 @@ cdef void request_head(Engine* g, Conn* c, int side, const uint8_t* p, size_t n,
                 memcpy(m.buf, p + h.host_at, m.captured_host_len)
                 memcpy(m.buf + m.captured_host_len, p + h.target_at, m.captured_target_len)
                 m.len = rewrite_head(&g.rules, p, h, host, origin_at, m.buf + before, &m.host_at, &m.target_at, &m.target_len)
+            if m.raw == NULL and not m.incomplete and mapping_lost(p, n):
+                m.len = 0
+                message_fails(g, m, INCOMPLETE_CUT_AT_END)
             if m.router != NULL:
                 g.window_bytes += m.len
             elif not m.incomplete:

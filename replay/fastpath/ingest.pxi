@@ -27,7 +27,7 @@ cdef enum:                        # kind of a Group
 cdef struct Group:                # packets on their way from the scout to the reader
     int kind
     int n
-    int64_t first_ns              # time stamps of the first and the last packet
+    int64_t first_ns              # time stamps of the first and the latest packet
     int64_t last_ns
     Seen seen[GROUP_PACKETS]
 
@@ -115,7 +115,6 @@ cdef struct Engine:               # owned by one Ingest; one thread writes, othe
     uint64_t window_bytes
     uint64_t orders
     int64_t borrow_ns             # order_ns of the oldest message that may borrow
-    int64_t breaks                # mapping_breaks() when nothing borrowed
     bint finished                 # --limit was reached
     # live
     bint wire                     # packets come from a wire: nothing here ever waits
@@ -151,6 +150,16 @@ cdef struct Engine:               # owned by one Ingest; one thread writes, othe
     Counters n
 
 
+cdef inline int64_t latest(const Packet* packets, int n) noexcept nogil:
+    """Their latest time stamp: files are not always in order of time."""
+    cdef int64_t ns = packets[0].ts_ns
+    cdef int i
+    for i in range(1, n):
+        if packets[i].ts_ns > ns:
+            ns = packets[i].ts_ns
+    return ns
+
+
 cdef int queue_push(void* queue, Batch* batch) noexcept nogil:
     # `queue` is a Queue that the Ingest keeps alive; calling its method needs no reference
     return (<Queue>queue).push(batch)
@@ -171,8 +180,10 @@ cdef void queue_rest(void* queue, const int64_t* stop) noexcept nogil:
     (<Queue>queue).rest(stop)
 
 
-cdef bint queue_yields(void* queue) noexcept nogil:
-    return (<Queue>queue).yields
+cdef void queue_offers(void* queue) noexcept nogil:
+    """Replies may have come for a sender on the same core, which got more than its share of it and would wait for the rest of 3 ms."""
+    if (<Queue>queue).yields:
+        sched_yield()
 
 
 cdef bint queue_is_behind(void* queue) noexcept nogil:
@@ -314,7 +325,6 @@ cdef class Ingest:
     def __cinit__(self):
         memset(&self.g, 0, sizeof(Engine))
         self.g.borrow_ns = INT64_MOST
-        self.g.breaks = mapping_breaks()
         memset(&self.auth, 0, sizeof(Auth))
         self.kept = []
         self.past = []
@@ -543,7 +553,7 @@ cdef class Ingest:
         with nogil:
             self.scout_ahead()
 
-    cdef int scout(self, const Packet* packets, int n, Seen* seen, const uint8_t* ahead=NULL, size_t step=0) noexcept nogil:
+    cdef int scout(self, const Packet* packets, int n, Seen* seen, const uint8_t* ahead, size_t step) noexcept nogil:
         """What can be said of packets by themselves: their segments, the keys of their connections, and the usual heads that they begin with.
 
         Returns how many were looked at: all, or those up to a segment that the next decode() would overwrite. With each packet `step` bytes from
@@ -641,7 +651,7 @@ cdef class Ingest:
                 group.kind = GROUP_READ
                 group.n = some
                 group.first_ns = packets[at].ts_ns
-                group.last_ns = packets[at + some - 1].ts_ns
+                group.last_ns = latest(packets + at, some)
                 at += some
                 some = group.seen[some - 1].has_segment and not group.seen[some - 1].segment.lasting
                 lane_push(&self.full, group)
@@ -714,7 +724,7 @@ cdef class Ingest:
                     batch_publish(g)  # a quiet pipe: what is there is not kept waiting
                 queues_nudge(g)
                 continue
-            self.note_times(packets[0].ts_ns, packets[n - 1].ts_ns)
+            self.note_times(packets[0].ts_ns, latest(packets, n))
             ahead = packets[n - 1].data + packets[n - 1].caplen
             step = self.step_ahead(packets, n)
             at = 0

@@ -23,11 +23,12 @@ typedef struct {
 static Mapping mappings[MAPPINGS_MOST];
 static int64_t mappings_broken; /* how many, ever */
 static struct sigaction mapping_before;
-static int mapping_minded;
+static int mapping_minded;      /* 0 not yet, 1 somebody is about it, 2 the handler is ours */
+static uintptr_t mapping_page;  /* a page's size less one */
 
 static void mapping_fault(int number, siginfo_t *info, void *context)
 {
-    const uintptr_t at = (uintptr_t)info->si_addr, page = (uintptr_t)4095;
+    const uintptr_t at = (uintptr_t)info->si_addr, page = mapping_page;
     const int error = errno;
     int i;
     for (i = 0; i < MAPPINGS_MOST; i++) {
@@ -57,10 +58,12 @@ static void mapping_fault(int number, siginfo_t *info, void *context)
 /* `length` bytes of the file from `offset` on, which is a multiple of a page's size. An index for the calls below; -1: it cannot be. */
 static int mapping_open(int fd, int64_t offset, uint64_t length, const uint8_t **memory)
 {
+    struct sigaction now;
     int none = 0, i;
     void *p;
     if (!__atomic_load_n(&mapping_minded, __ATOMIC_ACQUIRE) && __atomic_compare_exchange_n(&mapping_minded, &none, 1, 0, __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST)) {
         struct sigaction ours;
+        mapping_page = (uintptr_t)sysconf(_SC_PAGESIZE) - 1;
         memset(&ours, 0, sizeof ours);
         ours.sa_sigaction = mapping_fault;
         ours.sa_flags = SA_SIGINFO | SA_ONSTACK | SA_NODEFER;
@@ -71,8 +74,8 @@ static int mapping_open(int fd, int64_t offset, uint64_t length, const uint8_t *
         }
         __atomic_store_n(&mapping_minded, 2, __ATOMIC_RELEASE);
     }
-    if (__atomic_load_n(&mapping_minded, __ATOMIC_ACQUIRE) != 2)
-        return -1; /* another thread is about it */
+    if (__atomic_load_n(&mapping_minded, __ATOMIC_ACQUIRE) != 2 || sigaction(SIGBUS, NULL, &now) < 0 || now.sa_sigaction != mapping_fault)
+        return -1; /* another thread is about it, or somebody minds these faults who does not know of us */
     for (i = 0; i < MAPPINGS_MOST; i++) {
         uintptr_t taken = 0;
         if (__atomic_compare_exchange_n(&mappings[i].at, &taken, 1, 0, __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST))
@@ -104,6 +107,19 @@ static void mapping_close(int which)
 /* Where the first page was that was not there, from the beginning of the mapping; -1: all that was looked at was. */
 static inline int64_t mapping_broken(int which) { return (int64_t)__atomic_load_n(&mappings[which].broken, __ATOMIC_SEQ_CST) - 1; }
 
-/* How many mappings of this process ever broke: who copied out of one looks before and after. */
-static inline int64_t mapping_breaks(void) { return __atomic_load_n(&mappings_broken, __ATOMIC_SEQ_CST); }
+/* Were some of these n bytes lost? Asked behind the copy of them: what was noted before it is seen. */
+static inline int mapping_lost(const uint8_t *p, size_t n)
+{
+    const uintptr_t at = (uintptr_t)p;
+    int i;
+    if (__builtin_expect(!__atomic_load_n(&mappings_broken, __ATOMIC_SEQ_CST), 1))
+        return 0;
+    for (i = 0; i < MAPPINGS_MOST; i++) {
+        const Mapping *m = &mappings[i];
+        const uintptr_t broken = __atomic_load_n(&m->broken, __ATOMIC_SEQ_CST);
+        if (m->length && broken && at - m->at < m->length && at - m->at + n > broken - 1)
+            return 1;
+    }
+    return 0;
+}
 #endif

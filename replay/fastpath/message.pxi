@@ -217,15 +217,24 @@ cdef uint8_t* message_write(Engine* g, Message* m, uint8_t* out) noexcept nogil:
     return out
 
 
-cdef inline bint message_broke(const Engine* g) noexcept nogil:
-    """A mapped file lost some of its memory since something was borrowed: what was copied just now may be zeros."""
-    return mapping_breaks() != g.breaks
+cdef bint message_lost(const Message* m) noexcept nogil:
+    """Some of what it borrows is not in its file any more (mapping.h): what was copied of it just now are zeros."""
+    cdef int i
+    if m.raw == NULL:
+        return False
+    if mapping_lost(m.raw, m.splice.head_len):
+        return True
+    for i in range(m.spans):
+        if mapping_lost(m.span_at[i], m.span_len[i]):
+            return True
+    return False
 
 
 cdef int message_own(Engine* g, Message* m) noexcept nogil:
     """What it borrows becomes its own. -1: it is over (out of memory)."""
     cdef uint64_t size = m.len if m.len else 1
     cdef uint8_t* buf
+    cdef bint lost
     if size <= SPARE_BYTES and g.message_bytes < g.max_memory // 4:
         size = SPARE_BYTES
     buf = piece_take(g) if size == SPARE_BYTES else <uint8_t*>malloc(size)
@@ -234,12 +243,13 @@ cdef int message_own(Engine* g, Message* m) noexcept nogil:
         message_fails(g, m, INCOMPLETE_EVICTED)
         return -1
     message_write(g, m, buf)
+    lost = message_lost(m)
     g.message_bytes += size - m.cap
     m.cap = size
     m.buf = buf
     m.raw = NULL
     m.spans = 0
-    if message_broke(g):
+    if lost:
         message_fails(g, m, INCOMPLETE_CUT_AT_END)
         return -1
     return 0
@@ -300,6 +310,9 @@ cdef void message_body(Engine* g, Message* m, const uint8_t* raw, size_t raw_len
             message_fails(g, m, INCOMPLETE_EVICTED)
             return
         memcpy(m.buf + m.len, raw, raw_len)
+        if mapping_lost(raw, raw_len):
+            message_fails(g, m, INCOMPLETE_CUT_AT_END)
+            return
     m.len += raw_len
     if m.in_window:
         g.window_bytes += raw_len

@@ -658,6 +658,7 @@ cdef void routes_push(Engine* g, Router* x, int queue) noexcept nogil:
                 x.published[i] += 1
         poll(NULL, 0, 1)
     x.published[queue] += 1
+    queue_offers(<void*>x.queues[queue])
 
 
 cdef void routes_publish(Engine* g) noexcept nogil:

@@ -8,7 +8,6 @@
 # This is the loop and what Python sees; its structs are in sinkstate.pxi, requests in sinkread.pxi, replies in sinkwrite.pxi.
 
 
-
 cdef void sink_event(SinkServer* s, SinkConnection* c, uint32_t events) noexcept nogil:
     if c.state == SINK_STALLS:
         if events & (EPOLLERR | EPOLLHUP | EPOLLRDHUP):
@@ -189,11 +188,12 @@ cdef class Sink:
 
     cdef int prepare(self, int status, int64_t body) except -1:
         """Makes all replies."""
+        import http                          # it takes a millisecond to load, and only a sink needs it
         cdef bytes train
         cdef int kind
         self.trains = []
         try:
-            reason = importlib.import_module("http").HTTPStatus(status).phrase     # the enum takes a millisecond to make, and only a sink needs it
+            reason = http.HTTPStatus(status).phrase
         except ValueError:
             reason = "Unknown"
         bare = status in (204, 205, 304)

@@ -15,7 +15,7 @@ cdef extern from "fastpath/mapping.h" nogil:
     int mapping_open(int fd, int64_t offset, uint64_t length, const uint8_t** memory)
     void mapping_close(int which)
     int64_t mapping_broken(int which)
-    int64_t mapping_breaks()
+    bint mapping_lost(const uint8_t* p, size_t n)
 
 cdef extern from "<stdint.h>" nogil:
     int64_t INT64_MAX
@@ -324,6 +324,7 @@ cdef int walk_pcap(BlockFile* f, Packet* out, int most, int64_t limit) noexcept 
     cdef uint32_t index = f.index
     cdef uint32_t caplen, wirelen, other
     cdef const uint8_t* p
+    cdef const volatile uint8_t* last
     cdef int n = 0
     while end - at >= record:
         p = window + at
@@ -339,6 +340,9 @@ cdef int walk_pcap(BlockFile* f, Packet* out, int most, int64_t limit) noexcept 
             break
         if end - at - record < caplen:
             break
+        if f.mapped >= 0 and caplen:
+            last = p + record + caplen - 1
+            last[0]               # whether it is there is found out before the packet is given out
         # Seconds up to 2^32 and fractions of any size stay far below 2^63.
         ts = <int64_t>blocks_load32(p, swapped) * 1000000000 + <int64_t>blocks_load32(p + 4, swapped) * unit
         if ts > limit or n == most:

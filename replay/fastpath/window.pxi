@@ -94,7 +94,6 @@ cdef void window_own(Engine* g) noexcept nogil:
             message_own(g, m)
         m = before
     g.borrow_ns = INT64_MOST
-    g.breaks = mapping_breaks()
 
 
 cdef void window_drop(Engine* g) noexcept nogil:
@@ -268,8 +267,7 @@ cdef void batch_publish(Engine* g) noexcept nogil:
             pause = 2 * pause if pause < 1000000 else pause
     g.published += 1
     batch_release(batch)
-    if g.queue_count and queue_yields(<void*>g.queues[0]):
-        sched_yield()             # replies may have come for a sender on the same core, which got more than its share of it and would wait for the rest of 3 ms
+    queue_offers(<void*>g.queues[0])
 
 
 cdef inline void row_fill(const Message* m, Request* r, uint8_t withheld, int64_t offset, int64_t n) noexcept nogil:
@@ -335,7 +333,7 @@ cdef void batch_row(Engine* g, Message* m, uint8_t withheld, int64_t offset, int
     zero_struct(r, sizeof(Request))
     if m.len:
         message_write(g, m, batch.arena + batch.used)
-        if m.raw != NULL and message_broke(g):
+        if message_lost(m):
             count_add(&g.n.unqueued, 1)          # those were zeros
             return
     else:                         # its bytes are gone (a limit on memory): nothing may point into them
