@@ -24,6 +24,7 @@ cdef extern from "fastpath/atomics.h" nogil:
 
 
 cdef extern from "fastpath/hints.h" nogil:
+    void touch(const void* p)
     void prefetch(const void* p)
     void prefetch_struct(const void* p, size_t n)
     void zero_struct(void* p, size_t n)
@@ -109,10 +110,10 @@ cdef class PacketSource:
     Returns the number of packets; 0 at the end; TAKE_IDLE when nothing came for a moment (a pipe, a live tap).
     `keeps`: the next take leaves all packets so far valid, as one from a window of a file that holds more does; False unless a source knows better.
 
-    cold: packets lie one after the other in memory that nobody has touched yet: it should be asked for ahead."""
+    cold_until: packets lie one after the other in memory that nobody has touched yet, which ends there: it should be asked for ahead. NULL: it is in a cache."""
     cdef int take(self, Packet* out, int most) noexcept nogil
     cdef bint keeps(self) noexcept nogil
-    cdef bint cold(self) noexcept nogil
+    cdef const uint8_t* cold_until(self) noexcept nogil
 
 cdef enum:
     TAKE_IDLE = -1

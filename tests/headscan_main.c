@@ -1,4 +1,4 @@
-/* What head_scan() says of heads, on a machine that need not be this one (tests/test_head_neon.py): headscan_main VARIANT <cases >answers.
+/* What head_scan() says of heads, on a machine that need not be this one (tests/test_head_variants.py): headscan_main VARIANT <cases >answers.
  *
  * A case is its length (four bytes, little-endian) and its bytes; they are looked at where the page ends right behind them, and the next page must not be touched. */
 #include "../replay/fastpath/headfast.h"

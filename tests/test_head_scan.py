@@ -100,6 +100,13 @@ def test_heads_that_are_not_whole(first, lines, cut):
     compare((first + b"".join(lines) + b"\r\n")[:cut], False)
 
 
+def test_a_name_that_is_cut():
+    """At each of its bytes, past the width of a vector: what lies behind is not looked at (a sanitizer sees it)."""
+    for n in range(140):
+        compare(b"GET / HTTP/1.1\r\nHost: a\r\n" + b"x" * n, False)
+        compare(b"HTTP/1.1 200 OK\r\nServer: a\r\n" + b"x" * n, True)
+
+
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_it_takes_what_is_usual(variant):
     """At every length of a target and of a field, so that each line ends at each place of a vector, and at the end of what may be read."""

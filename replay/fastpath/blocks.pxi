@@ -816,8 +816,12 @@ cdef class Capture(PacketSource):
     cdef bint keeps(self) noexcept nogil:
         return self.pending_count == 0        # only then nothing is filled
 
-    cdef bint cold(self) noexcept nogil:
-        return self.maps > 0 and self.heap_count == 1
+    cdef const uint8_t* cold_until(self) noexcept nogil:
+        cdef const BlockFile* f
+        if self.maps == 0 or self.heap_count != 1:
+            return NULL
+        f = &self.files[self.heap[0]]
+        return f.window + f.end if f.mapped >= 0 else NULL
 
     cdef int take(self, Packet* out, int most) noexcept nogil:
         cdef BlockFile* f

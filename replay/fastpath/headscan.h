@@ -110,7 +110,7 @@ HS_TARGET static size_t HS(head_scan)(const uint8_t *p, size_t n, Head *h)
                 return have && p[at] == '\n' ? 0 : HEAD_BEGUN;
             v = HS(hs_last)(p + at, have);
             control = hs_below(v, 0x1F) & hs_valid(have);
-            k = (size_t)__builtin_ctzll(hs_strange(v) | HS_BEYOND | (uint64_t)1 << (have < HS_WIDTH ? have - 1 : HS_WIDTH));
+            k = (size_t)__builtin_ctzll(hs_strange(v) | HS_BEYOND | (uint64_t)1 << (have <= HS_WIDTH ? have - 1 : HS_WIDTH));
         }
         if (p[at + k] != ':') {
             /* no name of usual bytes up to a colon: the empty line, or nothing for us */

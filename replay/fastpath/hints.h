@@ -14,6 +14,7 @@ static inline void spin_pause(void) { __asm__ volatile("yield"); }
 static inline void spin_pause(void) {}
 #endif
 
+static inline void touch(const void *p) { (void)*(const volatile uint8_t *)p; }
 static inline void prefetch(const void *p) { __builtin_prefetch(p, 0, 3); }
 static inline void prefetch_struct(const void *p, size_t n)
 {

@@ -12,6 +12,7 @@ class _hashlib:
 
 cdef enum:
     TAKE_PACKETS = 32             # so few that they stay in the first cache from one step to the next
+    TOUCH_EVERY = 65536           # so much of a file the kernel maps at a fault, where it is in memory
     AHEAD_MOST = 4096             # bytes a packet that are asked for at most
 
 cdef enum:
@@ -607,12 +608,23 @@ cdef class Ingest:
         count_add(&g.n.segments, segments)
 
     cdef size_t step_ahead(self, const Packet* packets, int n) noexcept nogil:
-        """Bytes behind these packets to be asked for with each of them: as many as they are long themselves, spread, since more at once would wait for each other."""
+        """Bytes behind these packets to be asked for with each of them: as many as they are long themselves, spread, since more at once would wait for each other.
+
+        What is asked for in a page that is not mapped yet is not brought; so the pages that are next are touched here."""
+        cdef const uint8_t* until = self.source.cold_until()
+        cdef const uint8_t* ahead = packets[n - 1].data + packets[n - 1].caplen
+        cdef const uint8_t* page
         cdef size_t step
-        if not self.source.cold():
+        if until == NULL:
             return 0
-        step = <size_t>(packets[n - 1].data + packets[n - 1].caplen - packets[0].data) // <size_t>n
-        return (step + 63) & ~<size_t>63 if step < AHEAD_MOST else 0
+        step = (<size_t>(ahead - packets[0].data) // <size_t>n + 63) & ~<size_t>63
+        if step > AHEAD_MOST:
+            return 0
+        page = ahead + TOUCH_EVERY - (<size_t>ahead & (TOUCH_EVERY - 1))
+        while page < ahead + step * <size_t>n + TOUCH_EVERY and page < until:
+            touch(page)
+            page += TOUCH_EVERY
+        return step
 
     cdef void note_times(self, int64_t first, int64_t last) noexcept nogil:
         cdef Engine* g = &self.g

@@ -74,8 +74,8 @@ cdef class PacketSource:
     cdef bint keeps(self) noexcept nogil:
         return False
 
-    cdef bint cold(self) noexcept nogil:
-        return False
+    cdef const uint8_t* cold_until(self) noexcept nogil:
+        return NULL
 
 
 cdef void batch_free(Batch* batch) noexcept nogil:
