@@ -7,7 +7,7 @@ import fcntl
 import os
 import resource
 
-__all__ = ["descriptors", "stand_back"]
+__all__ = ["await_turn", "descriptors", "stand_back"]
 
 #: Descriptors that there is room for at once, at most: 8 bytes of the kernel's memory each.
 _ROOM_MOST = 1 << 16
@@ -41,3 +41,11 @@ def stand_back() -> None:
     """Makes the calling thread give way to others, for the rest of its life, and those that it starts. On Linux a thread has a niceness of its own."""
     with contextlib.suppress(OSError):
         os.setpriority(os.PRIO_PROCESS, 0, min(os.getpriority(os.PRIO_PROCESS, 0) + _NICER, 19))
+
+
+def await_turn() -> None:
+    """Makes the calling thread, and those that it starts, leave a core to whoever runs there when they wake up (SCHED_BATCH): they get as much of it as before, but
+    at their turn, some milliseconds later at most. A policy that somebody chose for us (`chrt`, CPUSchedulingPolicy= of systemd) stays."""
+    with contextlib.suppress(OSError):
+        if os.sched_getscheduler(0) == os.SCHED_OTHER:
+            os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))

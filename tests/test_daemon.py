@@ -185,14 +185,14 @@ def test_watchdog_beats_at_half_the_time_and_only_while_alive(manager):
     notifier = Notifier(environment)
     assert notifier.interval_s == pytest.approx(0.1)
     for _ in range(50):
-        notifier.alive(True)
+        notifier.alive(lambda: True)
     assert said(receiving) == {"WATCHDOG": "1"}
     receiving.setblocking(False)
     time.sleep(0.12)
-    notifier.alive(False)
+    notifier.alive(lambda: False)
     with pytest.raises(BlockingIOError):
         receiving.recv(100)
-    notifier.alive(True)
+    notifier.alive(lambda: True)
     assert said(receiving) == {"WATCHDOG": "1"}
     notifier.close()
 

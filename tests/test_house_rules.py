@@ -124,7 +124,7 @@ LAYERS = {  # module of replay (by its first name) -> what it may import of repl
     "units": {"errors"},
     "settings": {"units", "errors"},
     "histogram": set(),
-    "capture": {"units", "errors", "_fastpath"},
+    "capture": {"process", "units", "errors", "_fastpath"},
     "relay": {"settings", "errors"},
     "credentials": {"errors"},
     "batch": {"_fastpath"},

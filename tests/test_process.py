@@ -53,6 +53,23 @@ def test_a_thread_stands_back_alone():
     assert os.getpriority(os.PRIO_PROCESS, 0) == before
 
 
+@pytest.mark.parametrize(("chosen", "then"), [(os.SCHED_OTHER, os.SCHED_BATCH), (os.SCHED_IDLE, os.SCHED_IDLE)])
+def test_a_thread_awaits_its_turn_alone(chosen, then):
+    policies = []
+
+    def body():
+        os.sched_setscheduler(0, chosen, os.sched_param(0))
+        process.await_turn()
+        policies.append(os.sched_getscheduler(0))
+
+    before = os.sched_getscheduler(0)
+    thread = threading.Thread(target=body)
+    thread.start()
+    thread.join()
+    assert policies == [then]
+    assert os.sched_getscheduler(0) == before
+
+
 def threads():
     """(niceness, slice in ns or None) of each thread of this process."""
     found = []

@@ -47,6 +47,16 @@ def test_each_request_once(nginx, tmp_path):  # noqa: F811
     assert report["lag_us"]["p50"] < 100_000
 
 
+def test_what_captures_and_writes_awaits_its_turn(nginx, tmp_path):  # noqa: F811
+    """Production keeps the core that it has when the tap wakes up. The sender does not wait: its queue is shorter than the ring."""
+    words = ("--record", tmp_path / "all.pcapng", "--access-log", tmp_path / "log")
+    with ended(Sink()) as shadow, ended(Tap("lo", "--port", nginx.port, "--to", f"http://{shadow.address}", "-p", 100, *words)) as tap:
+        get(nginx.url)
+        policies = [os.sched_getscheduler(int(task)) for task in os.listdir(f"/proc/{tap.process.pid}/task") if int(task) != tap.process.pid]
+        assert policies.count(os.SCHED_BATCH) == 4, "ingest, recording, notes, judge"
+        assert os.sched_getscheduler(tap.process.pid) == os.sched_getscheduler(0)
+
+
 def test_a_share_is_the_same_share_as_offline(nginx, tmp_path):  # noqa: F811
     """What the tap takes is what its recording gives at the same percentage and seed."""
     log = tmp_path / "shadow.jsonl"

@@ -19,6 +19,7 @@ from typing import Any
 
 from replay._fastpath import Recorder, blocks_zstd
 from replay.errors import UsageError
+from replay.process import await_turn
 
 __all__ = ["Recording", "file_names"]
 
@@ -131,6 +132,7 @@ class Recording:
     # -- the thread --
 
     def _run(self) -> None:
+        await_turn()
         try:
             self._open()
             while True:

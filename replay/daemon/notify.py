@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import socket
 import time
-from collections.abc import MutableMapping
+from collections.abc import Callable, MutableMapping
 
 __all__ = ["Notifier"]
 
@@ -72,12 +72,12 @@ class Notifier:
         """One line that `systemctl status` shows."""
         self._send(_status(text))
 
-    def alive(self, alive: bool) -> None:
-        """Call it often: sends a sign of life when one is due, and none while it is not alive, so that the manager acts."""
-        if self.interval_s is None or not alive:
+    def alive(self, alive: Callable[[], bool]) -> None:
+        """Call it often: sends a sign of life when one is due, and none while it is not alive, so that the manager acts. It is asked for only then."""
+        if self.interval_s is None:
             return
         now = time.monotonic()
-        if now >= self._next:
+        if now >= self._next and alive():
             self._next = now + self.interval_s
             self._send("WATCHDOG=1")
 

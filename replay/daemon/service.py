@@ -123,7 +123,7 @@ class Service:
             while self._engine.running:
                 self._rest(wake)
                 self._heed_signals()
-                self._notifier.alive(self._engine.health().alive)
+                self._notifier.alive(lambda: self._engine.health().alive)
                 if time.monotonic() - looked >= POLL_S:
                     looked = time.monotonic()
                     self._look()

@@ -16,6 +16,7 @@ from typing import Any
 
 from replay import _fastpath
 from replay.errors import UsageError
+from replay.process import await_turn
 from replay.report import access_line
 from replay.settings import Target
 from replay.tap.lanes import Way
@@ -131,6 +132,11 @@ class _Chapter:
         return not self.thread.is_alive()
 
 
+def _judges(judge: _fastpath.Judge) -> None:
+    await_turn()
+    judge.run()
+
+
 class Notes:
     """log, results: files, or None. `begin` and `started` around the making of senders; `start`, `rotate`, `end` of the thread that writes."""
 
@@ -156,7 +162,7 @@ class Notes:
         onward = [_fastpath.Outcomes(_WAITING) for _ in targets] if self.log is not None else []
         lines = _fastpath.Lines() if self.results is not None else None
         judge = _fastpath.Judge(sources, forward=onward, lines=lines, names=[one.url if one is not None else "" for one in targets])
-        chapter = _Chapter(addresses, sources, onward, lines, judge, threading.Thread(target=judge.run, name="judge", daemon=True))
+        chapter = _Chapter(addresses, sources, onward, lines, judge, threading.Thread(target=_judges, args=(judge,), name="judge", daemon=True))
         self._next = chapter
         return [*sources]
 
@@ -198,6 +204,7 @@ class Notes:
         return one.judge.counters()["not_judged"] + one.judge.forward_lost + (one.lines.lost if one.lines is not None else 0)
 
     def _run(self) -> None:
+        await_turn()
         files = [one for one in (self.log, self.results) if one is not None]
         while True:
             last = self._ending.is_set()

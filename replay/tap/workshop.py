@@ -13,6 +13,7 @@ from typing import Any
 from replay import _fastpath
 from replay.capture.afpacket import Tapped
 from replay.errors import ReplayError, UsageError
+from replay.process import await_turn
 from replay.settings import Target
 from replay.tap.breaker import Breaker
 from replay.tap.lanes import Lane, Way
@@ -45,8 +46,12 @@ class Workshop:
     routes: _fastpath.Routes | None = None
     share: float = 1.0
 
-    def thread(self, name: str, body: Callable[[], None]) -> threading.Thread:
+    def thread(self, name: str, body: Callable[[], None], *, patient: bool) -> threading.Thread:
+        """patient: production does not lose its core to this thread's waking up. The ring has room for what comes meanwhile; a sender's queue has not."""
+
         def run() -> None:
+            if patient:
+                await_turn()
             try:
                 body()
             except BaseException as error:
@@ -74,7 +79,7 @@ class Workshop:
                 )  # fmt: skip
             except OSError as error:
                 raise ReplayError(f"cannot make a sender: {error.strerror}; raise the limit on open files (ulimit -n)") from None
-            way = Way(target, queue, sender, self.thread(f"sender {target.url if target else ''}", sender.run))
+            way = Way(target, queue, sender, self.thread(f"sender {target.url if target else ''}", sender.run, patient=target is None))
             ways.append(way)
             if target is not None:
                 sender.set_gate(self.breakers.setdefault(target.url, Breaker(s.timeout_ns / 1e9)).passes)
@@ -104,7 +109,7 @@ class Workshop:
         )
         ways = self.ways()
         ingest = self.ingest(ring, ways)
-        return Lane(tapped, ring, ingest, self.thread("ingest", ingest.run), ways)
+        return Lane(tapped, ring, ingest, self.thread("ingest", ingest.run, patient=True), ways)
 
     # -- the share -----------------------------------------------------------------------------------------------------------
 
