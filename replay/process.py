@@ -44,8 +44,8 @@ def stand_back() -> None:
 
 
 def await_turn() -> None:
-    """Makes the calling thread, and those that it starts, leave a core to whoever runs there when they wake up (SCHED_BATCH): they get as much of it as before, but
-    at their turn, some milliseconds later at most. A policy that somebody chose for us (`chrt`, CPUSchedulingPolicy= of systemd) stays."""
+    """Makes the calling thread, and those that it starts, leave a core to whoever runs there when they wake up (SCHED_BATCH): they get as much of it
+    as before, but at their turn, some milliseconds later. A policy that somebody chose for us (`chrt`, CPUSchedulingPolicy= of systemd) stays."""
     with contextlib.suppress(OSError):
         if os.sched_getscheduler(0) == os.SCHED_OTHER:
             os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))

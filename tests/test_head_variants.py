@@ -8,7 +8,6 @@ import struct
 import subprocess
 
 import pytest
-
 from test_head_scan import VARIANTS
 
 SOURCE = pathlib.Path(__file__).with_name("headscan_main.c")
