@@ -79,6 +79,13 @@ def heads():
         )
         yield b"HTTP/1.1 200 " + b"o" * n + b"\r\nServer: nginx\r\nContent-Length: 5\r\n\r\nhello"
         yield b"GET / HTTP/1.1\r\nHost: a\r\n" + b"x" * n  # ends within a name: one of a whole vector, too
+    for _ in range(40):  # … and anywhere else
+        first = chance.choice([b"GET /" + b"t" * chance.randrange(80) + b" HTTP/1.1", b"HTTP/1.1 200 " + b"o" * chance.randrange(40)])
+        lines = [b"x" * chance.randrange(1, 40) + b": " + b"v" * chance.randrange(70) for _ in range(chance.randrange(6))]
+        lines += chance.sample([b"Host: a.example:80", b"Content-Length: 17", b"Connection: close", b"Transfer-Encoding: chunked", b"Expect: 100-continue"], 3)
+        chance.shuffle(lines)
+        whole = b"\r\n".join([first, *lines]) + b"\r\n\r\nbody"
+        yield from (whole[:n] for n in range(len(whole) + 1))
     for _ in range(6000):
         first = chance.choice(FIRSTS) if chance.random() < 0.7 else b"GET /" + b"t" * chance.randrange(140) + b" HTTP/1.1"
         odd = chance.random() < 0.5
