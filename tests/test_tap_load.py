@@ -179,6 +179,17 @@ def test_production_does_not_notice(nginx, how):  # noqa: F811
     assert report["packets"]["kernel_drops"] == 0
 
 
+def test_replies_without_end_are_read_at_a_bounded_rate(nginx):  # noqa: F811
+    """512 MB a second (BREATH_RATE): the machine is production's."""
+    with ended(Sink("--body", str(10 << 20))) as shadow, ended(Tap("lo", "--port", nginx.port, "--to", f"http://{shadow.address}", "-p", 100, "--drain", "1s")) as tap:
+        began = time.monotonic()
+        wrk(nginx, 2, 8)
+        report = balanced(tap.report())
+        took = time.monotonic() - began
+    assert report["ledger"]["answered"] >= 10
+    assert 100 << 20 < report["targets"][f"http://{shadow.address}"]["bytes_received"] < 512e6 * took + (64 << 20)
+
+
 def test_a_shadow_that_asks_for_rest_gets_it(nginx):  # noqa: F811
     """503 with Retry-After: nothing is sent for at least that long."""
 

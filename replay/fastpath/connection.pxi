@@ -183,6 +183,8 @@ cdef struct SenderState:
     int64_t down_since_ns
     int64_t last_send_ns
     int64_t next_tick_ns
+    int64_t breath_ns             # when breath_bytes had been received (sender_breathe)
+    int64_t breath_bytes
     int64_t awake_ns              # since when it works without a rest; 0 while it waits. Another thread reads it
     int64_t tick_ns
     int64_t stop_ns               # when the stop was seen

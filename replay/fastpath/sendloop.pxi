@@ -9,6 +9,8 @@ cdef int64_t STUCK_NS = 50000000             # after this a request under way gi
 cdef int64_t PATIENCE_LEAST_NS = 10000       # a shorter sleep saves nothing
 cdef int64_t PATIENCE_MOST_NS = 200000
 cdef int64_t PATIENCE_PACED_NS = 120000      # of what service_us and latency_us say, at some 8,000 requests a second and more
+cdef int64_t BREATH_BYTES = 256 << 10
+cdef int64_t BREATH_RATE = 512000000         # bytes a second that a live sender reads at most: 4 Gbit/s
 cdef int64_t BUNDLE_NS = 25000               # paced, with pipelining: what is due within this goes out in one write
 cdef int64_t LEAD_MOST_NS = 50000
 cdef uint64_t SENDER_SLICE_NS = 100000      # paced: of the processor; the least that the kernel gives
@@ -156,6 +158,23 @@ cdef uint32_t sender_patience(SenderState* s, int64_t sleep_ns, int64_t* patienc
     return <uint32_t>(busy // 4 if busy < 512 else 128)
 
 
+cdef void sender_breathe(SenderState* s) noexcept nogil:
+    """Live: a shadow with endless replies gets no more of this machine than it takes to read BREATH_RATE, because production runs here too; TCP slows it down. What is read is
+    thrown away, so that nothing but time is lost."""
+    cdef int64_t total = count_get(&s.ledger.bytes_received)
+    cdef int64_t due
+    cdef int64_t now
+    if total - s.breath_bytes < BREATH_BYTES:
+        return
+    now = now_ns()
+    due = s.breath_ns + (total - s.breath_bytes) * 1000 // (BREATH_RATE // 1000000)
+    if due > now:
+        wait_a_moment(due - now)
+        now = now_ns()
+    s.breath_ns = now
+    s.breath_bytes = total
+
+
 cdef void sender_loop(SenderState* s) noexcept nogil:
     cdef int64_t now = now_ns()
     cdef int64_t sleep
@@ -189,6 +208,8 @@ cdef void sender_loop(SenderState* s) noexcept nogil:
         elif sleep > LEAD_MOST_NS // 4 and now > until and s.batch != NULL and s.pacer.kind != PACE_ASAP:
             sender_slept(s, now - until)
         sender_turn(s, now)
+        if s.pacer.kind == PACE_LIVE:
+            sender_breathe(s)
         if s.guard_hit != NULL and atomic_get(s.guard_hit):
             sender_halt(s, REASON_GUARD, now)
         if s.stop_ns == 0 and atomic_get(s.stop_flag):
