@@ -4,6 +4,7 @@
 cdef enum:
     SENDER_BUFFER = 256 * 1024    # one read
     SENDER_SLAB = 256             # items or flows allocated together
+    BROKEN_RESET = 2              # SenderConnection.broken
     SENDER_PIPELINE = 64          # most requests under way on a connection; also iovecs in one write
     SENDER_WRITE = 1024 * 1024    # bytes offered to the kernel in one write
     SENDER_UNSENT = 256 * 1024    # bytes that may wait in the kernel, unsent (TCP_NOTSENT_LOWAT)
@@ -84,7 +85,7 @@ cdef struct SenderConnection:
     uint8_t again                 # in the list of those to read once more
     uint8_t dirty                 # in the list of those to write
     uint8_t hangup                # the kernel said that no more will come, or an error waits
-    uint8_t broken                # a write failed
+    uint8_t broken                # a write failed; BROKEN_RESET: because of a reset
     uint8_t used                  # a byte was written
     uint8_t settled               # the options that only a second segment needs are set
     uint8_t barrier               # an HTTP/1.0 request is under way: nothing follows it

@@ -84,6 +84,9 @@ cdef bint sender_bytes(SenderState* s, SenderConnection* c, const uint8_t* data,
 
 cdef void sender_eof(SenderState* s, SenderConnection* c, int64_t now) noexcept nogil:
     """The server sends no more."""
+    if c.broken == BROKEN_RESET:
+        sender_close(s, c, REASON_RESET, False, False, now)
+        return
     if c.way and reply_eof(&c.reply) == OK and sender_answered(s, c, now):
         return
     if c.state == CONNECTION_OPEN:

@@ -115,7 +115,8 @@ cdef void sender_written(SenderState* s, SenderConnection* c, int64_t n, int64_t
     if n <= 0:
         if n < 0 and n != -errno.EAGAIN and n != -errno.EINTR:
             atomic_set(&s.ledger.last_errno, -n)
-            c.broken = 1                     # a reply may have come before the end: read it first
+            # A reply may have come before the end: read it first. Of a reset only one call is told; reading would take what follows for an orderly end.
+            c.broken = BROKEN_RESET if n == -errno.ECONNRESET else 1
             c.hangup = 1
             sender_again(s, c)
         return
