@@ -110,10 +110,10 @@ cdef class PacketSource:
     Returns the number of packets; 0 at the end; TAKE_IDLE when nothing came for a moment (a pipe, a live tap).
     `keeps`: the next take leaves all packets so far valid, as one from a window of a file that holds more does; False unless a source knows better.
 
-    cold_until: packets lie one after the other in memory that nobody has touched yet, which ends there: it should be asked for ahead. NULL: it is in a cache."""
+    cold_until: from `at`, behind the latest packet, on lie packets in memory that nobody has touched yet, up to there: it should be asked for ahead. NULL: not so."""
     cdef int take(self, Packet* out, int most) noexcept nogil
     cdef bint keeps(self) noexcept nogil
-    cdef const uint8_t* cold_until(self) noexcept nogil
+    cdef const uint8_t* cold_until(self, const uint8_t* at) noexcept nogil
 
 cdef enum:
     TAKE_IDLE = -1

@@ -816,12 +816,13 @@ cdef class Capture(PacketSource):
     cdef bint keeps(self) noexcept nogil:
         return self.pending_count == 0        # only then nothing is filled
 
-    cdef const uint8_t* cold_until(self) noexcept nogil:
+    cdef const uint8_t* cold_until(self, const uint8_t* at) noexcept nogil:
         cdef const BlockFile* f
         if self.maps == 0 or self.heap_count != 1:
             return NULL
         f = &self.files[self.heap[0]]
-        return f.window + f.end if f.mapped >= 0 else NULL
+        # The latest packet may be another file's, whose bytes are over: behind it is nothing.
+        return f.window + f.end if f.mapped >= 0 and f.window <= at <= f.window + f.end else NULL
 
     cdef int take(self, Packet* out, int most) noexcept nogil:
         cdef BlockFile* f

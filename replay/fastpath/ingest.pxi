@@ -611,8 +611,8 @@ cdef class Ingest:
         """Bytes behind these packets to be asked for with each of them: as many as they are long themselves, spread, since more at once would wait for each other.
 
         What is asked for in a page that is not mapped yet is not brought; so the pages that are next are touched here."""
-        cdef const uint8_t* until = self.source.cold_until()
         cdef const uint8_t* ahead = packets[n - 1].data + packets[n - 1].caplen
+        cdef const uint8_t* until = self.source.cold_until(ahead)
         cdef const uint8_t* page
         cdef size_t step
         if until == NULL:

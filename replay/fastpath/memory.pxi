@@ -74,7 +74,7 @@ cdef class PacketSource:
     cdef bint keeps(self) noexcept nogil:
         return False
 
-    cdef const uint8_t* cold_until(self) noexcept nogil:
+    cdef const uint8_t* cold_until(self, const uint8_t* at) noexcept nogil:
         return NULL
 
 
