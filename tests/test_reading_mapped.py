@@ -58,6 +58,21 @@ def test_the_same_of_a_large_capture(monkeypatch, large):
     assert faults == []
 
 
+def test_one_of_two_files_ends_first(large, tmp_path):
+    """The latest packet may be of a file that is over while the other one is mapped: nothing behind its mapping is touched. In a process of its own, which that would kill."""
+    data = large.read_bytes()
+    shorter = tmp_path / "shorter.pcap"
+    for size in range(2 << 20, 24 << 20, 1_711_111):
+        shorter.write_bytes(data[:size])
+        found = set()
+        for how in ("map", "read"):
+            words = [sys.executable, "-m", "replay", "run", str(shorter), str(large), "--dry-run", "--quiet"]
+            done = subprocess.run(words, capture_output=True, text=True, env=os.environ | {"REPLAY_READ": how, "PYTHONPATH": os.pathsep.join(sys.path)})
+            assert done.returncode == 0, (size, how, done.returncode, done.stderr)
+            found.add(done.stdout)
+        assert len(found) == 1, size
+
+
 def test_what_costs_less_is_found_out(monkeypatch, large, tmp_path):
     """Without a word pieces are read and mapped in turn, and nothing of it shows."""
     monkeypatch.setenv("REPLAY_READ", "read")
