@@ -277,6 +277,8 @@ cdef struct Batch:                # requests as rows, and the arena that their b
     uint32_t capacity             # rows
     uint32_t count
     int64_t loop                  # pass of --loop, from 0
+    int64_t shift_ns              # is added to the offset_ns of its rows: a further pass over kept rows
+    Batch* of                     # owns a reference: whose rows and arena these are; NULL: its own
     Batch* next                   # in the pool's free list
     BatchPool* pool               # borrows: it outlives its batches
 

@@ -489,6 +489,9 @@ class Replay:
         """The ingest thread: one pass after the other."""
         s = self.settings
         offset, left = 0, s.selection.limit
+        # A few captures that are gone through many times are read once: requests that have room in half of what may wait are handed out again from there.
+        keeps = s.loop > 1 and left is None and s.selection.routing is None
+        kept = _fastpath.Kept(self._pool, s.selection.batch_budget // 2) if keeps else None
         queues = [way.queue for way in self._ways]
         if self._paced:  # a batch takes 0.1 ms to read, by which requests would be late where both share a core
             process.stand_back()
@@ -499,7 +502,7 @@ class Replay:
                 requests = records.Records(others) if others else None
                 ingest = _fastpath.Ingest(
                     capture, queues, self._pool, self._stop_reading, limit=left or 0, guard=self._guard,
-                    offset_ns=offset, loop=turn, last=False, record=self.results, records=requests, **self._rules,
+                    offset_ns=offset, loop=turn, last=False, record=self.results, records=requests, kept=kept, **self._rules,
                 )  # fmt: skip
                 before = self._now[0]
                 self._now = (before, capture, ingest, turn + 1)
@@ -515,9 +518,20 @@ class Replay:
                 # The next pass begins as long after this one's last request as requests were apart on average.
                 span = counts["end_offset_ns"] - offset
                 offset = counts["end_offset_ns"] + span // max(counts["found"] - 1, 1)
+                if kept is not None and kept.whole:
+                    del ingest, requests  # their memory
+                    self._repeat(_fastpath.Repeat(kept, queues, self._stop_reading, counts, s.loop - 1, offset), capture)
+                    break
+                kept = None
         finally:
             for queue in queues:
                 queue.end()
+
+    def _repeat(self, repeat: _fastpath.Repeat, capture: _fastpath.Capture) -> None:
+        """All passes but the first, from memory."""
+        self._now = (None, capture, repeat, 1)
+        repeat.run()
+        self._now = (repeat.counters(), capture, None, 1 + repeat.begun)
 
     # -- during --
 
@@ -602,6 +616,9 @@ class Replay:
         ways = tuple(self._ways)
         passes = ([ended] if ended is not None else []) + ([running.counters()] if running is not None else [])
         read = capture.progress() if capture is not None else {"bytes_read": 0, "bytes_total": None}
+        if isinstance(running, _fastpath.Repeat):
+            begun += running.begun
+            read["bytes_read"] = int(read["bytes_read"] * running.share)
         return {
             "ingest": self._routed(_passes(passes)) if passes else None,
             "senders": [way.sender.counters() for way in ways],

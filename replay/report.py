@@ -179,7 +179,7 @@ def _ledger(settings: Settings, ingest: dict[str, Any], senders: list[dict[str, 
         if any(routed["unqueued"]):
             dropped["stopped"] += sum(routed["unqueued"])
     elif ingest["unqueued"]:
-        dropped["stopped"] += ingest["unqueued"] * len(senders)
+        dropped["stopped"] += ingest["unqueued"]
     unanswered = _sum(sender["unanswered"] for sender in senders)
     by_reason = {
         "filtered": ingest["filtered"],

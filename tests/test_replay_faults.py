@@ -205,6 +205,20 @@ def test_an_interruption_of_the_drain(tmp_path, pace, driver):
     assert endtoend.outcome(report) == (100, 0, 0, {"stopped": 100})
 
 
+@pytest.mark.parametrize("loop", [1, 20])
+@pytest.mark.parametrize("slow", [0, 1])
+def test_an_interruption_while_one_of_two_targets_is_slow(tmp_path, slow, loop):
+    """Reading waits for the slow one: what is cut off had its copy for one target and not for the other."""
+    capture = endtoend.unique(tmp_path / "unique.pcap", 5000, 20)
+    with endtoend.Sink(tmp_path / "quick") as quick, endtoend.Sink(tmp_path / "late", "--delay", "20ms") as late:
+        targets = [late.url, quick.url] if slow == 0 else [quick.url, late.url]
+        report, took = interrupted(0.5, signal.SIGINT, "--pace", "max", "-c", "2", "--loop", loop, "--to", targets[0], "--to", targets[1], capture)
+        lines = len(quick.stop()) + len(late.stop())
+    assert took < QUICK_S
+    assert report["ledger"]["answered"] <= lines <= report["ledger"]["sent"]
+    assert set(report["ledger"]["by_reason"]["dropped"]) == {"stopped"}
+
+
 def test_an_interruption_while_the_target_is_down(tmp_path):
     capture = endtoend.unique(tmp_path / "unique.pcap", 100, 5)
     report, took = interrupted(0.3, signal.SIGINT, "--pace", "max", "--to", f"http://127.0.0.1:{endtoend.free_port()}", capture)

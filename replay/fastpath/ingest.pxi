@@ -130,6 +130,7 @@ cdef struct Engine:               # owned by one Ingest; one thread writes, othe
     PyObject** queues             # borrows: Ingest holds them
     int queue_count
     Batch* batch
+    KeptBatches* kept             # borrows: Ingest holds it; NULL: batches are not kept
     int64_t published
     const int64_t* stop
     int64_t loop
@@ -291,7 +292,7 @@ cdef class Ingest:
 
     source: a PacketSource.  queues: Queues that all get the same batches (none: only count).  The options are those of the command
     line, as plain values.  threads: 1, or 2 to take and scout packets in a thread beside `run` (a Capture without a limit; else it stays one).
-    routes: a compiled policy; then each queue gets the copies for its target.  Raises ValueError for a value that cannot be."""
+    routes: a compiled policy; then each queue gets the copies for its target.  kept: batches stay there, for a Repeat.  Raises ValueError for a value that cannot be."""
     cdef Engine g
     cdef Decoder decoder
     cdef bint has_decoder
@@ -299,6 +300,7 @@ cdef class Ingest:
     cdef Stop stop
     cdef Pool pool
     cdef Guard guard
+    cdef Kept kept_for_later
     cdef Locality locality
     cdef PacketFilter packet_filter
     cdef bint scouting            # with a second thread, `scout_ahead`
@@ -339,13 +341,17 @@ cdef class Ingest:
                  uint64_t max_body=64 << 20, uint64_t max_connections=262144, uint64_t max_memory=64 << 20,
                  int64_t max_gap_ns=10_000_000_000, Guard guard=None, PacketFilter packet_filter=None,
                  int64_t offset_ns=0, int64_t loop=0, bint last=True, int threads=1, Routes routes=None, bint live=False,
-                 int64_t slack_ns=50_000_000, int64_t batch_ns=1_000_000, marker=None, int max_hops=1, bint twins=False, Locality locality=None, records=None, bint replies=True, int64_t low=1_000_000):
+                 int64_t slack_ns=50_000_000, int64_t batch_ns=1_000_000, marker=None, int max_hops=1, bint twins=False, Locality locality=None, records=None, bint replies=True, int64_t low=1_000_000, Kept kept=None):
         cdef Engine* g = &self.g
         cdef Rules* r = &g.rules
         cdef int i
         if g.table != NULL:
             raise RuntimeError("an Ingest is made once")
-        self.source, self.stop, self.pool, self.guard, self.last = source, stop, pool, guard, last
+        self.source, self.stop, self.pool, self.guard, self.last, self.kept_for_later = source, stop, pool, guard, last, kept
+        if kept is not None:
+            if live or limit or routes is not None:
+                raise ValueError("kept: only of whole captures, without a policy")
+            g.kept = &kept.kept
         self.packet_filter = packet_filter
         if not 1 <= threads <= 2:
             raise ValueError("threads is 1 or 2")

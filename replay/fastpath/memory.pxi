@@ -148,6 +148,10 @@ cdef void batch_release(Batch* batch) noexcept nogil:
     cdef bint spare = False
     if atomic_add(&batch.refs, -1) > 0:
         return
+    if batch.of != NULL:
+        batch_release(batch.of)
+        free(batch)
+        return
     atomic_add(&pool.held, -batch_cost(batch))
     if batch.size == BATCH_BYTES:
         pthread_mutex_lock(&pool.lock)

@@ -85,7 +85,7 @@ cdef class Requests:
         cdef Request* r = self.row(i)
         cdef const uint8_t* d = r.data
         return {
-            "n": r.n, "ts_ns": r.ts_ns, "offset_ns": r.offset_ns,
+            "n": r.n, "ts_ns": r.ts_ns, "offset_ns": r.offset_ns + self.batch.shift_ns,
             "client": (<bytes>r.client[:16], r.client_port), "server": (<bytes>r.server[:16], r.server_port),
             "flow": r.flow, "index": r.index, "seq": r.seq,
             "method": <bytes>d[:r.method_len], "target": <bytes>d[r.target_at:r.target_at + r.target_len],

@@ -71,7 +71,7 @@ cdef void sender_accept(SenderState* s, Batch* batch, Request* row, int64_t due_
     cdef SenderConnection* c
     cdef int refused
     count_add(&s.ledger.taken, 1)
-    count_add(&s.ledger.position_ns, row.offset_ns - s.ledger.position_ns)
+    count_add(&s.ledger.position_ns, row.offset_ns + batch.shift_ns - s.ledger.position_ns)
     if row.response_ns >= 0:
         histogram_record(&s.ledger.production, row.response_ns, 1)
     if s.halt:
@@ -158,7 +158,7 @@ cdef void sender_whole_batch(SenderState* s, int reason, int64_t now) noexcept n
             histogram_record(&l.production, batch.rows[i].response_ns, 1)
     count_add(&l.taken, count)
     if count > 0:
-        count_add(&l.position_ns, batch.rows[batch.count - 1].offset_ns - l.position_ns)
+        count_add(&l.position_ns, batch.rows[batch.count - 1].offset_ns + batch.shift_ns - l.position_ns)
     s.batch = NULL
     batch_release(batch)
 
@@ -195,7 +195,7 @@ cdef bint sender_take(SenderState* s, int64_t now) noexcept nogil:
                 if s.pacer.kind == PACE_LIVE and row.ts_ns - s.base_ns < now:
                     due = row.ts_ns - s.base_ns
             else:
-                due = pacing_due(&s.pacer, row.offset_ns, s.ledger.taken)
+                due = pacing_due(&s.pacer, row.offset_ns + batch.shift_ns, s.ledger.taken)
                 if due > now or now < s.hold_ns:
                     s.next_due_ns = due if due > s.hold_ns else s.hold_ns
                     return False

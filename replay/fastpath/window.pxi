@@ -235,7 +235,6 @@ cdef bint batch_may_grow(Engine* g) noexcept nogil:
 cdef void batch_publish(Engine* g) noexcept nogil:
     """Hands the open batch to every queue. Offline it waits while one is full; live, the newest is dropped and counted."""
     cdef Batch* batch = g.batch
-    cdef int64_t pause = 50000
     cdef int i
     if g.router != NULL:
         routes_publish(g)
@@ -246,26 +245,19 @@ cdef void batch_publish(Engine* g) noexcept nogil:
     if batch.count == 0 or g.queue_count == 0:
         batch_release(batch)
         return
-    batch_keep(batch, g.queue_count)
     count_add(&g.n.copies, <int64_t>batch.count * g.queue_count)
-    for i in range(g.queue_count):
-        # Live, each batch counts; so do the first ones. Else one wake-up serves many.
-        while not (queue_push(<void*>g.queues[i], batch) if g.wire or g.published < 10 else queue_push_quietly(<void*>g.queues[i], batch)):
-            if g.wire:
-                queue_refuse(<void*>g.queues[i], batch.count)
-                batch_release(batch)
-                break
-            if atomic_get(g.stop):
-                # the senders are stopping too: what they never see is counted here
-                count_add(&g.n.unqueued, batch.count)
-                batch_release(batch)
-                break
-            if g.queue_count == 1:
-                queue_rest(<void*>g.queues[i], g.stop)
-                continue
-            wait_a_moment(pause)  # short at first: at full speed what waits in the queue lasts for less than a millisecond; and none waits for another's
-            pause = 2 * pause if pause < 1000000 else pause
     g.published += 1
+    if not g.wire:
+        if g.kept != NULL:
+            kept_add(g.kept, batch)
+        # The first ones count each; else one wake-up serves many.
+        count_add(&g.n.unqueued, batch_push(g.queues, g.queue_count, batch, g.published <= 10, g.stop))
+        return
+    batch_keep(batch, g.queue_count)
+    for i in range(g.queue_count):
+        if not queue_push(<void*>g.queues[i], batch):
+            queue_refuse(<void*>g.queues[i], batch.count)
+            batch_release(batch)
     batch_release(batch)
     queue_offers(<void*>g.queues[0])
 
@@ -315,6 +307,8 @@ cdef void batch_row(Engine* g, Message* m, uint8_t withheld, int64_t offset, int
         batch = NULL
     if batch == NULL:
         if batch_waits(g.pool, need):
+            if g.kept != NULL:
+                kept_give_up(g.kept)      # its memory is needed
             queues_nudge(g)
         batch = batch_take(g.pool, need, now_or_never if g.wire else g.stop)
         if batch == NULL:
@@ -323,7 +317,8 @@ cdef void batch_row(Engine* g, Message* m, uint8_t withheld, int64_t offset, int
                 for i in range(g.queue_count):
                     queue_refuse(<void*>g.queues[i], 1)
             else:
-                count_add(&g.n.unqueued, 1)
+                count_add(&g.n.copies, g.queue_count)
+                count_add(&g.n.unqueued, g.queue_count)
             return
         batch.loop = g.loop
         if g.wire:
@@ -334,7 +329,8 @@ cdef void batch_row(Engine* g, Message* m, uint8_t withheld, int64_t offset, int
     if m.len:
         message_write(g, m, batch.arena + batch.used)
         if message_lost(m):
-            count_add(&g.n.unqueued, 1)          # those were zeros
+            count_add(&g.n.copies, g.queue_count)
+            count_add(&g.n.unqueued, g.queue_count)          # those were zeros
             return
     else:                         # its bytes are gone (a limit on memory): nothing may point into them
         m.head_len = m.method_len = m.target_at = m.target_len = m.host_at = m.host_len = m.authority_at = m.authority_len = 0
