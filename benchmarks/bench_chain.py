@@ -1,6 +1,6 @@
 """What does the whole chain cost, from capture file to nginx, and where does it go?
 
-    python benchmarks/bench_chain.py [--requests 300k] [--seconds 3] [--rounds 5]
+    python benchmarks/bench_chain.py [--requests 1m] [--seconds 3] [--rounds 5]
 
 `replay run --pace max -c 64` into nginx out of the capture with 15 % bodies, with one request under way a connection and with 16; beside it wrk, which only sends, and no bodies. The stages are differences between
 runs of the same rounds, each a whole process on one core:
@@ -25,7 +25,7 @@ DEPTH = 16
 
 
 def main():
-    parser = measure.arguments(__doc__, requests=300_000, connections=1_000, seconds=3)
+    parser = measure.arguments(__doc__, requests=1_000_000, connections=1_000, seconds=3)
     asked = parser.parse_args()
     path, requests = inputs.cached(requests=asked.requests, connections=asked.connections)
     measure.cost(["cat", path], stdout=subprocess.DEVNULL)

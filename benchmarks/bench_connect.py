@@ -2,11 +2,10 @@
 
     python benchmarks/bench_connect.py [--requests 60k] [--rounds 5]
 
-`replay run --pace max -c 64` out of a capture with one request a connection, into an nginx that closes each connection after its reply, so that every request needs a new one; beside it `ab -c 64` without keep-alive,
+`replay run --pace max -c 64` with one request a captured connection (a small capture, gone through again and again from memory), into an nginx that closes each connection after its reply, so that every request needs a new one; beside it `ab -c 64` without keep-alive,
 into the same nginx; heads of the same length. nginx's own count of accepted connections is not below that of requests.
 """
 
-import inputs
 import measure
 import sending
 import servers
@@ -33,9 +32,9 @@ def main():
     asked = parser.parse_args()
     if absent := measure.missing("nginx"):
         raise SystemExit(f"{absent[0]} is not installed: benchmarks/peers.sh")
-    path, requests = inputs.cached(requests=asked.requests, one_each=True, bodies=0.0)
     with measure.scratch() as folder, servers.Nginx(folder, keep="0") as server:
-        ways = {"replay": connected(server, sending.replaying(server, path, requests))}
+        ours, requests = sending.from_memory(server, asked.requests, captured=1_000, one_each=True)
+        ways = {"replay": connected(server, ours)}
         if not measure.missing("ab"):
             ways["ab"] = connected(server, sending.ab(server, asked.requests))
         rounds = measure.in_turn(asked.rounds, ways)

@@ -21,7 +21,7 @@ PEERS = [
     ("dpkt", "dpkt", 0.05, 260, 520),
     ("plain Python", "mmap", 0.2, 25, 50),
     ("httptools on streams", "httptools", 0.5, 8, None),
-    ("tshark -T fields", "tshark", 0.005, 600, None),
+    ("tshark -T fields", "tshark", 0.003, 600, None),
 ]
 
 

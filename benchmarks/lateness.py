@@ -87,8 +87,8 @@ def told(late):
     }
 
 
-def caught_up(numbers, at_ns, rate, below_us=1_000.0):
-    """(length of the longest pause in ms, ms from its end until requests were less than `below_us` late again and stayed so); all that was left, where they never were."""
+def caught_up(numbers, at_ns, rate, below_us=1_000.0, calm_ms=10.0):
+    """(length of the longest pause in ms, ms from its end until requests were less than `below_us` late again, for `calm_ms` at least: what disturbs the machine later is not of this pause); all that was left, where they never were."""
     order = numpy.argsort(at_ns, kind="stable")
     numbers, at_ns = numbers[order], at_ns[order]
     late = at_ns - (numbers * (1e9 / rate)).astype("i8")
@@ -98,5 +98,6 @@ def caught_up(numbers, at_ns, rate, below_us=1_000.0):
     behind = numpy.flatnonzero(late[after:] >= below_us)
     if len(behind) == 0:
         return gaps.max() / 1e6, 0.0
-    end = after + int(behind[-1]) + 1
+    calm = numpy.flatnonzero(numpy.diff(at_ns[after + behind]) >= calm_ms * 1e6)
+    end = after + int(behind[calm[0]] if len(calm) else behind[-1]) + 1
     return gaps.max() / 1e6, (at_ns[min(end, len(at_ns) - 1)] - at_ns[after]) / 1e6

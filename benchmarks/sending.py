@@ -4,6 +4,7 @@ import functools
 import re
 import statistics
 
+import inputs
 import measure
 
 CONNECTIONS = 64
@@ -61,6 +62,18 @@ class Round:
     @property
     def user_us(self):
         return self.user / max(self.served, 1) * 1e6
+
+
+#: Different requests of a capture that is gone through many times: two for each of 1,000 captured connections.
+DIFFERENT = 2_000
+
+
+def from_memory(server, wanted, *more, captured, one_each=False):
+    """(`replay run --loop` as a call, how many requests it sends): some `wanted` requests, of which DIFFERENT are read and the passes behind the first come from memory, so that sending is what costs. Where reading belongs
+    to the question, `replaying` is what to take."""
+    path, requests = inputs.cached(requests=min(DIFFERENT, wanted), connections=captured, one_each=one_each, bodies=0.0)
+    passes = max(wanted // requests, 1)
+    return replaying(server, path, requests * passes, "--loop", passes, *more), requests * passes
 
 
 def replaying(server, path, expected, *more, connections=CONNECTIONS):

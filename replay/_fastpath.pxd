@@ -296,6 +296,7 @@ cdef class Queue:
     cdef int64_t waiting          # atomic: the consumer is about to sleep on fd
     cdef int64_t ended            # atomic
     cdef int64_t refused          # live: requests that were dropped because it was full; who pushes counts
+    cdef bint prompt              # its consumer must be on time: who pushes goes on as soon as there is room
     cdef bint yields              # who pushes offers the processor to others then
     cdef int push(self, Batch* batch) noexcept nogil
     cdef int push_quietly(self, Batch* batch) noexcept nogil

@@ -27,11 +27,13 @@ __all__ = ["Counts", "Health", "Listing", "Plan", "Replay", "plan", "resolve", "
 #: How much of the captures is read before the first request is sent: for the plan, and for the guard.
 PLAN_BYTES = 64 << 20
 
-#: Batches (of 128 requests at most) that reading may be ahead of a sender: enough for any pace, and little memory.
+#: Batches (of 128 requests at most) that reading may be ahead of a sender: enough for any pace, and little memory. The most where requests have due times, so that
+#: reading, which stands back for the sender then, may be held up for a while; and where so many may be under way that fewer would not fill the connections.
 _QUEUE_BATCHES = 16
+_QUEUE_BATCHES_MOST = 64
 
-#: The same where requests have due times, so that reading, which stands back for the sender then, may be held up for a while.
-_QUEUE_BATCHES_PACED = 64
+#: Requests under way for which reading is one batch ahead.
+_UNDER_WAY_A_BATCH = 32
 
 #: Requests that ended and were not judged or logged yet, over all targets; beyond that they are counted as lost.
 _OUTCOMES = 1 << 17
@@ -426,7 +428,8 @@ class Replay:
 
     def _way(self, target: Target | None, addresses: list[Address]) -> _Way:
         s = self.settings
-        queue = _fastpath.Queue(self._pool, _QUEUE_BATCHES_PACED if self._paced else _QUEUE_BATCHES, yields=not self._paced and not s.dry_run)
+        batches = min(max(_QUEUE_BATCHES, s.connections * s.pipeline // _UNDER_WAY_A_BATCH), _QUEUE_BATCHES_MOST) if not s.dry_run else _QUEUE_BATCHES
+        queue = _fastpath.Queue(self._pool, _QUEUE_BATCHES_MOST if self._paced else batches, yields=not self._paced and not s.dry_run, prompt=self._paced)
         waiting = max(_OUTCOMES // max(len(s.targets), 1), 4096)
         wanted = self.log or self.results or (self.judged and not s.dry_run)
         outcomes = _fastpath.Outcomes(waiting, head=_LOGGED_HEAD if self.log else 0, wait=s.dry_run, records=self.log or self.results) if wanted else None
@@ -618,7 +621,7 @@ class Replay:
         read = capture.progress() if capture is not None else {"bytes_read": 0, "bytes_total": None}
         if isinstance(running, _fastpath.Repeat):
             begun += running.begun
-            read["bytes_read"] = int(read["bytes_read"] * running.share)
+            read["bytes_read"] = int((read["bytes_read"] or 0) * running.share)
         return {
             "ingest": self._routed(_passes(passes)) if passes else None,
             "senders": [way.sender.counters() for way in ways],

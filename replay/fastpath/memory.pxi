@@ -165,8 +165,6 @@ cdef void batch_release(Batch* batch) noexcept nogil:
         batch_free(batch)
 
 
-cdef enum:
-    QUEUE_SHORT = 32
 cdef int64_t QUEUE_REST_NS = 50000            # the first of its sleeps
 cdef int64_t QUEUE_REST_MOST_NS = 1000000
 
@@ -200,9 +198,9 @@ cdef class Pool:
 
 
 cdef class Queue:
-    def __cinit__(self, Pool pool not None, uint64_t slots=1024, bint yields=False):
+    def __cinit__(self, Pool pool not None, uint64_t slots=1024, bint yields=False, bint prompt=False):
         self.pool = pool
-        self.yields = yields
+        self.yields, self.prompt = yields, prompt
         self.waiting = 0
         self.slots = slots
         self.ended = 0
@@ -241,10 +239,10 @@ cdef class Queue:
         return 1
 
     cdef void rest(self, const int64_t* stop) noexcept nogil:
-        """Offline, after it was full: until half of it was taken, so that few sleeps serve many batches; or one batch of a long queue, in front of a sender
-        that must be on time, for half of that would be milliseconds of reading. Each sleep is short beside what is left of the queue then."""
+        """Offline, after it was full: until half of it was taken, so that few sleeps serve many batches; or one batch, in front of a sender
+        that must be on time, for half of a queue would be milliseconds of reading. Each sleep is short beside what is left of the queue then."""
         cdef int64_t pause = QUEUE_REST_NS
-        cdef uint64_t left = self.slots // 2 if self.slots <= QUEUE_SHORT else self.slots - 1
+        cdef uint64_t left = self.slots - 1 if self.prompt else self.slots // 2
         while ring_count(&self.ring) > left and not atomic_get(stop):
             wait_a_moment(pause)
             if pause < QUEUE_REST_MOST_NS:
