@@ -38,7 +38,7 @@ _POLL_S = 0.05
 @click.option("--start-at", type=options.AHEAD, help="Begin at this time: 2026-08-01T10:00:00Z, or +10s from now; for shards that begin together.")
 @click.option("--max-gap", type=options.DURATION, default="10s", show_default=True, help="A longer silence in the capture is cut to this.")
 @click.option(
-    "--loop", type=options.COUNT, default="1", show_default=True, help="Go through the captures so many times; from memory where --max-memory has room for them."
+    "--loop", type=options.COUNT, default="1", show_default=True, help="Go through the captures so many times; from memory where --max-memory has room."
 )
 @click.option("--duration", type=options.LONGER_THAN_0, help="End after this time, whatever is left.")
 @sending.sending(connections="256", timeout="15s")
