@@ -28,7 +28,7 @@ __all__ = ["Counts", "Health", "Listing", "Plan", "Replay", "plan", "resolve", "
 PLAN_BYTES = 64 << 20
 
 #: Batches (of 128 requests at most) that reading may be ahead of a sender: enough for any pace, and little memory. More where requests have due times, so
-#: that reading, which stands back for the sender then, may be held up for a while; and where so many may be under way that fewer would not fill the connections.
+#: that reading, which stands back for the sender then, may be held up for a while; and where so many may be under way that fewer do not fill the connections.
 _QUEUE_BATCHES = 16
 _QUEUE_BATCHES_MOST = 64
 
