@@ -31,7 +31,8 @@ def commands():
     for path in sorted(ROOT.glob("captures/*/*.pcap*")) + [ROOT / "replay" / "data" / "demo.pcap"]:
         whole = path.read_bytes()
         scratch.write_bytes(whole[: len(whole) * 2 // 3])
-        for arguments in (["show", "--json", str(path)], ["show", "--incomplete", "--json", str(scratch)], ["run", "--dry-run", "--pace", "max", "-q", str(path)]):
+        dry = ["run", "--dry-run", "--pace", "max", "-q", str(path)]
+        for arguments in (["show", "--json", str(path)], ["show", "--incomplete", "--json", str(scratch)], dry, [*dry, "--loop", "3"]):
             with contextlib.suppress(SystemExit), contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
                 main(arguments)
 
