@@ -138,6 +138,11 @@ def test_a_bad_capture_ends_with_4_and_says_what_was_found(verb, name, content, 
     assert str(path) in error and said in error
 
 
+def test_nothing_is_planned_where_nothing_could_be_read(tmp_path):
+    code, _, error = replay("run", "--to", "http://127.0.0.1:9", tmp_path / "missing.pcap")
+    assert code == 4 and "no such file" in error and "planned" not in error
+
+
 @pytest.mark.parametrize("verb", ["show", "run", "inspect"])
 def test_an_empty_file_beside_others_is_a_warning(verb, tmp_path):
     """A ring of files that a recorder did not come round leaves such ones."""

@@ -31,6 +31,8 @@ def introduction(settings: Settings, plan: Plan) -> list[str]:
         return lines
     if counts is None:
         return [*lines, "the captures cannot be read ahead: how long it takes and how many writes there are is not known"]
+    if plan.whole and not counts["packets"]["read"] and not counts["found"]:
+        return lines  # nothing could be read, which is about to be told
     about = "" if plan.whole else "about "
     factor = 1.0 if plan.whole or not plan.share_read else 1 / plan.share_read
     copies = _copies(settings, counts) * settings.loop
