@@ -140,7 +140,7 @@ def test_a_bad_capture_ends_with_4_and_says_what_was_found(verb, name, content, 
 
 def test_nothing_is_planned_where_nothing_could_be_read(tmp_path):
     code, _, error = replay("run", "--to", "http://127.0.0.1:9", tmp_path / "missing.pcap")
-    assert code == 4 and "no such file" in error and "planned" not in error
+    assert code == 4 and "no such file" in error and "planned:" not in error
 
 
 @pytest.mark.parametrize("verb", ["show", "run", "inspect"])
