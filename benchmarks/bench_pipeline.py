@@ -1,9 +1,9 @@
 """What does a request cost to send with 16 under way on a connection, with the same accounting?
 
-    python benchmarks/bench_pipeline.py [--requests 600k] [--seconds 3] [--depth 16] [--rounds 5]
+    python benchmarks/bench_pipeline.py [--requests 800k] [--seconds 3] [--depth 16] [--rounds 5]
 
 `replay run --pace max -c 64 --pipeline 16` beside wrk with a script that pipelines 16 and `h2load --h1 -m16`, into the same nginx with one worker; request heads of the same length. They send one string
-again and again, so a small capture is gone through again and again (--loop: from memory); "read" is half as many requests, each out of the capture. See bench_send.py.
+again and again, so a small capture is gone through again and again (--loop: from memory); "read" is a quarter as many requests, each out of the capture. See bench_send.py.
 """
 
 import inputs
@@ -15,9 +15,9 @@ QUESTION = "What does a request cost to send with 16 under way on a connection? 
 
 
 def main():
-    parser = measure.arguments(__doc__, requests=600_000, connections=1_000, seconds=3, depth=16)
+    parser = measure.arguments(__doc__, requests=800_000, connections=1_000, seconds=3, depth=16)
     asked = parser.parse_args()
-    path, requests = inputs.cached(requests=max(asked.requests // 2, 1), connections=asked.connections, bodies=0.0)
+    path, requests = inputs.cached(requests=max(asked.requests // 4, 1), connections=asked.connections, bodies=0.0)
     if absent := measure.missing("nginx"):
         raise SystemExit(f"{absent[0]} is not installed: benchmarks/peers.sh")
     with measure.scratch() as folder, servers.Nginx(folder) as server:

@@ -1,9 +1,9 @@
 """What does a request cost to send, one under way a connection, every answer framed, timed and counted?
 
-    python benchmarks/bench_send.py [--requests 400k] [--seconds 3] [--rounds 5]
+    python benchmarks/bench_send.py [--requests 800k] [--seconds 3] [--rounds 5]
 
 `replay run --pace max -c 64` beside `wrk -t1 -c64`, into the same nginx with one worker; request heads of the same length, no bodies. wrk sends one string again and again, so a small capture is gone through again and
-again (--loop: from memory); "read" is half as many requests, each out of the capture. The client has one core and the server the other. Served is nginx's own count. How busy nginx's core is stands beside it: what is measured is the client only while the server is not short of work.
+again (--loop: from memory); "read" is a quarter as many requests, each out of the capture. The client has one core and the server the other. Served is nginx's own count. How busy nginx's core is stands beside it: what is measured is the client only while the server is not short of work.
 """
 
 import inputs
@@ -15,9 +15,9 @@ QUESTION = "What does a request cost to send, one under way a connection, every 
 
 
 def main():
-    parser = measure.arguments(__doc__, requests=400_000, connections=1_000, seconds=3)
+    parser = measure.arguments(__doc__, requests=800_000, connections=1_000, seconds=3)
     asked = parser.parse_args()
-    path, requests = inputs.cached(requests=max(asked.requests // 2, 1), connections=asked.connections, bodies=0.0)
+    path, requests = inputs.cached(requests=max(asked.requests // 4, 1), connections=asked.connections, bodies=0.0)
     if absent := measure.missing("nginx"):
         raise SystemExit(f"{absent[0]} is not installed: benchmarks/peers.sh")
     with measure.scratch() as folder, servers.Nginx(folder) as server:
