@@ -111,10 +111,6 @@ cdef class Kept:
     def bytes(self):
         return self.kept.bytes
 
-    def let_go(self):
-        """Gives the memory back; `whole` is False from then on."""
-        kept_give_up(&self.kept)
-
 
 cdef class Repeat:
     """Further passes over what is `kept`, in place of reading again: the same batches into the same queues, later.
