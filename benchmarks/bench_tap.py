@@ -96,7 +96,7 @@ def main():
         sink = watched.sink
         to = ["--to", f"http://127.0.0.1:{sink.port}", "--pipeline", 16, "-c", 4]
         rewrites = functools.partial(tap, nginx.port, "--dry-run", "-p", 100)
-        starts = {"alone": None, "tap, reads": functools.partial(tap, nginx.port, "--dry-run", "-p", 0), "tap, rewrites": rewrites, "tap, mirrors": functools.partial(tap, nginx.port, *to, "-p", 100)}
+        starts = {"alone": None, "tap, reads": functools.partial(tap, nginx.port, "--dry-run", "-p", 0), "tap, rewrites": rewrites, "tap, rewrites, no replies": functools.partial(tap, nginx.port, "--dry-run", "-p", 100, "--replies", "none"), "tap, mirrors": functools.partial(tap, nginx.port, *to, "-p", 100)}
         if shutil.which("tcpdump"):
             starts |= {"tcpdump, null": lambda: tapping.tcpdump(nginx.port, "/dev/null"), "tcpdump, file": lambda: tapping.tcpdump(nginx.port, folder / "all.pcap")}
         rounds = measure.in_turn(asked.rounds, {name: (lambda start=start: closed_loop(nginx, asked.seconds, start)) for name, start in starts.items()})
