@@ -143,3 +143,17 @@ def test_stopped_before_it_begins(tmp_path):
     repeat = Repeat(kept, [queue], stop, counts, 3, 1)
     repeat.run()
     assert repeat.begun == 0 and repeat.counters()["found"] == 50 and repeat.counters()["unqueued"] == 0
+
+
+def test_nothing_to_hand_out(tmp_path):
+    """Nobody takes copies (the guard refused), or nothing was selected: passes are counted all the same."""
+    path = endtoend.unique(tmp_path / "unique.pcap", 50)
+    stop, pool = Stop(), Pool()
+    kept = Kept(pool, 24 << 20)
+    ingest = Ingest(Capture([str(path)], stop=stop), [], pool, stop, kept=kept)
+    ingest.run()
+    repeat = Repeat(kept, [], stop, ingest.counters(), 4, 1)
+    repeat.run()
+    assert repeat.begun == 4 and repeat.counters()["found"] == 250 and kept.bytes == 0
+    report = endtoend.run("--loop", "5", "--dry-run", "--methods", "DELETE", path)
+    assert report["ledger"]["found"] == 250 and report["ledger"]["filtered"] == 250 and report["passes"] == 5

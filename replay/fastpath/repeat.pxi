@@ -85,7 +85,8 @@ cdef int64_t batch_push(PyObject** queues, int count, Batch* batch, bint at_once
             wait_a_moment(pause)  # short at first: at full speed what waits in the queue lasts for less than a millisecond; and none waits for another's
             pause = 2 * pause if pause < 1000000 else pause
     batch_release(batch)
-    queue_offers(<void*>queues[0])
+    if count:
+        queue_offers(<void*>queues[0])
     return refused
 
 
