@@ -56,7 +56,7 @@ cdef Batch* batch_again(Batch* batch, int64_t shift_ns, int64_t loop) noexcept n
     again.of = batch
     again.rows = batch.rows
     again.arena = batch.arena
-    again.count = batch.count
+    again.used, again.count = batch.used, batch.count
     again.shift_ns = shift_ns
     again.loop = loop
     again.pool = batch.pool
