@@ -521,7 +521,7 @@ class Replay:
                 # The next pass begins as long after this one's last request as requests were apart on average.
                 span = counts["end_offset_ns"] - offset
                 offset = counts["end_offset_ns"] + span // max(counts["found"] - 1, 1)
-                if kept is not None and kept.whole:
+                if kept is not None and kept.whole and not counts["unqueued"]:
                     del ingest, requests  # their memory
                     self._repeat(_fastpath.Repeat(kept, queues, self._stop_reading, counts, s.loop - 1, offset), capture)
                     break
@@ -622,8 +622,11 @@ class Replay:
         if isinstance(running, _fastpath.Repeat):
             begun += running.begun
             read["bytes_read"] = int((read["bytes_read"] or 0) * running.share)
+        ingest = self._routed(_passes(passes)) if passes else None
+        if ingest is not None and "routed" not in ingest:
+            ingest["unqueued_each"] = [way.queue.full for way in ways]
         return {
-            "ingest": self._routed(_passes(passes)) if passes else None,
+            "ingest": ingest,
             "senders": [way.sender.counters() for way in ways],
             "targets": [way.target for way in ways],
             "read": read,

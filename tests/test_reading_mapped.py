@@ -1,11 +1,14 @@
 """Files as memory (REPLAY_READ=map) are read as in pieces (REPLAY_READ=read): the same requests, counters and faults; and a file that shrinks under its reader ends, it does not crash."""
 
+import json
 import os
 import pathlib
 import subprocess
 import sys
 import textwrap
+import time
 
+import endtoend
 import pcapmake as make
 import pytest
 from test_reading_threads import CAPTURES, ROOT, read
@@ -175,3 +178,20 @@ def test_faults_of_others_go_where_they_went(tmp_path):
                           env=os.environ | {"REPLAY_READ": "map", "PYTHONPATH": os.pathsep.join(sys.path)})
     assert done.returncode < 0
     assert "Bus error" in done.stderr
+
+
+@pytest.mark.parametrize("loop", ["1", "3"])
+def test_a_file_that_shrinks_while_requests_of_it_wait(tmp_path, loop):
+    """What the window borrows from a mapping is copied before that goes; what was lost counts once for each pass that knew of it."""
+    capture = endtoend.unique(tmp_path / "unique.pcap", 15_000, 20)
+    with endtoend.Sink(tmp_path / "log") as sink:
+        run = endtoend.started("run", "--json", "--pace", "8000/s", "--loop", loop, "--to", sink.url, capture, env=os.environ | {"REPLAY_READ": "map"})
+        for line in run.stderr:
+            if b"planned" in line:
+                break
+        time.sleep(0.3)
+        os.truncate(capture, 0)
+        out, errors = run.communicate(timeout=endtoend.PATIENCE_S)
+    assert run.returncode in (0, 4), (run.returncode, errors[-500:])
+    ledger = endtoend.balanced(json.loads(out))["ledger"]
+    assert 0 < ledger["answered"] < 15_000

@@ -1,5 +1,7 @@
 """--loop: passes from memory are the same as reading again, within their bounds, and the books balance wherever a run ends."""
 
+import json
+import pathlib
 import signal
 import threading
 import time
@@ -94,11 +96,14 @@ def first_pass(path, budget, pool_bytes=48 << 20):
     thread = threading.Thread(target=ingest.run)
     thread.start()
     rows = []
-    while thread.is_alive() or queue.get(0) is not None:
+    while True:
+        ended = not thread.is_alive()
         batch = queue.get(0.05)
         if batch is not None:
             rows += [(batch[at]["offset_ns"], batch.data(at)) for at in range(len(batch))]
             del batch
+        elif ended:
+            break
     thread.join()
     return kept, rows, ingest.counters(), queue, stop, pool
 
@@ -135,6 +140,47 @@ def test_what_is_kept_makes_room(tmp_path):
     kept, rows, counts, *_ = first_pass(endtoend.write(tmp_path / "large.pcap", *talks), 1 << 20, pool_bytes=4 << 20)
     assert len(rows) == counts["found"] == 401
     assert not kept.whole
+
+
+def test_what_is_handed_out_costs_the_budget(tmp_path):
+    """As what is read does: senders keep something of each request that waits, and nothing else bounds how many."""
+    kept, rows, counts, _, stop, pool = first_pass(endtoend.unique(tmp_path / "unique.pcap", 500, 4), 2 << 20, pool_bytes=4 << 20)
+    assert kept.whole
+    queue = Queue(pool, 1 << 14)
+    repeat = Repeat(kept, [queue], stop, counts, 1000, 1_000_000_000)
+    thread = threading.Thread(target=repeat.run)
+    thread.start()
+    time.sleep(0.5)
+    assert thread.is_alive() and pool.held <= 4 << 20 and repeat.begun < 10
+    taken = 0
+    while taken < 20_000:
+        taken += len(queue.get(1.0))
+    stop.set()
+    thread.join(5)
+    assert not thread.is_alive()
+    while (batch := queue.get(0)) is not None:
+        taken += len(batch)
+    del batch
+    assert taken + queue.full == repeat.begun * 500 and repeat.counters()["unqueued"] == queue.full
+    assert pool.held == kept.bytes
+
+
+def test_a_slow_target_does_not_fill_the_memory(tmp_path):
+    with endtoend.Sink(tmp_path / "log", "--misbehave", "never") as sink:
+        run = endtoend.started("run", "--json", "-q", "--pace", "300000/s", "--loop", "100000", "-c", "4", "--max-memory", "16MiB", "--to", sink.url, endtoend.DEMO)
+        try:
+            time.sleep(1.0)
+            before = resident_mb(run.pid)
+            time.sleep(1.5)
+            assert resident_mb(run.pid) < before + 10
+        finally:
+            run.send_signal(signal.SIGINT)
+            out, _ = run.communicate(timeout=endtoend.PATIENCE_S)
+    endtoend.balanced(json.loads(out))
+
+
+def resident_mb(pid):
+    return int(pathlib.Path(f"/proc/{pid}/statm").read_text().split()[1]) * 4096 / 1e6
 
 
 def test_stopped_before_it_begins(tmp_path):

@@ -162,7 +162,8 @@ def _queued(view: View) -> list[tuple[int, int]]:
     routed = None if view.live else view.ingest.get("routed")
     if routed is not None:
         return list(zip(routed["queued"], routed["unqueued"], strict=True))
-    return [(view.ingest.get("selected", 0), view.ingest.get("unqueued", 0))] * len(view.targets)
+    each = view.ingest.get("unqueued_each") or [0] * len(view.targets)
+    return [(view.ingest.get("selected", 0), unqueued) for unqueued in each]
 
 
 def _fanout(view: View) -> Samples:

@@ -859,6 +859,8 @@ cdef class Capture(PacketSource):
                     self.drop_top()
                     self.pending[self.pending_count] = one
                     self.pending_count += 1
+                    if n == 0:
+                        return TAKE_IDLE      # a mapping broke: who was told that this keeps everything must own it before the window goes
                     break
         count_add(&self.packets, n)
         return n

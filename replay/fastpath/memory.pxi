@@ -149,6 +149,7 @@ cdef void batch_release(Batch* batch) noexcept nogil:
     if atomic_add(&batch.refs, -1) > 0:
         return
     if batch.of != NULL:
+        atomic_add(&pool.held, -batch_cost(batch.of))
         batch_release(batch.of)
         free(batch)
         return

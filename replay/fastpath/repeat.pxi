@@ -48,7 +48,9 @@ cdef void kept_add(KeptBatches* k, Batch* batch) noexcept nogil:
 
 
 cdef Batch* batch_again(Batch* batch, int64_t shift_ns, int64_t loop) noexcept nogil:
-    """A batch of the same rows and bytes, which belong to `batch`, with other due times; refs = 1. NULL: no memory."""
+    """A batch of the same rows and bytes, which belong to `batch`, with other due times; refs = 1. NULL: no memory.
+
+    It costs the budget what one that was read costs: what senders keep of each of its requests has to be bounded by something."""
     cdef Batch* again = <Batch*>calloc(1, sizeof(Batch))
     if again == NULL:
         return NULL
@@ -61,6 +63,7 @@ cdef Batch* batch_again(Batch* batch, int64_t shift_ns, int64_t loop) noexcept n
     again.loop = loop
     again.pool = batch.pool
     again.refs = 1
+    atomic_add(&again.pool.held, batch_cost(batch))
     return again
 
 
@@ -76,6 +79,7 @@ cdef int64_t batch_push(PyObject** queues, int count, Batch* batch, bint at_once
         while not (queue_push(<void*>queues[i], batch) if at_once else queue_push_quietly(<void*>queues[i], batch)):
             if atomic_get(stop):
                 # the senders are stopping too: what they never see is counted by who pushes
+                queue_refuse(<void*>queues[i], batch.count)
                 refused += batch.count
                 batch_release(batch)
                 break
@@ -153,21 +157,35 @@ cdef class Repeat:
             self.body()
         atomic_set(&self.ended, 1)
 
+    cdef bint waits(self, Batch* batch) noexcept nogil:
+        """Until the budget has room for it: what is kept is half of it at most. True: it was stopped."""
+        cdef BatchPool* pool = batch.pool
+        cdef int i
+        if atomic_get(&pool.held) + batch_cost(batch) > pool.budget:
+            for i in range(self.into_count):
+                (<Queue><void*>self.into[i]).nudge()
+        while atomic_get(&pool.held) + batch_cost(batch) > pool.budget and not atomic_get(&self.stop.flag):
+            poll(NULL, 0, 1)
+        return atomic_get(&self.stop.flag) != 0
+
     cdef void body(self) noexcept nogil:
         cdef KeptBatches* k = &self.kept.kept
         cdef Batch* again
         cdef int64_t turn
         cdef uint64_t i
         cdef bint stopped
+        cdef int queue
         for turn in range(1, self.passes + 1):
             if atomic_get(&self.stop.flag):
                 break
             atomic_set(&self.n_batches, 0)
             count_add(&self.n_begun, 1)
             for i in range(k.count):
-                stopped = atomic_get(&self.stop.flag)
+                stopped = self.waits(k.list[i])
                 again = NULL if stopped else batch_again(k.list[i], turn * self.step_ns, turn)
                 if again == NULL:
+                    for queue in range(self.into_count):
+                        queue_refuse(<void*>self.into[queue], k.list[i].count)
                     count_add(&self.n_unqueued, <int64_t>k.list[i].count * self.into_count)
                 else:
                     count_add(&self.n_unqueued, batch_push(self.into, self.into_count, again, False, &self.stop.flag))

@@ -292,6 +292,17 @@ cdef inline void row_fill(const Message* m, Request* r, uint8_t withheld, int64_
     memcpy(r.server, m.server, 16)
 
 
+cdef void row_lost(Engine* g) noexcept nogil:
+    """Offline: a selected request gets into no batch. A pass over what is kept would lack it."""
+    cdef int i
+    if g.kept != NULL:
+        kept_give_up(g.kept)
+    count_add(&g.n.copies, g.queue_count)
+    count_add(&g.n.unqueued, g.queue_count)
+    for i in range(g.queue_count):
+        queue_refuse(<void*>g.queues[i], 1)
+
+
 cdef void batch_row(Engine* g, Message* m, uint8_t withheld, int64_t offset, int64_t n) noexcept nogil:
     cdef bint digest = g.digests and not m.incomplete
     cdef uint64_t need = m.len + (32 if digest else 0)
@@ -317,8 +328,7 @@ cdef void batch_row(Engine* g, Message* m, uint8_t withheld, int64_t offset, int
                 for i in range(g.queue_count):
                     queue_refuse(<void*>g.queues[i], 1)
             else:
-                count_add(&g.n.copies, g.queue_count)
-                count_add(&g.n.unqueued, g.queue_count)
+                row_lost(g)
             return
         batch.loop = g.loop
         if g.wire:
@@ -329,8 +339,7 @@ cdef void batch_row(Engine* g, Message* m, uint8_t withheld, int64_t offset, int
     if m.len:
         message_write(g, m, batch.arena + batch.used)
         if message_lost(m):
-            count_add(&g.n.copies, g.queue_count)
-            count_add(&g.n.unqueued, g.queue_count)          # those were zeros
+            row_lost(g)           # those were zeros
             return
     else:                         # its bytes are gone (a limit on memory): nothing may point into them
         m.head_len = m.method_len = m.target_at = m.target_len = m.host_at = m.host_len = m.authority_at = m.authority_len = 0
