@@ -295,7 +295,7 @@ cdef class Queue:
     cdef uint64_t slots           # as asked for; the ring has room for as many or more
     cdef int64_t waiting          # atomic: the consumer is about to sleep on fd
     cdef int64_t ended            # atomic
-    cdef int64_t refused          # live: requests that were dropped because it was full; who pushes counts
+    cdef int64_t refused          # requests that never got into it: it was full (live), the run was stopped (offline), or there was no memory; who pushes counts
     cdef bint prompt              # its consumer must be on time: who pushes goes on as soon as there is room
     cdef bint yields              # who pushes offers the processor to others then
     cdef int push(self, Batch* batch) noexcept nogil

@@ -193,7 +193,7 @@ cdef bint queue_is_behind(void* queue) noexcept nogil:
 
 
 cdef void queue_refuse(void* queue, int64_t n) noexcept nogil:
-    """Live: n requests are dropped, for it is full or there is no memory."""
+    """n requests never get into it: it is full (live), the run is stopped (offline), or there is no memory."""
     count_add(&(<Queue>queue).refused, n)
 
 

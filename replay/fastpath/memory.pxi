@@ -268,7 +268,7 @@ cdef class Queue:
 
     @property
     def full(self):
-        """Live: requests that found it full, or for which there was no memory."""
+        """Requests that never got into it: live it was full, offline the run was stopped, or there was no memory for them."""
         return count_get(&self.refused)
 
     def end(self):
