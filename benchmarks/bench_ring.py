@@ -6,10 +6,7 @@ A memory file takes the place of the ring that the kernel fills: blocks of 256 K
 one of 2 MB. CPU of that thread alone, a request; the ledger is checked in each round.
 """
 
-import mmap
-import os
 import pathlib
-import struct
 import sys
 import threading
 import time
@@ -19,19 +16,18 @@ import measure
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent / "tests"))
 
 import packetmake as net
+import ringmake
 
 from replay import _fastpath
 
 QUESTION = "What does it cost to read a request out of a live ring?"
-BLOCK, CONNECTIONS = 256 << 10, 64
+CONNECTIONS = 64
 SERVER = (b"\x7f\0\0\1", 8080)
 REQUEST = b"GET / HTTP/1.1\r\nHost: 127.0.0.1:8080\r\n\r\n"
 REPLY = (
     b"HTTP/1.1 200 OK\r\nServer: nginx/1.22.1\r\nDate: Thu, 26 Nov 2026 04:57:27 GMT\r\nContent-Type: text/plain\r\nContent-Length: 2\r\nConnection: keep-alive\r\n\r\nok"
 )
 STAMPS = b"\1\1\x08\x0a" + bytes(8)
-#: Where a packet of Ethernet begins behind its header in the ring, and where the network's part of it does.
-MAC, NETWORK = 82, 96
 
 
 def packets(replies):
@@ -51,36 +47,28 @@ def packets(replies):
         seqs[at][1] += len(REPLY)
 
 
-class Ring:
+class Ring(ringmake.Ring):
     """A full one, and how many requests are in it."""
 
     def __init__(self, blocks, replies=True):
-        self.blocks, self.requests = blocks, 0
-        self.fd = os.memfd_create("ring")
-        os.ftruncate(self.fd, blocks * BLOCK)
-        self.map = mmap.mmap(self.fd, blocks * BLOCK)
+        super().__init__(blocks)
+        self.requests = 0
         source, ts = packets(replies), 1_700_000_000_000_000_000
         is_request, frame = next(source)
         for n in range(blocks):
-            block, at, count, last = bytearray(BLOCK), 48, 0, 48
-            while at + (need := (MAC + len(frame) + 15) // 16 * 16) <= BLOCK:
-                ts += 8000
-                struct.pack_into("=IIIIIIHHIIHH8x", block, at, need, *divmod(ts, 10**9), len(frame), len(frame), 0, MAC, NETWORK, 0, 0, 0, 0)
-                struct.pack_into("=HHiHBB8x", block, at + 48, 17, 0x0008, 1, 772, 0, 6)
-                block[at + MAC : at + MAC + len(frame)] = frame
-                last, at, count = at, at + need, count + 1
+            block, left = [], ringmake.SPACE
+            while (need := ringmake.room(frame)) <= left:
+                block.append((ts := ts + 8000, frame, len(frame)))
+                left -= need
                 self.requests += is_request
                 is_request, frame = next(source)
-            struct.pack_into("=I", block, last, 0)
-            struct.pack_into("=IIIIIIQQQ", block, 0, 1, 0, 1, count, 48, at, n, 0, 0)
-            self.map[n * BLOCK : (n + 1) * BLOCK] = bytes(block)
+            self.fill(n, ringmake.pack(block, n))
 
     def read(self, **options):
         """ns of CPU a request."""
-        for n in range(self.blocks):
-            self.map[n * BLOCK + 8 : n * BLOCK + 12] = struct.pack("=I", 1)  # ours again
+        self.full()
         ends, never = _fastpath.Stop(), _fastpath.Stop()
-        ring = _fastpath.LiveRing(self.fd, stop=ends, block_size=BLOCK, block_count=self.blocks)
+        ring = self.open(ends)
         ends.set()
         pool = _fastpath.Pool(64 << 20)
         queue = _fastpath.Queue(pool, 64)

@@ -309,3 +309,15 @@ def test_the_interpreter_knows_its_instructions():
     with pytest.raises(ValueError, match="not known"):
         run([(0xFF, 0, 0, 0)], b"")
     assert bpfasm.ACCEPT > 65549
+
+
+@pytest.mark.parametrize(("wrap", "how"), WRAPPED, ids=[how for _, how in WRAPPED])
+@pytest.mark.parametrize(("client", "server"), [(A, B), (A6, B6)], ids=["IPv4", "IPv6"])
+def test_without_replies_nothing_passes_that_only_acknowledges(wrap, how, client, server):
+    program = build(Rules(ports=[80], replies=None))
+    for flags in (net.ACK, net.ACK | net.PSH, net.SYN, net.FIN | net.ACK, net.RST):
+        for options in (b"", b"\1" * 12):
+            for payload in (b"", b"x", b"x" * 3000):
+                passes = bool(payload) or flags not in (net.ACK, net.ACK | net.PSH)
+                assert bool(run(program, wrap(packet(client, server, flags, payload, options)))) == passes, (flags, options, payload)
+                assert not run(program, wrap(packet(server, client, flags, payload, options)))

@@ -161,6 +161,12 @@ def test_what_a_file_may_be_is_told_whole(tmp_path):
     assert "expected pcap or pcapng, plain or compressed with gzip or zstd, Envoy tap files, or .gor; found" in replay("show", tmp_path / "notes.txt")[2]
 
 
+def test_when_replies_are_asked_for():
+    for wrong, said in (("auto:0s", "'auto:0s': the time must be longer than 0"), ("auto:soon", "soon"), ("head", "did you mean 'heads'?"), ("none:1s", "none of auto, heads, whole, none")):
+        code, _, error = replay("tap", "lo", "-p", "1", "--dry-run", "--replies", wrong)
+        assert code == 2 and said in error and "--replies" in error, error
+
+
 def test_the_options_of_a_tap_are_told_as_people_write_them():
     code, _, error = replay("tap", "-v", "lo", "--since", "2026-08-01T10:00:00Z")  # no share: it does not begin
     told = {line.split()[0]: " ".join(line.split()[1:]) for line in error.splitlines() if line.startswith("  ")}

@@ -232,7 +232,7 @@ class Tapped:
         ways = len(seen["targets"])
         tap = {
             "kernel_packets": 1000, "kernel_drops": 3, "ring_bytes": 64 << 20, "ring_used": 0.25, "interfaces": {"eth0": {"up": True}, "eth1": {"up": False}},
-            "share_ppm": 10_000, "effective_ppm": 5_000, "kernel_ppm": 1_000_000, "shortened": 6, "expired": 0, "queued_bytes": 5, "breakers": ["open"] * ways, "breaker_changes": [dict.fromkeys(BREAKER, 1)] * ways,
+            "share_ppm": 10_000, "effective_ppm": 5_000, "kernel_ppm": 1_000_000, "replies": 1, "shortened": 6, "expired": 0, "queued_bytes": 5, "breakers": ["open"] * ways, "breaker_changes": [dict.fromkeys(BREAKER, 1)] * ways,
             "recorded": {"packets": 1, "bytes": 2, "left_out": 0},
         }  # fmt: skip
         daemon = {

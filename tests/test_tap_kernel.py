@@ -1,10 +1,12 @@
 """What a tap leaves to the kernel: a share of the connections, and most of what servers say."""
 
+import contextlib
 import json
 import random
 import socket
 import subprocess
 import sys
+import threading
 
 import pytest
 from endtoend import balanced
@@ -239,3 +241,105 @@ def test_hops(nginx, tmp_path):  # noqa: F811
         report = balanced(tap.report())
     assert {row["target"]: dict(row["headers"])["x-shadow-replay"] for row in rows(log)} == {"/0": "1", "/1": "2", "/2": "3"}
     assert report["ledger"]["by_reason"]["withheld"] == {"loop": 5}
+
+
+# ---- replies while something needs them ----------------------------------------------------------------------------------------------
+
+
+def hears(tap):
+    return scrape(tap.metrics, "replay_replies_captured") == 1
+
+
+class Watched(Tap):
+    """One with metrics, at `metrics`."""
+
+    def __init__(self, *words):
+        super().__init__(*words, "--metrics", "127.0.0.1:0", ready=False)
+        self.wait_for("rights:")
+        self.metrics = self.wait_for("metrics at").split("/")[2]
+        eventually(lambda: scrape(self.metrics, "replay_capturing") == 1)
+
+
+def test_replies_stay_in_the_kernel_when_nothing_needs_them(nginx, tmp_path):  # noqa: F811
+    """Each request is mirrored, those on connections from before too; of what servers say nothing is captured any more."""
+    log = tmp_path / "shadow.jsonl"
+    lasting = [socket.create_connection(("127.0.0.1", nginx.port)) for _ in range(5)]
+    with contextlib.ExitStack() as open_ones:
+        for one in lasting:
+            open_ones.enter_context(one)
+        shadow = open_ones.enter_context(ended(Sink("--access-log", log)))
+        tap = open_ones.enter_context(ended(Watched("lo", "--port", nginx.port, "-p", 100, "--replies", "auto:1s", "--to", f"http://{shadow.address}")))
+        assert hears(tap)
+        for turn in range(2):
+            for n, one in enumerate(lasting):
+                one.sendall(b"GET /lasting/%d/%d HTTP/1.1\r\nHost: a\r\n\r\n" % (n, turn))
+                one.recv(1000)
+            if turn == 0:
+                eventually(lambda: not hears(tap), every=0.1)
+        before = scrape(tap.metrics, "replay_kernel_packets_total")
+        connections("127.0.0.1", nginx.port, 300)
+        eventually(lambda: len(log.read_text().splitlines()) >= 910)
+        assert not hears(tap)
+        assert scrape(tap.metrics, "replay_kernel_packets_total") - before < 300 * 7, "of each the beginning, three requests, the end"
+        report = balanced(tap.report())
+    assert report["ledger"]["found"] == report["ledger"]["answered"] == 910
+    assert report["lost_estimated"] == report["gaps"]["count"] == report["packets"]["kernel_drops"] == 0
+    assert len({row["target"] for row in rows(log)}) == 910
+
+
+def test_a_connection_from_before_the_tap_makes_it_listen_again(nginx):  # noqa: F811
+    """It slept while nothing needed replies: its first request is withheld, those that follow are mirrored; new connections lose nothing over it."""
+    with socket.create_connection(("127.0.0.1", nginx.port)) as old, ended(Sink()) as shadow:
+        old.sendall(b"GET /before HTTP/1.1\r\nHost: a\r\n\r\n")
+        old.recv(1000)
+        words = ("lo", "--port", nginx.port, "-p", 100, "--replies", "auto:1s", "--to", f"http://{shadow.address}")
+        with ended(Watched(*words)) as tap:
+            eventually(lambda: not hears(tap), every=0.1)
+            old.sendall(b"GET /first HTTP/1.1\r\nHost: a\r\n\r\n")
+            old.recv(1000)
+            tap.wait_for("replies are captured again")
+            for i in range(20):
+                old.sendall(b"GET /old/%d HTTP/1.1\r\nHost: a\r\n\r\n" % i)
+                old.recv(1000)
+            connections("127.0.0.1", nginx.port, 50)
+            tap.wait_for("replies are not captured any more")
+            old.sendall(b"GET /last HTTP/1.1\r\nHost: a\r\n\r\n")
+            old.recv(1000)
+            eventually(lambda: "found 172" in tap.ask(), every=0.2)
+            assert not hears(tap), "it is known now"
+            report = balanced(tap.report())
+        assert report["ledger"]["by_reason"]["withheld"] == {"unconfirmed": 1} and report["ledger"]["answered"] == 171
+        assert shadow.totals()["requests"] == 171 and report["lost_estimated"] == 0
+
+
+def test_what_is_heard_changes_under_load(nginx, tmp_path):  # noqa: F811
+    """Reloads from one to the other while requests come on connections that last: each is found, once, and nothing is reported that was not."""
+    config = tmp_path / "tap.yaml"
+    config.write_text("replies: heads\n")
+    tmp_path.chmod(0o755)
+    lasting = [socket.create_connection(("127.0.0.1", nginx.port)) for _ in range(30)]
+    sent = 0
+    with contextlib.ExitStack() as open_ones:
+        for one in lasting:
+            open_ones.enter_context(one)
+        tap = open_ones.enter_context(ended(Tap("lo", "--port", nginx.port, "--dry-run", "-p", 100, "--config", config, "--user", "root")))
+        for one in lasting:  # each is confirmed before the first change
+            one.sendall(b"GET /joined HTTP/1.1\r\nHost: a\r\n\r\n")
+            one.recv(1000)
+            sent += 1
+        for turn in range(12):
+            config.write_text(f"replies: {('none', 'heads', 'auto:1s', 'whole')[turn % 4]}\n")
+            said = []
+            waiter = threading.Thread(target=lambda said=said: said.append(tap.wait_for("reloaded")))
+            waiter.start()
+            while waiter.is_alive():
+                for one in lasting:
+                    one.sendall(b"POST /%d HTTP/1.1\r\nHost: a\r\nContent-Length: 3\r\n\r\nabc" % sent)
+                    one.recv(1000)
+                    sent += 1
+                sent += 3 * len(connections("127.0.0.1", nginx.port, 3))
+            waiter.join()
+            assert said
+        eventually(lambda: f"found {sent:,}," in tap.ask(), every=0.2)
+        report = balanced(tap.report())
+    assert report["ledger"]["selected"] == sent > 1000 and report["lost_estimated"] == 0 and report["packets"]["kernel_drops"] == 0, report

@@ -53,8 +53,8 @@ class Rules:
     own: networks, and own_ports: (first, last), of connections that never pass.  ethernet: packets begin with an Ethernet header, else with IP.
     loopback_once: what leaves on a loopback interface is left out, for it comes in again.  connects: only the first packets of connections.
     sample: (below, seed): only connections whose hash is below, so many of 2**32; None: all.  replies: of what the server says so many bytes are kept where
-    a reply begins, and nothing but headers elsewhere; 0: everything, None: it does not pass. What cannot be decided (fragments, IPv6 extension headers) passes
-    whole all the same.
+    a reply begins, and nothing but headers elsewhere; 0: everything, None: it does not pass, and of the client's what only acknowledges does not either.
+    What cannot be decided (fragments, IPv6 extension headers) passes whole all the same.
     """
 
     ports: Sequence[int] = ()
@@ -303,6 +303,8 @@ def _family(a: _Assembler, rules: Rules, accept: str, reject: str, version: int)
     request, reply, either = a.label(), a.label(), a.label()
     _direction(a, rules, version, target, source, (2, 0), request, reject if rules.replies is None else reply, reject)
     a.here(request)
+    if rules.replies is None:
+        _not_bare(a, reject)
     a.put(_LD_IMM, 0)
     a.jump(either)
     a.here(reply)
@@ -360,6 +362,23 @@ def _mixed(a: _Assembler) -> None:
         a.put(_XOR_X)
         if factor is not None:
             a.put(_MUL_K, factor)
+
+
+def _not_bare(a: _Assembler, reject: str) -> None:
+    """Goes on with a segment that carries bytes, or begins or ends a connection."""
+    go = a.label()
+    a.put(_LDX_MEM, _L4)
+    a.put(_LDX_B, 13)
+    a.when(_JSET, 7, go)  # FIN, SYN, RST
+    a.put(_LDX_B, 12)
+    a.put(_AND_K, 0xF0)
+    a.put(_RSH_K, 2)
+    a.put(_ADD_X)
+    a.put(_ADD_K, 1)
+    a.put(_TAX)
+    a.put(_LD_LEN)
+    a.when(_JGE_X, 0, go, reject)
+    a.here(go)
 
 
 def _shortened(a: _Assembler, most: int, version: int, accept: str) -> None:

@@ -105,6 +105,28 @@ def _cpu(text: str) -> float:
     return value
 
 
+class _Replies(options.Choice):
+    """auto may have a time behind it."""
+
+    def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        try:
+            _settle(value)
+        except ValueError as error:
+            self.fail(str(error), param, ctx)
+        return value if value.startswith("auto:") else super().convert(value, param, ctx)
+
+
+def _settle(replies: str) -> int:
+    """The time of auto:TIME in nanoseconds."""
+    what, colon, time = replies.partition(":")
+    if what != "auto" or not colon:
+        return 60 * 10**9
+    found = units.duration(time)
+    if found <= 0:
+        raise ValueError(f"{replies!r}: the time must be longer than 0")
+    return found
+
+
 _RING = options.Unit("SIZE", _megabytes)
 _BLOCK = options.Unit("TIME", _block)
 _UP_TO_64 = options.Unit("N", between(1, 64))
@@ -138,11 +160,11 @@ _FORMAT = options.Choice("FORMAT", FORMATS)
 @click.option("--workers", type=_UP_TO_64, default="1", show_default=True, help="So many threads read, by connection.")
 @click.option(
     "--replies",
-    type=options.Choice("WHAT", ("heads", "whole", "none")),
-    default="heads",
+    type=_Replies("WHAT", ("auto", "heads", "whole", "none")),
+    default="auto",
     show_default=True,
-    help="Of production's replies the kernel hands over their beginnings, everything (as for --record), or nothing"
-    " (then what only a reply could tell of is withheld).",
+    help="Of production's replies the kernel hands over their beginnings, everything (as for --record), or nothing (then what only a reply could tell of is"
+    " withheld). auto, auto:TIME: beginnings while something needs them and for TIME (60s) after that, else nothing.",
 )
 @sending.sending(connections="64", timeout="5s")
 @click.option("--max-age", type=options.DURATION, default="10s", show_default=True, help="A request that could not be sent for so long is dropped: expired.")
@@ -233,7 +255,8 @@ def _settings(ctx: click.Context, given: dict[str, Any]) -> TapSettings:
         ring_bytes=given["ring"],
         block_ms=given["block_timeout"] // 10**6,
         workers=given["workers"],
-        replies=given["replies"],
+        replies=given["replies"].partition(":")[0],
+        settle_ns=_settle(given["replies"]),
         connections=given["connections"],
         pipeline=given["pipeline"],
         connect_timeout_ns=given["connect_timeout"],

@@ -84,6 +84,7 @@ LIVE_FAMILIES: list[Family] = [
     Family("replay_kernel_share_ratio", "gauge", (),
            "The share of connections that the kernel's filter lets through, 0 to 1 (--sample-by connection:kernel); of the others nothing is counted.",
            _tap("kernel_ppm", scale=1e-6)),
+    Family("replay_replies_captured", "gauge", (), "1 while production's replies are captured, 0 while nothing needs them (--replies auto).", _tap("replies")),
     Family("replay_shortened_packets", "counter", (), "Packets of replies of which the kernel handed over the beginning alone, as asked.", _tap("shortened")),
     Family("replay_expired", "gauge", (), "1 when --expires is over and nothing is mirrored any more.", _tap("expired")),
     Family("replay_breaker_state", "gauge", ("target", "state"), "1 for what the breaker is, else 0: closed, open or probing.", _breaker),

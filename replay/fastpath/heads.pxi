@@ -61,7 +61,7 @@ cdef Message* queue_match(Engine* g, Conn* c, int side, uint32_t seq) noexcept n
         if m != NULL and m.has_ack and m.ack == seq and not m.follows:
             queue_confirm(g, c, 1 - side, m)
         return m
-    while m != NULL and not (m.has_ack and m.ack == seq and not m.follows):
+    while m != NULL and not (m.has_ack and m.ack == seq and not m.follows and (m.starts or not c.joined)):    # one in front of it may not be in the queue
         m = m.queue_next
     if m == NULL:
         return NULL
@@ -147,6 +147,8 @@ cdef void request_head(Engine* g, Conn* c, int side, const uint8_t* p, size_t n,
         f.buf_len = 0
         flow_is_other(g, c, OTHER_TWIN)
         return
+    if g.one_sided and c.flow[1 - side].started:
+        conn_deafen(g, c, 1 - side)
     c.index += 1
     f.spoke = 1
     f.buf_len = 0
@@ -167,8 +169,12 @@ cdef void request_head(Engine* g, Conn* c, int side, const uint8_t* p, size_t n,
         m.flags |= REQUEST_CONNECT
         if h.framing == FRAMING_CHUNKED or h.content_length > 0 or h.flags & HEAD_MALFORMED:
             m.ambiguous = 2       # has a body, or has none (RFC 9110 9.3.6)
-    if g.one_sided and h.flags & HEAD_EXPECT and (h.framing == FRAMING_CHUNKED or h.content_length > 0):
-        m.ambiguous = 2           # whether the body comes is said by the reply alone (H9)
+    if h.flags & HEAD_EXPECT and (h.framing == FRAMING_CHUNKED or h.content_length > 0):
+        if g.one_sided:
+            m.ambiguous = 2       # whether the body comes is said by the reply alone (H9)
+        count_add(&g.n.asking, 1)
+    elif f.trust != TRUST_CERTAIN or h.flags & (HEAD_UPGRADE | HEAD_CONNECT):
+        count_add(&g.n.asking, 1)
     if h.version == 10:
         m.flags |= REQUEST_HTTP10
     if h.method_len == 4 and memcmp(p, b"HEAD", 4) == 0:
@@ -307,17 +313,20 @@ cdef void reply_head(Engine* g, Conn* c, int side, const Head* h, int parsed) no
         flow_lost(g, c, side)
         return
     m = queue_match(g, c, side, f.msg_seq)
+    if m == NULL and c.joined and c.flow[1 - side].state == ST_HOLD:
+        m = hold_overtaken(g, c, side, f.msg_seq)
     if 100 <= h.status <= 199 and h.status != 101:
         f.state = ST_START
         return
     if m == NULL:
-        if h.status != 408 and not g.one_sided:       # a server that gives up waiting answers nobody
+        if h.status != 408 and not (g.one_sided or c.joined):       # a server that gives up waiting answers nobody
             count_add(&g.n.orphans, 1)
         if f.certain:
             f.certain = 0
         f.state = ST_RESYNC
         return
     count_add(&g.n.matched, 1)
+    c.joined = 0
     m.status = h.status
     m.response_ns = f.msg_ts if g.given.timed or not g.given.on else -1
     no_body = (m.flags & REQUEST_HEAD) != 0 or h.status == 204 or h.status == 304 or h.status == 101

@@ -60,6 +60,7 @@ cdef struct Counters:             # one thread writes, others read
     int64_t one_sided             # connections of which one direction is in the capture
     int64_t mid_stream            # … whose beginning is not
     int64_t matched               # replies whose request is known
+    int64_t asking                # requests of which a reply decides something (docs/design.md L1)
     int64_t conflicts
     int64_t repeated
     int64_t evicted
@@ -119,7 +120,7 @@ cdef struct Engine:               # owned by one Ingest; one thread writes, othe
     bint finished                 # --limit was reached
     # live
     bint wire                     # packets come from a wire: nothing here ever waits
-    bint one_sided                # of connections only what clients say is captured
+    bint one_sided                # of connections only what clients say is captured (hearing.pxi)
     uint32_t low                  # of LOW_ALL: so much of the share is taken
     int64_t slack_ns              # by so much the capture clock stays behind the wall clock: what is in the ring must not be late
     int64_t batch_ns              # an open batch is handed on after so long
@@ -845,7 +846,6 @@ cdef class Ingest:
         g.guard_hit = other.guard_hit
         g.guard_on = other.guard_on
         g.locality = other.locality
-        g.one_sided = other.one_sided
         g.low = other.low
         if g.router != NULL and other.router != NULL:
             # requests under way go where the policy that chose them said, with its rows and into its queues
@@ -856,6 +856,7 @@ cdef class Ingest:
             other.router = NULL
         g.path_pattern = other.path_pattern
         g.host_pattern = other.host_pattern
+        hearing_change(g, other.one_sided)
         atomic_set(&self.changing, 0)
 
     def adopt(self, Ingest other not None, double timeout=2.0):
@@ -882,6 +883,11 @@ cdef class Ingest:
             with nogil:
                 poll(NULL, 0, 1)
         return atomic_get(&self.changing) == 0
+
+    @property
+    def asking(self):
+        """Requests of which a reply decides something, so far: upgrades, Expect, what follows a gap or a start in mid-stream. Any thread may ask."""
+        return count_get(&self.g.n.asking)
 
     @property
     def retiring(self):
@@ -912,7 +918,7 @@ cdef class Ingest:
             "connections": count_get(&g.n.connections),
             "other": {OTHER[i]: g.n.other[i] for i in range(1, OTHER_COUNT) if g.n.other[i]},
             "gaps": count_get(&g.n.gaps), "gap_bytes": count_get(&g.n.gap_bytes), "gap_largest": count_get(&g.n.gap_largest), "left_bytes": count_get(&g.n.left_bytes),
-            "one_sided": count_get(&g.n.one_sided), "mid_stream": count_get(&g.n.mid_stream), "matched": count_get(&g.n.matched),
+            "one_sided": count_get(&g.n.one_sided), "mid_stream": count_get(&g.n.mid_stream), "matched": count_get(&g.n.matched), "asking": count_get(&g.n.asking),
             **decoder_layers(&self.decoder),
             "overlap_conflict": count_get(&g.n.conflicts), "repeated": count_get(&g.n.repeated),
             "evicted": count_get(&g.n.evicted), "no_memory": count_get(&g.n.no_memory) + count_get(&g.n.over_memory),

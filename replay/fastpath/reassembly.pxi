@@ -580,6 +580,8 @@ cdef inline void waits_overdue(Engine* g, int64_t ts) noexcept nogil:
 cdef void segment_odd(Engine* g, Conn* c, const Segment* s) noexcept nogil:
     """Any segment into its connection, and the connection into its list."""
     c.plain = 0
+    if g.one_sided and deaf_to(c, s.side):
+        return
     conn_segment(g, c, s.side, s)
     if s.ts_ns > c.last_ts:
         c.last_ts = s.ts_ns

@@ -114,6 +114,7 @@ cdef struct Conn:
     uint8_t used                            # LIST_OPEN: it spoke since it was put into its place there
     uint8_t counted                         # a byte was seen: counts as a connection
     uint8_t has_head
+    uint8_t joined                          # until lately its replies were not captured (hearing.pxi): the next ones may be of requests that nobody remembers
     uint8_t plain                           # open on both sides, nothing waits, no end was seen: so segment_usual found it, and only segment_odd can change that
     uint64_t held                           # bytes of its flows' buffers, as counted in Engine.held
     int64_t last_ts
@@ -410,6 +411,7 @@ cdef void conn_fresh(Engine* g, Conn* c) noexcept nogil:
     c.plain = 0
     c.reset = 0
     c.other = 0
+    c.joined = 0
     for i in range(2):
         free(c.flow[i].buf)
         memset(&c.flow[i], 0, sizeof(Flow))

@@ -22,6 +22,7 @@ from replay.settings import Target
 from replay.tap import privileges
 from replay.tap.breaker import Breaker
 from replay.tap.counts import Book
+from replay.tap.hearing import Hearing
 from replay.tap.lanes import Way
 from replay.tap.notes import Notes, notes_of
 from replay.tap.place import REJECT_ALL, Place
@@ -80,6 +81,7 @@ class Tap:
         self._next: dict[str, float] = {}
         self._cpu = (0.0, 0.0)
         self._reloads = 0
+        self._hears = False  # production's replies, by the filter that is in place
         self._last_drops = 0
         self._signs: dict[int, tuple[int, float]] = {}
         self._ticked = 0.0
@@ -94,7 +96,8 @@ class Tap:
         self._targets = targets = Targets(s, place)
         targets.refuse_production()
         self.notes = notes_of(s.access_log, s.results, privileges.owner(s.user))
-        self._shop = shop = Workshop(s, place, targets, self.notes, self.breakers, self._failures, self._stop, self._stop_reading)
+        self._shop = shop = Workshop(s, place, targets, self.notes, self.breakers, self._failures, self._stop, self._stop_reading,
+                                      hearing=Hearing(s.settle_ns / 1e9))  # fmt: skip
         # Each queue has room for its two slots, the batch that is open and the one that is being sent.
         shop.pool = _fastpath.Pool(max(s.selection.batch_budget, 4 * BATCH_BYTES * max(len(s.targets), 1) * s.workers))
         if s.selection.routing is not None:
@@ -155,7 +158,9 @@ class Tap:
         idle = self.state == "expired" or not place.interfaces
         excluded, sample = self.targets.excluded(), self.shop.kernel_sample()
         for lane in self._book.lanes:
-            lane.tapped.attach(REJECT_ALL if idle else place.program(excluded, ethernet=lane.tapped.ethernet, sample=sample))
+            program = REJECT_ALL if idle else place.program(excluded, ethernet=lane.tapped.ethernet, sample=sample, replies=self.shop.reply_bytes)
+            lane.tapped.attach(program)
+        self._hears = self.shop.hears
 
     def start(self) -> None:
         """Starts the threads, and lets packets in."""
@@ -252,6 +257,7 @@ class Tap:
         if self.place is not None and self._due("news", now, 0.2):
             self._news()
         self._break(now)
+        self._hear(now)
         if self._due("second", now, 1.0):
             self._expire(time.time())
             self._book.retire()
@@ -316,6 +322,20 @@ class Tap:
         elif self.state == "expired" and (at is None or wall < at):
             self.state = "capturing" if self.place and self.place.interfaces else "away"
             self._attach()
+
+    def _hear(self, now: float) -> None:
+        """--replies auto: they are captured while something needs them."""
+        shop = self.shop
+        shop.hearing.look(now, sum(lane.ingest.asking for lane in self._book.lanes))
+        if shop.hears == self._hears:
+            return
+        if shop.hears:
+            self._attach()  # before a request may wait for one
+        self._adopt(new_ways=False)
+        if shop.hears:
+            _log.info("replies are captured again: some requests cannot be told without")
+        else:
+            _log.info("replies are not captured any more: nothing has needed them for a while")
 
     def _lower(self, now: float) -> None:
         """--max-cpu: over it the share is lowered, a step a second; below it, it comes back."""
@@ -410,6 +430,7 @@ class Tap:
         self.settings = self.shop.settings = self.targets.settings = settings
         assert self.place is not None
         self.place.settings = settings
+        self.shop.hearing.settle_s = settings.settle_ns / 1e9
 
     # -- the end -------------------------------------------------------------------------------------------------------------
 
@@ -487,6 +508,7 @@ class Tap:
                 "share_ppm": s.selection.share,
                 "effective_ppm": 0 if self.state == "expired" else effective,
                 "kernel_ppm": shop.in_kernel if shop is not None else s.selection.share,
+                "replies": int(self._hears),
                 "expired": int(self.state == "expired"),
                 "breakers": [self.breakers[name].state if name in self.breakers else "closed" for name in names],
                 "breaker_changes": [dict(self.breakers[name].changes) if name in self.breakers else {} for name in names],

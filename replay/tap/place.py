@@ -118,10 +118,11 @@ class Place:
         return within(address, self.own)
 
     def program(
-        self, excluded: Sequence[Network], *, ethernet: bool = True, connects: bool = False, sample: tuple[int, int] | None = None
+        self, excluded: Sequence[Network], *, ethernet: bool = True, connects: bool = False, sample: tuple[int, int] | None = None,
+        replies: int | None = 0,
     ) -> list[bpfasm.Instruction]:
         """The filter. excluded: clients that are left out.  connects: for the check of the target: the first packets of all connections, ours too.
-        sample: as `bpfasm.Rules` has it.
+        sample, replies: as `bpfasm.Rules` has them.
 
         Raises TapError when there are more interfaces or networks than the kernel's filters hold."""
         s = self.settings
@@ -142,7 +143,7 @@ class Place:
             loopback_once=True,
             connects=connects,
             sample=None if connects else sample,
-            replies=0 if connects or s.record is not None or s.selection.bpf is not None else {"none": None, "heads": REPLY_BYTES, "whole": 0}[s.replies],
+            replies=0 if connects else replies,
         )
         then: list[bpfasm.Instruction] = []
         if s.selection.bpf is not None and not connects:

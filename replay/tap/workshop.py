@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from replay import _fastpath
@@ -16,9 +16,10 @@ from replay.errors import ReplayError, UsageError
 from replay.process import await_turn
 from replay.settings import Target
 from replay.tap.breaker import Breaker
+from replay.tap.hearing import Hearing
 from replay.tap.lanes import Lane, Way
 from replay.tap.notes import Notes
-from replay.tap.place import OWN_PORTS, Place
+from replay.tap.place import OWN_PORTS, REPLY_BYTES, Place
 from replay.tap.settings import TapSettings
 from replay.tap.targets import Targets
 from replay.units import MILLION
@@ -45,6 +46,7 @@ class Workshop:
     guard: _fastpath.Guard | None = None
     routes: _fastpath.Routes | None = None
     share: float = 1.0
+    hearing: Hearing = field(default_factory=lambda: Hearing(0.0))
 
     def thread(self, name: str, body: Callable[[], None], *, patient: bool) -> threading.Thread:
         """patient: production does not lose its core to this thread's waking up. The ring has room for what comes meanwhile; a sender's queue has not."""
@@ -93,7 +95,7 @@ class Workshop:
         if self.routes is not None and ways:
             rules["routes"] = self.routes
         rules["low"] = round(self.share * MILLION)
-        rules["replies"] = s.replies != "none"
+        rules["replies"] = self.hears
         try:
             return _fastpath.Ingest(
                 source, [way.queue for way in ways], self.pool, self.stop, guard=self.guard, live=True, last=False, marker=True,
@@ -128,3 +130,19 @@ class Workshop:
         """What the filter has to know of the sample, so that it takes what the engine would (docs/design.md S2b)."""
         share = self.in_kernel
         return None if share >= MILLION else (-(-((share << 64) // MILLION) >> 32), self.settings.selection.seed)
+
+    # -- production's replies ------------------------------------------------------------------------------------------------
+
+    @property
+    def hears(self) -> bool:
+        """Production's replies are captured."""
+        s = self.settings
+        return s.record is not None or s.replies in ("heads", "whole") or (s.replies == "auto" and self.hearing.wanted)
+
+    @property
+    def reply_bytes(self) -> int | None:
+        """Of each of them: as `bpfasm.Rules` has it. A later run needs them whole, and a tcpdump expression is asked about whole packets."""
+        s = self.settings
+        if not self.hears:
+            return None
+        return 0 if s.replies == "whole" or s.record is not None or s.selection.bpf is not None else REPLY_BYTES

@@ -1,0 +1,72 @@
+# A tap that hears what clients say alone, and what changes when it begins or ends to hear servers too (docs/design.md L1).
+# Must not know: sockets, files, when that is decided (tap/hearing.py).
+
+cdef inline bint deaf_to(const Conn* c, int side) noexcept nogil:
+    """This side is the server, as far as is known. What comes of it all the same was on its way when the filter changed, or is what the
+    filter could not tell: with only some of it, bytes would wait for others that never come."""
+    return c.flow[side].role == ROLE_REPLIES or c.flow[1 - side].role == ROLE_REQUESTS
+
+
+cdef void conn_deafen(Engine* g, Conn* c, int side) noexcept nogil:
+    """Nothing more is heard of this side, the server's: no reply is waited for, nothing waits for its bytes, no acknowledgement comes."""
+    cdef Flow* f = &c.flow[side]
+    cdef Flow* o = &c.flow[1 - side]
+    cdef Pending* p
+    cdef uint8_t* buf = f.buf
+    cdef uint32_t cap = f.buf_cap
+    cdef uint8_t ended = f.ended
+    cdef uint8_t has_bytes = f.has_bytes
+    pending_free(g, f)
+    memset(f, 0, sizeof(Flow))
+    f.buf = buf                   # conn_holds gives it back
+    f.buf_cap = cap
+    f.ended = ended
+    f.has_bytes = has_bytes
+    f.beyond_ts = -1
+    f.role = ROLE_REPLIES
+    c.plain = 0
+    p = o.first
+    while p != NULL:
+        if p.acked_ts < 0:
+            p.acked_ts = g.packet_ns
+            p.acked_no = c.packets
+        p = p.next
+    o.unacked = NULL
+    while c.queue != NULL and not (c.queue.flags & REQUEST_CONNECT or c.queue.head_flags & HEAD_UPGRADE):
+        queue_pop(g, c)
+
+
+cdef void hearing_change(Engine* g, bint one_sided) noexcept nogil:
+    """From now on nothing that servers say is captured; or it is, again."""
+    cdef Conn* c
+    cdef Conn* after
+    cdef int i, side
+    if one_sided == g.one_sided:
+        return
+    g.one_sided = one_sided
+    for i in range(LIST_HALF_OPEN, LIST_CLOSED + 1):
+        c = g.lists[i].first
+        while c != NULL:
+            after = c.next
+            c.joined = not one_sided
+            c.plain = 0
+            for side in range(2):
+                if one_sided and deaf_to(c, side):
+                    conn_deafen(g, c, side)
+                    flow_settle(g, c)
+                    conn_heads(g, c)
+                    break
+            c = after
+
+
+cdef Message* hold_overtaken(Engine* g, Conn* c, int side, uint32_t seq) noexcept nogil:
+    """A reply at `seq` that belongs to no request, while bytes behind an upgrade wait for its answer (H10), which came while nothing was heard: a server that
+    had switched would not go on with status lines, so it is HTTP that waits. Returns the request that the reply answers, or NULL."""
+    cdef Flow* o = &c.flow[1 - side]
+    while c.queue != NULL:
+        queue_pop(g, c)
+    if o.trust == TRUST_CERTAIN and not g.rules.loose:
+        o.trust = TRUST_UNCONFIRMED
+    o.epoch += 1
+    hold_release(g, c, 1 - side)
+    return queue_match(g, c, side, seq)
