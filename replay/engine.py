@@ -562,6 +562,8 @@ class Replay:
         end = time.monotonic() + seconds
         for thread in self._threads:
             thread.join(max(0.0, end - time.monotonic()))
+        if self.settings.loop > 1 and self._ways and all(way.sender.counters()["never_connected"] for way in self._ways):
+            self._stop_reading.set()  # nothing is sent any more: further passes would be handed out to be dropped
 
     def outcomes(self, most: int = 4096) -> Iterator[tuple[Target | None, list[Address], dict[str, Any]]]:
         """Requests that ended since the last call, with `log` only."""

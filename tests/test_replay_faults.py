@@ -340,6 +340,15 @@ def test_a_target_that_is_down(long_ones):
     assert report["ledger"]["by_reason"]["dropped"] == {"target_down": 1000} and report["ledger"]["sent"] == 0
 
 
+def test_a_loop_does_not_go_on_without_a_target(tmp_path):
+    """A billion requests would be handed out to be dropped."""
+    words = ("--to", f"http://127.0.0.1:{endtoend.free_port()}", "--pace", "max", "--loop", 10_000_000, "--report", tmp_path / "r.json")
+    endtoend.command("run", endtoend.DEMO, *words, code=5)
+    report = endtoend.balanced(json.loads((tmp_path / "r.json").read_text()))
+    assert report["never_connected"] and report["ledger"]["sent"] == 0 and report["passes"] < 1_000_000
+    assert report["ledger"]["by_reason"]["dropped"].keys() <= {"target_down", "stopped"}
+
+
 @pytest.mark.parametrize("silent", [False, True], ids=["refused", "silent"])
 def test_a_target_that_is_down_when_a_short_run_ends(tmp_path, silent):
     """--duration ends it before the target was given up: exit 5 all the same, and the reason."""

@@ -200,7 +200,9 @@ def tap(ctx: click.Context, /, quiet: bool, verbose: bool, **given: Any) -> None
         try:
             os.setpriority(os.PRIO_PROCESS, 0, given["nice"])
         except PermissionError:
-            raise UsageError(f"--nice {given['nice']}: only root may raise a priority") from None
+            raises = given["nice"] < os.getpriority(os.PRIO_PROCESS, 0)
+            why = "only root may raise a priority" if raises else "it may not be changed here; under systemd, set Nice= in the unit"
+            raise UsageError(f"--nice {given['nice']}: {why}") from None
     ctx.exit(_run(ctx, Tap(settings), given, quiet=quiet))
 
 

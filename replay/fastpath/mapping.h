@@ -17,7 +17,7 @@
 typedef struct {
     uintptr_t at;     /* 0: free */
     uintptr_t length; /* 0 while it is made or undone */
-    uintptr_t broken; /* offset of the first page that was not there, plus one; 0: all of it was */
+    uintptr_t broken; /* offset of the lowest page that was not there, plus one; 0: all of it was */
 } Mapping;
 
 static Mapping mappings[MAPPINGS_MOST];
@@ -36,8 +36,11 @@ static void mapping_fault(int number, siginfo_t *info, void *context)
         const uintptr_t from = __atomic_load_n(&m->at, __ATOMIC_ACQUIRE), length = __atomic_load_n(&m->length, __ATOMIC_ACQUIRE);
         if (length && at - from < ((length + page) & ~page)) {
             const uintptr_t begin = at & ~page, end = (from + length + page) & ~page;
-            uintptr_t none = 0;
-            __atomic_compare_exchange_n(&m->broken, &none, begin - from + 1, 0, __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST);
+            const uintptr_t mine = begin - from + 1;
+            uintptr_t first = 0;
+            /* A file that shrinks again may lack a page in front of those that were missed before. */
+            while (!__atomic_compare_exchange_n(&m->broken, &first, mine, 0, __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST) && first > mine)
+                ;
             __atomic_add_fetch(&mappings_broken, 1, __ATOMIC_SEQ_CST);
             if (mmap((void *)begin, end - begin, PROT_READ, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0) == MAP_FAILED)
                 break;
@@ -104,7 +107,7 @@ static void mapping_close(int which)
     __atomic_store_n(&m->at, 0, __ATOMIC_RELEASE);
 }
 
-/* Where the first page was that was not there, from the beginning of the mapping; -1: all that was looked at was. */
+/* Where the lowest page was that was not there, from the beginning of the mapping; -1: all that was looked at was. */
 static inline int64_t mapping_broken(int which) { return (int64_t)__atomic_load_n(&mappings[which].broken, __ATOMIC_SEQ_CST) - 1; }
 
 /* Were some of these n bytes lost? Asked behind the copy of them: what was noted before it is seen. */
