@@ -185,7 +185,7 @@ def test_a_file_that_shrinks_while_requests_of_it_wait(tmp_path, loop):
     """What the window borrows from a mapping is copied before that goes; what was lost counts once for each pass that knew of it."""
     capture = endtoend.unique(tmp_path / "unique.pcap", 15_000, 20)
     with endtoend.Sink(tmp_path / "log") as sink:
-        run = endtoend.started("run", "--json", "--pace", "8000/s", "--loop", loop, "--to", sink.url, capture, env=os.environ | {"REPLAY_READ": "map"})
+        run = endtoend.started("run", "--json", "--pace", "4000/s", "--loop", loop, "--to", sink.url, capture, env=os.environ | {"REPLAY_READ": "map"})
         for line in run.stderr:
             if b"planned" in line:
                 break
@@ -194,4 +194,4 @@ def test_a_file_that_shrinks_while_requests_of_it_wait(tmp_path, loop):
         out, errors = run.communicate(timeout=endtoend.PATIENCE_S)
     assert run.returncode in (0, 4), (run.returncode, errors[-500:])
     ledger = endtoend.balanced(json.loads(out))["ledger"]
-    assert 0 < ledger["answered"] < 15_000
+    assert 0 < ledger["answered"] < 15_000 * int(loop), "passes from memory have what the first one found, where none of it was lost"
