@@ -262,7 +262,7 @@ def test_requests_under_way_when_nothing_is_heard_any_more():
     assert targets == ["/fresh"] and found["withheld"] == {"unconfirmed": 1, "upgrade": 1} and found["lost_estimated"] == found["gaps"] == 0
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(st.integers(0, 2**32))
 def test_changes_at_any_moment(seed):
     """Connections that the tap saw begin, with plain requests in any order, cut anywhere, some pipelined, while what is heard changes at any packet: each

@@ -327,7 +327,7 @@ def test_what_is_heard_changes_under_load(nginx, tmp_path):  # noqa: F811
             one.sendall(b"GET /joined HTTP/1.1\r\nHost: a\r\n\r\n")
             one.recv(1000)
             sent += 1
-        for turn in range(12):
+        for turn in range(8):
             config.write_text(f"replies: {('none', 'heads', 'auto:1s', 'whole')[turn % 4]}\n")
             said = []
             waiter = threading.Thread(target=lambda said=said: said.append(tap.wait_for("reloaded")))
@@ -342,4 +342,4 @@ def test_what_is_heard_changes_under_load(nginx, tmp_path):  # noqa: F811
             assert said
         eventually(lambda: f"found {sent:,}," in tap.ask(), every=0.2)
         report = balanced(tap.report())
-    assert report["ledger"]["selected"] == sent > 1000 and report["lost_estimated"] == 0 and report["packets"]["kernel_drops"] == 0, report
+    assert report["ledger"]["selected"] == sent > 500 and report["lost_estimated"] == 0 and report["packets"]["kernel_drops"] == 0, report
