@@ -243,6 +243,53 @@ def test_a_body_that_is_announced_is_taken_where_the_answer_is_heard():
     assert targets == ["/1", "/1", "/end"] and found["withheld"] == {"ambiguous": 1} and found["asking"] == 3
 
 
+@pytest.mark.parametrize("first", [False, True])
+def test_an_announced_body_is_never_read_as_a_request(first):
+    """It begins like one, and what is heard changes between the announcement and the body: whether it was refused is not known, so nothing of it is mirrored."""
+    body = request(b"/smuggled")
+    with tapped(first) as tap:
+        one = Talk(tap, 3).begin()
+        one.ask(b"POST /up HTTP/1.1\r\nHost: a\r\nExpect: 100-continue\r\nContent-Length: %d\r\n\r\n" % len(body))
+        if first:
+            tap.adopt(False)
+            tap.filter(False)
+        else:
+            tap.filter(True)
+            tap.adopt(True)
+        one.ask(body)
+        one.answer()
+        one.close()
+        targets, found = tap.end()
+    assert not targets and found["withheld"] == {"ambiguous": 1}
+
+
+def test_a_tunnel_of_plain_http_is_not_mirrored_when_its_answer_was_not_heard():
+    with tapped(False) as tap:
+        one = Talk(tap, 3).begin()
+        one.ask(b"CONNECT there:80 HTTP/1.1\r\nHost: there:80\r\n\r\n")
+        one.answer(b"HTTP/1.1 200 OK\r\n\r\n")
+        tap.filter(True)
+        tap.adopt(True)
+        for n in range(3):
+            one.ask(request(b"/inside/%d" % n))
+            one.answer()
+        tap.read()
+        assert not tap.rows and tap.ingest.counters()["selected"] == 0
+
+
+def test_what_is_held_behind_an_upgrade_asks_for_replies():
+    """Its answer was not heard, and the tap fell silent again: what comes makes it listen."""
+    with tapped(False) as tap:
+        one = Talk(tap, 3).begin()
+        one.ask(request(b"/up", b"Connection: Upgrade\r\nUpgrade: h2c\r\n"))
+        one.answer()
+        tap.read()
+        asked = tap.ingest.asking
+        one.ask(request(b"/behind"))
+        tap.read()
+        assert tap.ingest.asking == asked + 1
+
+
 def test_requests_under_way_when_nothing_is_heard_any_more():
     """A request that waits for a reply which will not be heard is settled at once; bytes that wait for the server's do not wait on."""
     with tapped(True) as tap:

@@ -161,7 +161,7 @@ _FORMAT = options.Choice("FORMAT", FORMATS)
 @click.option(
     "--replies",
     type=_Replies("WHAT", ("auto", "heads", "whole", "none")),
-    default="auto",
+    default="heads",
     show_default=True,
     help="Of production's replies the kernel hands over their beginnings, everything (as for --record), or nothing (then what only a reply could tell of is"
     " withheld). auto, auto:TIME: beginnings while something needs them and for TIME (60s) after that, else nothing.",

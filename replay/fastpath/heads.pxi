@@ -313,7 +313,8 @@ cdef void reply_head(Engine* g, Conn* c, int side, const Head* h, int parsed) no
         flow_lost(g, c, side)
         return
     m = queue_match(g, c, side, f.msg_seq)
-    if m == NULL and c.joined and c.flow[1 - side].state == ST_HOLD:
+    if (m == NULL and c.joined and c.flow[1 - side].state == ST_HOLD and not 100 <= h.status <= 199
+            and c.queue_last != NULL and not c.queue_last.flags & REQUEST_CONNECT and not c.queue_last.follows):
         m = hold_overtaken(g, c, side, f.msg_seq)
     if 100 <= h.status <= 199 and h.status != 101:
         f.state = ST_START

@@ -16,6 +16,10 @@ cdef void conn_deafen(Engine* g, Conn* c, int side) noexcept nogil:
     cdef uint32_t cap = f.buf_cap
     cdef uint8_t ended = f.ended
     cdef uint8_t has_bytes = f.has_bytes
+    if f.current != NULL:         # it was taken for the client's
+        message_cut(g, c, side, INCOMPLETE_GAP)
+    if o.current != NULL and o.current.head_flags & HEAD_EXPECT and o.current.status == 0 and o.current.body_len == 0:
+        o.current.ambiguous = 2   # whether the body comes will not be heard (H9)
     pending_free(g, f)
     memset(f, 0, sizeof(Flow))
     f.buf = buf                   # conn_holds gives it back

@@ -234,7 +234,7 @@ cdef void stream_read(Engine* g, Conn* c, int side, const uint8_t* p, size_t n, 
                 taken = f.left
             m = f.current
             if m != NULL:
-                if m.head_flags & HEAD_EXPECT and m.replied and not g.one_sided and m.body_len == 0 and m.status != 101 and request_line(p + at, n - at) <= LINE_MORE:
+                if m.head_flags & HEAD_EXPECT and body_refused(g, m) and m.body_len == 0 and request_line(p + at, n - at) <= LINE_MORE:
                     peek_begin(f, ts, seq + <uint32_t>at, pos + at, ack, has_ack, starts and at == 0)
                     continue
                 message_body(g, m, p + at, taken, p + at, taken)
@@ -247,8 +247,8 @@ cdef void stream_read(Engine* g, Conn* c, int side, const uint8_t* p, size_t n, 
                     f.state = ST_START
         elif f.state == ST_CHUNKED:
             m = f.current
-            if (m != NULL and m.head_flags & HEAD_EXPECT and m.replied and not g.one_sided and f.chunked.state == CHUNKED_START and m.body_len == 0
-                    and m.status != 101 and request_line(p + at, n - at) <= LINE_MORE):
+            if (m != NULL and m.head_flags & HEAD_EXPECT and body_refused(g, m) and f.chunked.state == CHUNKED_START and m.body_len == 0
+                    and request_line(p + at, n - at) <= LINE_MORE):
                 peek_begin(f, ts, seq + <uint32_t>at, pos + at, ack, has_ack, starts and at == 0)
                 continue
             taken = chunked_step(&f.chunked, p + at, n - at, &body, &body_len)
@@ -284,8 +284,15 @@ cdef void stream_read(Engine* g, Conn* c, int side, const uint8_t* p, size_t n, 
                     return
                 continue
             at += taken
+            if g.one_sided and request_line(f.buf, f.buf_len) == LINE_REQUEST:
+                count_add(&g.n.asking, 1)     # only a reply tells whether this is HTTP
         else:
             return                # until the end, or skipped
+
+
+cdef inline bint body_refused(const Engine* g, const Message* m) noexcept nogil:
+    """H9: its final reply came before its body. Live, `replied` may also mean that no reply was captured."""
+    return m.status != 101 and (m.status >= 200 or (m.replied and not g.wire))
 
 
 cdef inline void peek_begin(Flow* f, int64_t ts, uint32_t seq, uint64_t pos, uint32_t ack, bint has_ack, bint starts) noexcept nogil:

@@ -81,7 +81,7 @@ class Tap:
         self._next: dict[str, float] = {}
         self._cpu = (0.0, 0.0)
         self._reloads = 0
-        self._hears = False  # production's replies, by the filter that is in place
+        self._hears: bool | None = False  # production's replies, by the filter that is in place
         self._last_drops = 0
         self._signs: dict[int, tuple[int, float]] = {}
         self._ticked = 0.0
@@ -329,8 +329,6 @@ class Tap:
         shop.hearing.look(now, sum(lane.ingest.asking for lane in self._book.lanes))
         if shop.hears == self._hears:
             return
-        if shop.hears:
-            self._attach()  # before a request may wait for one
         self._adopt(new_ways=False)
         if shop.hears:
             _log.info("replies are captured again: some requests cannot be told without")
@@ -365,6 +363,9 @@ class Tap:
     def _adopt(self, *, new_ways: bool) -> None:
         """Rules, and if need be senders, by the settings of now; no packet is lost over it."""
         shop = self.shop
+        if shop.hears and not self._hears:
+            self._attach()  # before a request may wait for a reply
+        late = False
         if new_ways:
             shop.guard = self.targets.new_guard()
         for lane in self._book.lanes:
@@ -374,6 +375,7 @@ class Tap:
                 for way in ways:
                     way.thread.start()
             if not lane.ingest.adopt(rules, 5.0):
+                late = True
                 if not new_ways:
                     continue
                 _log.error("the capture thread does not take new rules; the old senders stay")
@@ -383,6 +385,8 @@ class Tap:
             for breaker in self.breakers.values():
                 breaker.renewed()
         self._attach()
+        if late:
+            self._hears = None  # not every lane may have it: the next tick adopts again
 
     def reload(self, settings: TapSettings) -> list[str]:
         """Goes on by other settings. Returns names of those that need a restart, which are left as they are.
@@ -415,6 +419,7 @@ class Tap:
         except (UsageError, TargetError, GuardError):
             targets.addresses, shop.routes = addresses, routes
             self._use(before)
+            self._hears = None  # a lane may have the new rules already
             raise
         if settings.max_rate != before.max_rate and not new_ways:
             for lane in self._book.lanes:
@@ -508,7 +513,7 @@ class Tap:
                 "share_ppm": s.selection.share,
                 "effective_ppm": 0 if self.state == "expired" else effective,
                 "kernel_ppm": shop.in_kernel if shop is not None else s.selection.share,
-                "replies": int(self._hears),
+                "replies": int(bool(self._hears)),
                 "expired": int(self.state == "expired"),
                 "breakers": [self.breakers[name].state if name in self.breakers else "closed" for name in names],
                 "breaker_changes": [dict(self.breakers[name].changes) if name in self.breakers else {} for name in names],
