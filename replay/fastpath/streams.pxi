@@ -348,7 +348,11 @@ cdef void stream_read_held(Engine* g, Conn* c, int side, uint8_t* held, size_t n
 cdef void hold_unanswered(Engine* g, Conn* c, int side) noexcept nogil:
     """H10: no answer in the capture. A request line means that the tunnel was refused."""
     cdef Flow* f = &c.flow[side]
-    if f.buf_len and request_line(f.buf, f.buf_len) == LINE_REQUEST:
+    cdef bint unheard = g.one_sided or c.joined       # it may well have been answered, and a tunnel may carry HTTP
+    if unheard and (c.queue_last == NULL or c.queue_last.flags & REQUEST_CONNECT):
+        f.state = ST_SKIP
+        f.buf_len = 0
+    elif f.buf_len and request_line(f.buf, f.buf_len) == LINE_REQUEST:
         hold_release(g, c, side)
     else:
         f.state = ST_SKIP
