@@ -269,6 +269,12 @@ def test_fragments_of_replies_are_whole():
 
 
 @needs_root
+def test_a_first_fragment_is_no_bare_acknowledgement():
+    first = bytearray(packet(A, B, payload=b"", options=b"\1" * 20)[:-16])  # it ends within the options
+    first[6:8] = b"\x20\x00"
+    assert run(build(Rules(ports=[80], replies=None)), net.ethernet(bytes(first)))
+
+
 @pytest.mark.parametrize("rules", [case[0] for case in CASES] + [Rules(ports=[80], sample=(77, 1), replies=512), Rules(sample=(2**32 - 1, 2**64 - 1))] + [Rules(servers=nets(*(f"10.{n // 256}.{n % 256}.7" for n in range(600))))])
 def test_the_kernel_takes_it(rules):
     with socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0) as tap:

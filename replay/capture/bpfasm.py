@@ -304,7 +304,7 @@ def _family(a: _Assembler, rules: Rules, accept: str, reject: str, version: int)
     _direction(a, rules, version, target, source, (2, 0), request, reject if rules.replies is None else reply, reject)
     a.here(request)
     if rules.replies is None:
-        _not_bare(a, reject)
+        _not_bare(a, version, reject)
     a.put(_LD_IMM, 0)
     a.jump(either)
     a.here(reply)
@@ -364,9 +364,13 @@ def _mixed(a: _Assembler) -> None:
             a.put(_MUL_K, factor)
 
 
-def _not_bare(a: _Assembler, reject: str) -> None:
+def _not_bare(a: _Assembler, version: int, reject: str) -> None:
     """Goes on with a segment that carries bytes, or begins or ends a connection."""
     go = a.label()
+    if version == 4:
+        a.put(_LDX_MEM, _IP)
+        a.put(_LDX_H, 6)
+        a.when(_JSET, 0x2000, go)  # the first of several fragments: its bytes may all be in the others
     a.put(_LDX_MEM, _L4)
     a.put(_LDX_B, 13)
     a.when(_JSET, 7, go)  # FIN, SYN, RST

@@ -81,7 +81,7 @@ class Tap:
         self._next: dict[str, float] = {}
         self._cpu = (0.0, 0.0)
         self._reloads = 0
-        self._hears: bool | None = False  # production's replies, by the filter that is in place
+        self._hears: bool | None = False  # production's replies, by the filter that is in place; None: not every lane may have it
         self._last_drops = 0
         self._signs: dict[int, tuple[int, float]] = {}
         self._ticked = 0.0
@@ -96,8 +96,8 @@ class Tap:
         self._targets = targets = Targets(s, place)
         targets.refuse_production()
         self.notes = notes_of(s.access_log, s.results, privileges.owner(s.user))
-        self._shop = shop = Workshop(s, place, targets, self.notes, self.breakers, self._failures, self._stop, self._stop_reading,
-                                      hearing=Hearing(s.settle_ns / 1e9))  # fmt: skip
+        hearing = Hearing(s.settle_ns / 1e9)
+        self._shop = shop = Workshop(s, place, targets, self.notes, self.breakers, self._failures, self._stop, self._stop_reading, hearing)
         # Each queue has room for its two slots, the batch that is open and the one that is being sent.
         shop.pool = _fastpath.Pool(max(s.selection.batch_budget, 4 * BATCH_BYTES * max(len(s.targets), 1) * s.workers))
         if s.selection.routing is not None:
@@ -327,9 +327,12 @@ class Tap:
         """--replies auto: they are captured while something needs them."""
         shop = self.shop
         shop.hearing.look(now, sum(lane.ingest.asking for lane in self._book.lanes))
-        if shop.hears == self._hears:
+        before = self._hears
+        if shop.hears == before:
             return
         self._adopt(new_ways=False)
+        if before is None:  # once more, to be sure: nothing to tell
+            return
         if shop.hears:
             _log.info("replies are captured again: some requests cannot be told without")
         else:

@@ -18,7 +18,7 @@ class TapSettings:
     captures: interfaces as the person named them.  direction: in (servers of this node), out (servers elsewhere) or both.
     exclude_clients: None: the addresses of the targets, unless they are this host's.  max_age_ns: an older request is not sent.
     replies: what is captured of production's replies: heads, whole ones, or none; auto: heads while something needs them and for settle_ns
-    after that, none otherwise.
+    after that, none otherwise. A recording has them whole.
     max_rate: requests a second, to each target.  max_cpu: a share of a core, 0 to n.  expires_at: seconds since 1970.
     """
 

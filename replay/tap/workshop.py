@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from replay import _fastpath
@@ -42,11 +42,11 @@ class Workshop:
     failures: list[BaseException]
     stop: _fastpath.Stop
     stop_reading: _fastpath.Stop
+    hearing: Hearing
     pool: Any = None
     guard: _fastpath.Guard | None = None
     routes: _fastpath.Routes | None = None
     share: float = 1.0
-    hearing: Hearing = field(default_factory=lambda: Hearing(0.0))
 
     def thread(self, name: str, body: Callable[[], None], *, patient: bool) -> threading.Thread:
         """patient: production does not lose its core to this thread's waking up. The ring has room for what comes meanwhile; a sender's queue has not."""
