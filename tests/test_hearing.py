@@ -5,17 +5,24 @@ import contextlib
 import random
 import threading
 import time
+from types import SimpleNamespace
 
 import packetmake as net
 import pytest
 import ringmake
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from test_routes import mirror, policy
 
 from replay import _fastpath
 from replay.capture import bpfasm
+from replay.policy.compiled import compile_policy
+from replay.policy.model import Block
+from replay.tap import daemon
 from replay.tap.hearing import Hearing
 
+_policy = compile_policy(policy(([Block()], [mirror(0)])))
+ROUTES = _fastpath.Routes(_policy.blocks, _policy.routes, _policy.mirrors, 1)
 SERVER = (b"\x0a\0\0\x02", 80)
 
 
@@ -57,6 +64,68 @@ def test_a_need_that_comes_back_soon_makes_it_wait_longer():
     assert now - began == 1, "forgotten after a long calm"
 
 
+def test_it_does_not_wait_while_nothing_is_captured():
+    one = Hearing(60.0)
+    assert not one.look(1000.0, 0)
+    one.rest()
+    assert not one.look(5000.0, 0) and not one.look(5059.0, 0) and one.look(5060.0, 0)
+    one.rest()
+    assert not one.wanted and not one.look(9000.0, 0) and one.look(9000.1, 1)
+
+
+class Lane:
+    """Takes new rules when it is told to; else it is late."""
+
+    def __init__(self):
+        self.takes, self.waited, self.asking = True, [], 0
+        self.ingest, self.ways, self.tapped = self, [], None
+
+    def adopt(self, rules, timeout):
+        self.waited.append((rules, timeout))
+        return self.takes
+
+
+def test_a_lane_that_is_late_is_asked_again(monkeypatch, caplog):
+    """With little patience, so that everything else goes on; and whatever filter is attached meanwhile."""
+    monkeypatch.setattr(daemon.Tap, "_attach", lambda self: setattr(self, "_heard", self.shop.hears))
+    tap, lane, hearing = daemon.Tap(SimpleNamespace()), Lane(), Hearing(1.0)
+    tap._book.lanes.append(lane)
+    tap._shop = Shop(hearing)
+    tap._hears, tap.state = True, "capturing"
+    caplog.set_level("INFO", "replay.tap")
+    tap._hear(10.0)
+    assert not lane.waited
+    lane.takes = False
+    tap._hear(11.0)
+    assert lane.waited == [(False, 5.0)] and "not captured any more: nothing" in caplog.text
+    tap._attach()
+    for now in (11.1, 11.2, 16.0):
+        tap._hear(now)
+    assert lane.waited[1:] == [(False, 0.2)]
+    lane.takes = True
+    tap._hear(17.0)
+    tap._hear(30.0)
+    assert lane.waited[2:] == [(False, 0.2)] and len(caplog.records) == 1
+    tap.state, lane.asking = "away", 1
+    tap._hear(40.0)
+    assert len(lane.waited) == 3
+    tap.state = "capturing"
+    tap._hear(41.0)
+    assert lane.waited[3:] == [(True, 5.0)] and "captured again: some" in caplog.text
+
+
+class Shop:
+    def __init__(self, hearing):
+        self.hearing, self.settings = hearing, SimpleNamespace(replies="auto")
+
+    @property
+    def hears(self):
+        return self.hearing.wanted
+
+    def ingest(self, source, ways):
+        return self.hears
+
+
 # ---- what -----------------------------------------------------------------------------------------------------------------------------
 
 
@@ -68,8 +137,8 @@ def request(target, more=b"", body=b""):
 class Tap:
     """An engine that reads a ring, and a filter in front of it; the two change one after the other, as in a tap."""
 
-    def __init__(self, hears=True):
-        self.stop, self.ends, self.pool = _fastpath.Stop(), _fastpath.Stop(), _fastpath.Pool(64 << 20)
+    def __init__(self, hears=True, **rules):
+        self.given, self.stop, self.ends, self.pool = rules, _fastpath.Stop(), _fastpath.Stop(), _fastpath.Pool(64 << 20)
         self.queue, self.ring = _fastpath.Queue(self.pool, 64), ringmake.Ring(4)
         self.ingest = self.rules(self.ring.open(self.ends), hears)
         self.filter(hears)
@@ -78,10 +147,10 @@ class Tap:
         self.thread.start()
 
     def rules(self, source, hears):
-        return _fastpath.Ingest(source, [self.queue], self.pool, self.stop, live=True, last=True, marker=True, replies=hears)
+        return _fastpath.Ingest(source, [self.queue], self.pool, self.stop, live=True, last=True, marker=True, replies=hears, **self.given)
 
-    def filter(self, hears):
-        self.program = bpfasm.build(bpfasm.Rules(ports=[80], replies=512 if hears else None))
+    def filter(self, hears, whole=False):
+        self.program = bpfasm.build(bpfasm.Rules(ports=[80], replies=(0 if whole else 512) if hears else None))
 
     def capture(self, frame):
         self.clock += 20_000
@@ -99,6 +168,7 @@ class Tap:
     def adopt(self, hears):
         self.read()
         assert self.ingest.adopt(self.rules(_fastpath.PacketSource(), hears), 10.0)
+        self.clock = max(self.clock, time.time_ns())  # what is captured from now on is of later
 
     def end(self):
         """(targets, counters)."""
@@ -119,8 +189,8 @@ class Tap:
 
 
 @contextlib.contextmanager
-def tapped(hears=True):
-    tap = Tap(hears)
+def tapped(hears=True, **rules):
+    tap = Tap(hears, **rules)
     try:
         yield tap
     finally:
@@ -305,9 +375,252 @@ def test_requests_under_way_when_nothing_is_heard_any_more():
         fresh.ask(request(b"/fresh"))
         tap.read()
         time.sleep(0.2)
-        assert tap.ingest.counters()["withheld"] == {"unconfirmed": 1}
+        assert tap.ingest.counters()["withheld"] == {"unconfirmed": 1, "upgrade": 1}
         targets, found = tap.end()
     assert targets == ["/fresh"] and found["withheld"] == {"unconfirmed": 1, "upgrade": 1} and found["lost_estimated"] == found["gaps"] == 0
+
+
+@pytest.mark.parametrize("hears", [True, False])
+@pytest.mark.parametrize("lost", [0, 5])
+def test_a_packet_that_is_lost_behind_the_tap_comes_again(hears, lost):
+    """Where no acknowledgement tells that the server has it, it is waited for over several of its retransmissions, not for 50 ms and 64 packets."""
+    data = request(b"/long", b"Cookie: " + b"c" * 2000 + b"\r\n", b"u" * 200_000)
+    pieces = [data[at : at + 1400] for at in range(0, len(data), 1400)]
+    with tapped(hears) as tap:
+        one = Talk(tap, 3).begin()
+        began = one.asked
+        for n, piece in enumerate(pieces):
+            one.asked = began + 1400 * n
+            if n != lost:
+                one.ask(piece)
+            one.asked = began + 1400 * min(n + 1, lost)  # what the server acknowledges
+            one.put(False, net.ACK)
+        tap.read()
+        time.sleep(0.2)
+        tap.clock = time.time_ns()
+        one.asked = began + 1400 * lost
+        one.ask(pieces[lost])
+        one.asked = began + len(data)
+        one.answer()
+        one.ask(request(b"/next"))
+        one.answer()
+        targets, found = tap.end()
+    assert targets == ["/long", "/next"] and found["gaps"] == 0 and not found["incomplete"] and found["lost_estimated"] == 0
+
+
+def test_a_packet_that_never_comes_is_a_gap_in_the_end():
+    with tapped(False) as tap:
+        one = Talk(tap, 3).begin()
+        one.asked += 500
+        for n in range(100):
+            one.ask(request(b"/%d" % n))
+        tap.read()
+        time.sleep(0.1)
+        assert tap.ingest.counters()["gaps"] == 0
+        tap.clock += 3_100_000_000
+        one.ask(request(b"/behind"))
+        tap.read()
+        time.sleep(0.1)
+        assert tap.ingest.counters()["gaps"] == 1
+        targets, found = tap.end()
+    assert not targets and found["gaps"] == 1 and found["gap_bytes"] == 500 and found["withheld"] == {"unconfirmed": 101}
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_what_is_no_http_counts_no_gap(first):
+    """TLS, of which one side is not heard for a while; and a download that began before the tap."""
+    with tapped(first) as tap:
+        secret, load = Talk(tap, 3).begin(), Talk(tap, 4)
+        secret.ask(b"\x16\x03\x01\x02\0" + b"z" * 500)
+        secret.answer(b"\x16\x03\x03\x05\0" + b"s" * 900)
+        for hears in (not first, first, not first):
+            for n in range(30):
+                secret.ask(b"\x17\x03\x03" + b"a" * 200)
+                secret.answer(b"\x17\x03\x03" + b"r" * 3000)
+                load.answer(b"x" * 1400, 1)
+                if n % 10 == 0:
+                    tap.read()
+            tap.filter(hears)
+            tap.adopt(hears)
+        time.sleep(0.2)
+        secret.ask(b"\x17\x03\x03" + b"a" * 200)
+        secret.answer(b"\x17\x03\x03" + b"r" * 3000)
+        secret.close()
+        targets, found = tap.end()
+    assert not targets and found["gaps"] == found["found"] == 0 and found["other"] == {"tls": 1}
+
+
+@pytest.mark.parametrize("heard", [True, False])
+def test_a_tunnel_does_not_keep_a_former_policy(heard):
+    """A WebSocket may last for weeks; its request has left long before."""
+    with tapped(True, routes=ROUTES, suffix=None) as tap:
+        other = Talk(tap, 100).begin()
+        for n in range(1, 12):
+            one = Talk(tap, n)
+            if not heard:
+                tap.adopt(False)
+                tap.filter(False)
+            one.begin()
+            one.ask(request(b"/ws", b"Connection: Upgrade\r\nUpgrade: websocket\r\n"))
+            one.answer(b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\r\n")
+            one.ask(b"\x81\x05hello")
+            tap.read()
+            tap.filter(True)
+            tap.adopt(True)
+            other.ask(request(b"/%d" % n))
+            other.answer()
+        tap.read()
+        time.sleep(0.1)
+        tap.adopt(True)
+        other.ask(request(b"/last"))
+        tap.read()
+        deadline = time.monotonic() + 5
+        while tap.ingest.retiring and time.monotonic() < deadline:
+            time.sleep(0.05)
+        assert tap.ingest.retiring == 0
+        targets, found = tap.end()
+    assert found["withheld"] == {"upgrade": 11} and found["selected"] == 12
+
+
+def test_an_old_upgrade_that_waits_does_not_keep_its_policy_for_ever():
+    """Nothing answers it, heard or not: after 30 s it is withheld, and of it no more is kept than that it is there."""
+    with tapped(True, routes=ROUTES, suffix=None) as tap:
+        up, other = Talk(tap, 3).begin(), Talk(tap, 4).begin()
+        up.ask(request(b"/ws", b"Connection: Upgrade\r\nUpgrade: websocket\r\n"))
+        tap.adopt(True)
+        assert tap.ingest.retiring == 1
+        tap.clock += 40_000_000_000
+        for n in range(3):
+            other.ask(request(b"/%d" % n))
+            tap.read()
+            time.sleep(0.05)
+        assert tap.ingest.retiring == 0 and tap.ingest.counters()["memory"] == 0
+        found = tap.end()[1]
+    assert found["withheld"] == {"upgrade": 1} and found["selected"] == 3
+
+
+def test_what_the_ring_still_holds_of_the_filter_of_before():
+    """Read by an engine that hears already: no reply is missed that was not captured, no body is taken for a request."""
+    with tapped(False) as tap:
+        one, old = Talk(tap, 6).begin(), Talk(tap, 7)
+        tap.read()
+        one.ask(request(b"/announced", b"Expect: 100-continue\r\n", b"b" * 40)[:-40])
+        one.answer(b"HTTP/1.1 100 Continue\r\n\r\n")
+        one.ask(b"b" * 40)
+        old.ask(request(b"/old"))
+        old.answer()
+        fresh = Talk(tap, 8).begin()
+        fresh.ask(request(b"/fresh") + request(b"/fresh/2"))
+        fresh.answer()
+        backlog, tap.waiting = tap.waiting, []
+        tap.filter(True)
+        tap.adopt(True)
+        tap.waiting = backlog
+        fresh.answer()
+        for n in range(3):
+            fresh.ask(request(b"/fresh/%d" % (3 + n)))
+            fresh.answer()
+        targets, found = tap.end()
+    assert targets == ["/fresh", *(f"/fresh/{2 + n}" for n in range(4))] and found["withheld"] == {"ambiguous": 1, "unconfirmed": 1}
+    assert found["lost_estimated"] == found["gaps"] == 0 and found["matched"] >= 3
+
+
+@pytest.mark.parametrize("number", [1, 3])
+def test_a_server_that_talks_like_a_client(number):
+    """Both sides ask, as far as can be seen: neither is taken for a server whose bytes may be left aside."""
+    with tapped(True) as tap:
+        tap.filter(True, whole=True)
+        one = Talk(tap, number).begin()
+        one.ask(request(b"/a", b"", b"b" * 100)[:-50])
+        one.answer(request(b"/server", b"", b"b" * 100))
+        tap.read()
+        tap.adopt(False)
+        tap.filter(False)
+        one.ask(b"b" * 50)
+        for n in range(3):
+            one.ask(request(b"/%d" % n))
+        targets, found = tap.end()
+    assert targets == ["/server", "/a", "/0", "/1", "/2"] and not found["incomplete"]
+
+
+@pytest.mark.parametrize("born", [True, False])
+def test_a_reply_that_is_heard_late_is_no_request(born):
+    """The rest of its body looks like requests, and begins with them as far as the tap can tell."""
+    with tapped(born) as tap:
+        one = Talk(tap, 3).begin()
+        if born:
+            one.ask(request(b"/0"))
+            one.answer()
+            tap.adopt(False)
+            tap.filter(False)
+        one.ask(request(b"/1"))
+        tap.read()
+        tap.filter(True, whole=True)
+        tap.adopt(True)
+        for n in range(5):
+            one.answer(request(b"/evil/%d" % n))
+        one.ask(request(b"/2"))
+        one.answer()
+        targets, found = tap.end()
+    assert targets == ["/0", "/1", "/2"][not born :] and not found["withheld"]
+
+
+def test_an_upgrade_to_http2_is_taken_without_its_answer():
+    """Unheard, it is not known what was switched to; the request is one all the same, and what follows is read when replies are heard."""
+    with tapped(False) as tap:
+        one = Talk(tap, 3).begin()
+        one.ask(request(b"/h2c", b"Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABkAAQAAP__\r\n"))
+        tap.read()
+        deadline = time.monotonic() + 5
+        while tap.ingest.counters()["selected"] == 0 and time.monotonic() < deadline:
+            time.sleep(0.02)
+        assert tap.ingest.counters()["selected"] == 1
+        assert tap.end()[0] == ["/h2c"]
+
+
+@pytest.mark.parametrize("hears", [True, False])
+def test_what_is_held_does_not_fill_the_memory(hears):
+    """Bytes behind upgrades that nobody answers, of many connections: half of what heads may have is theirs, and a head that comes in two is read."""
+    with tapped(hears, max_memory=4 << 20) as tap:
+        split = Talk(tap, 1).begin()
+        head = request(b"/split")
+        split.ask(head[:10])
+        for n in range(2, 120):
+            one = Talk(tap, n).begin()
+            one.ask(request(b"/up", b"Connection: Upgrade\r\nUpgrade: x\r\n"))
+            for _ in range(3):
+                one.ask(b"GET /" + b"x" * 18_000)
+            if n % 4 == 0:
+                tap.read()
+        split.ask(head[10:])
+        targets, found = tap.end()
+    assert "/split" in targets and found["withheld"]["upgrade"] == 118 and found["no_memory"] > 60
+
+
+def test_a_tunnel_that_is_not_heard_is_not_held():
+    """Its first bytes are no request, whatever was answered."""
+    with tapped(False, max_memory=4 << 20) as tap:
+        for n in range(1, 200):
+            one = Talk(tap, n).begin()
+            one.ask(request(b"/up", b"Connection: Upgrade\r\nUpgrade: websocket\r\n"))
+            for _ in range(3):
+                one.ask(b"\x81\xfe\x40\0" + b"x" * 16_000)
+            if n % 4 == 0:
+                tap.read()
+        targets, found = tap.end()
+    assert not targets and found["withheld"] == {"upgrade": 199} and found["no_memory"] == 0 and found["asking"] == 199
+
+
+def test_what_is_not_taken_asks_for_nothing():
+    with tapped(False, share=0, sample_by="connection") as tap:
+        for n in range(1, 50):
+            one = Talk(tap, n)
+            one.ask(request(b"/old"))
+            one.ask(request(b"/up", b"Connection: Upgrade\r\nUpgrade: x\r\n"))
+        tap.read()
+        assert tap.ingest.asking == 0
+        one.ask(request(b"/up", b"Expect: 100-continue\r\n", b"b" * 40))  # of its body another request may be a part
+        tap.end()
 
 
 @settings(max_examples=40, deadline=None)

@@ -139,6 +139,7 @@ cdef void request_head(Engine* g, Conn* c, int side, const uint8_t* p, size_t n,
     cdef uint32_t host_len
     cdef uint8_t key[40]
     cdef uint32_t before          # bytes in front of the rewritten head
+    cdef bint asks                # its reply decides something
     if g.locality != NULL and live_elsewhere(g, c, side):      # before its twin is looked for: the other view may be the one that is wanted
         f.buf_len = 0
         flow_is_other(g, c, OTHER_ELSEWHERE)
@@ -147,7 +148,7 @@ cdef void request_head(Engine* g, Conn* c, int side, const uint8_t* p, size_t n,
         f.buf_len = 0
         flow_is_other(g, c, OTHER_TWIN)
         return
-    if g.one_sided and c.flow[1 - side].started:
+    if g.one_sided and c.flow[1 - side].started and deaf_to(c, 1 - side):
         conn_deafen(g, c, 1 - side)
     c.index += 1
     f.spoke = 1
@@ -169,12 +170,9 @@ cdef void request_head(Engine* g, Conn* c, int side, const uint8_t* p, size_t n,
         m.flags |= REQUEST_CONNECT
         if h.framing == FRAMING_CHUNKED or h.content_length > 0 or h.flags & HEAD_MALFORMED:
             m.ambiguous = 2       # has a body, or has none (RFC 9110 9.3.6)
-    if h.flags & HEAD_EXPECT and (h.framing == FRAMING_CHUNKED or h.content_length > 0):
-        if g.one_sided:
-            m.ambiguous = 2       # whether the body comes is said by the reply alone (H9)
-        count_add(&g.n.asking, 1)
-    elif f.trust != TRUST_CERTAIN or h.flags & (HEAD_UPGRADE | HEAD_CONNECT):
-        count_add(&g.n.asking, 1)
+    asks = h.flags & HEAD_EXPECT and (h.framing == FRAMING_CHUNKED or h.content_length > 0)
+    if asks and (g.one_sided or f.msg_ts < g.heard_ns):
+        m.ambiguous = 2           # whether the body comes is said by the reply alone (H9)
     if h.version == 10:
         m.flags |= REQUEST_HTTP10
     if h.method_len == 4 and memcmp(p, b"HEAD", 4) == 0:
@@ -220,6 +218,8 @@ cdef void request_head(Engine* g, Conn* c, int side, const uint8_t* p, size_t n,
         else:
             m.sampled = sample_taken(&g.rules, key, p, h, g.low)
         m.wanted = g.collect and (m.sampled == 1 or g.show)   # what is withheld is shown whether sampled or not
+    if asks or h.flags & HEAD_CONNECT or (m.sampled == 1 and (f.trust != TRUST_CERTAIN or h.flags & HEAD_UPGRADE)):
+        count_add(&g.n.asking, 1)
     m.authority_at = <uint32_t>(host.p - p) if host.p != NULL else 0
     m.authority_len = <uint32_t>host.n
     m.head_len = <uint32_t>n
@@ -318,6 +318,9 @@ cdef void reply_head(Engine* g, Conn* c, int side, const Head* h, int parsed) no
         m = hold_overtaken(g, c, side, f.msg_seq)
     if 100 <= h.status <= 199 and h.status != 101:
         f.state = ST_START
+        return
+    if m == NULL and h.status == 101 and c.joined and c.flow[1 - side].state == ST_HOLD:
+        flow_is_other(g, c, OTHER_UPGRADED)
         return
     if m == NULL:
         if h.status != 408 and not (g.one_sided or c.joined):       # a server that gives up waiting answers nobody

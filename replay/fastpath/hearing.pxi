@@ -4,7 +4,7 @@
 cdef inline bint deaf_to(const Conn* c, int side) noexcept nogil:
     """This side is the server, as far as is known. What comes of it all the same was on its way when the filter changed, or is what the
     filter could not tell: with only some of it, bytes would wait for others that never come."""
-    return c.flow[side].role == ROLE_REPLIES or c.flow[1 - side].role == ROLE_REQUESTS
+    return c.flow[side].role == ROLE_REPLIES or (c.flow[1 - side].role == ROLE_REQUESTS and c.flow[side].role != ROLE_REQUESTS)
 
 
 cdef void conn_deafen(Engine* g, Conn* c, int side) noexcept nogil:
@@ -16,6 +16,8 @@ cdef void conn_deafen(Engine* g, Conn* c, int side) noexcept nogil:
     cdef uint32_t cap = f.buf_cap
     cdef uint8_t ended = f.ended
     cdef uint8_t has_bytes = f.has_bytes
+    cdef bint skipped = f.state == ST_SKIP
+    cdef Message* last
     if f.current != NULL:         # it was taken for the client's
         message_cut(g, c, side, INCOMPLETE_GAP)
     if o.current != NULL and o.current.head_flags & HEAD_EXPECT and o.current.status == 0 and o.current.body_len == 0:
@@ -26,6 +28,7 @@ cdef void conn_deafen(Engine* g, Conn* c, int side) noexcept nogil:
     f.buf_cap = cap
     f.ended = ended
     f.has_bytes = has_bytes
+    f.state = ST_SKIP if skipped else ST_NEW
     f.beyond_ts = -1
     f.role = ROLE_REPLIES
     c.plain = 0
@@ -36,30 +39,79 @@ cdef void conn_deafen(Engine* g, Conn* c, int side) noexcept nogil:
             p.acked_no = c.packets
         p = p.next
     o.unacked = NULL
-    while c.queue != NULL and not (c.queue.flags & REQUEST_CONNECT or c.queue.head_flags & HEAD_UPGRADE):
+    # What is held waits for the newest request's answer, and is read on when a reply is heard again (hold_overtaken).
+    last = c.queue_last if o.state == ST_HOLD or asks_to_switch(o.current) else NULL
+    while c.queue != last:
         queue_pop(g, c)
+    if last != NULL:
+        live_out(g, last)
+
+
+cdef inline bint asks_to_switch(const Message* m) noexcept nogil:
+    return m != NULL and (m.flags & REQUEST_CONNECT or m.head_flags & HEAD_UPGRADE)
+
+
+cdef void conn_undecided(Engine* g, Conn* c) noexcept nogil:
+    """Nothing more is heard of servers; which side is the client's is not known, or it is no HTTP. No acknowledgement of either is waited for."""
+    cdef Flow* f
+    cdef Pending* p
+    cdef int side
+    for side in range(2):
+        f = &c.flow[side]
+        f.beyond_ts = -1
+        if f.acked > f.next:
+            f.acked = f.next
+        p = f.first
+        while p != NULL:
+            if p.acked_ts < 0:
+                p.acked_ts = g.packet_ns
+            p = p.next
+        f.unacked = NULL
+
+
+cdef void conn_hear(Engine* g, Conn* c) noexcept nogil:
+    """Servers are heard again. What they said meanwhile is no gap, and what clients say is acknowledged again."""
+    cdef Flow* f
+    cdef Pending* p
+    cdef int side
+    for side in range(2):
+        f = &c.flow[side]
+        if f.role == ROLE_UNKNOWN and c.flow[1 - side].role == ROLE_REQUESTS:
+            f.role = ROLE_REPLIES
+        f.unheard = f.started and f.role != ROLE_REQUESTS
+        p = f.first
+        while p != NULL and p.pos <= f.acked:
+            p = p.next
+        f.unacked = p
+        while p != NULL:
+            p.acked_ts = -1
+            p = p.next
 
 
 cdef void hearing_change(Engine* g, bint one_sided) noexcept nogil:
     """From now on nothing that servers say is captured; or it is, again."""
     cdef Conn* c
     cdef Conn* after
-    cdef int i, side
+    cdef int i
     if one_sided == g.one_sided:
         return
     g.one_sided = one_sided
+    if not one_sided:
+        g.heard_ns = live_clock()             # packets of before may have come through the filter of before
     for i in range(LIST_HALF_OPEN, LIST_CLOSED + 1):
         c = g.lists[i].first
         while c != NULL:
             after = c.next
             c.joined = not one_sided
             c.plain = 0
-            for side in range(2):
-                if one_sided and deaf_to(c, side):
-                    conn_deafen(g, c, side)
-                    flow_settle(g, c)
-                    conn_heads(g, c)
-                    break
+            if not one_sided:
+                conn_hear(g, c)
+            elif deaf_to(c, 0) or deaf_to(c, 1):
+                conn_deafen(g, c, 0 if deaf_to(c, 0) else 1)
+            else:
+                conn_undecided(g, c)
+            flow_settle(g, c)
+            conn_heads(g, c)
             c = after
 
 

@@ -121,6 +121,7 @@ cdef struct Engine:               # owned by one Ingest; one thread writes, othe
     # live
     bint wire                     # packets come from a wire: nothing here ever waits
     bint one_sided                # of connections only what clients say is captured (hearing.pxi)
+    int64_t heard_ns              # of packets of before not all replies are there
     uint32_t low                  # of LOW_ALL: so much of the share is taken
     int64_t slack_ns              # by so much the capture clock stays behind the wall clock: what is in the ring must not be late
     int64_t batch_ns              # an open batch is handed on after so long
@@ -382,6 +383,7 @@ cdef class Ingest:
         g.loop = loop
         g.wire, g.slack_ns, g.batch_ns = live, slack_ns, batch_ns
         g.one_sided = not replies
+        g.heard_ns = -INT64_MOST
         if not 0 <= low <= 1_000_000:
             raise ValueError("low: parts per million of the share")
         g.low = <uint32_t>(low * LOW_ALL // 1_000_000)
@@ -862,8 +864,8 @@ cdef class Ingest:
     def adopt(self, Ingest other not None, double timeout=2.0):
         """Reads on by the rules, bounds and guard of `other` (which never runs), and hands batches to its queues. No packet is lost over it.
 
-        Returns when that is so: nothing comes into the queues of before any more. False when the thread did not get to it in `timeout` seconds;
-        then it is still going to be so. One caller at a time."""
+        Returns when that is so: nothing comes into the queues of before any more. False when the thread did not get to it in `timeout` seconds:
+        it is still going to be so, unless a change of before was still waiting, whose place it does not take. One caller at a time."""
         cdef int64_t until = now_ns() + <int64_t>(timeout * 1e9)
         while atomic_get(&self.changing) and not atomic_get(&self.ended):
             if now_ns() > until:

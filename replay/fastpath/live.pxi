@@ -117,7 +117,7 @@ cdef inline bint live_settled(Engine* g, Message* m) noexcept nogil:
         return not m.is_current
     if not m.whole:
         return False
-    return m.replied or m.filtered or not (m.head_flags & HEAD_UPGRADE or m.ambiguous or (m.trust != TRUST_CERTAIN and not g.rules.loose))
+    return m.replied or m.filtered or g.one_sided or not (m.head_flags & HEAD_UPGRADE or m.ambiguous or (m.trust != TRUST_CERTAIN and not g.rules.loose))
 
 
 cdef void live_out(Engine* g, Message* m) noexcept nogil:
@@ -127,8 +127,6 @@ cdef void live_out(Engine* g, Message* m) noexcept nogil:
     window_remove(g, m)
     if not g.finished:
         window_emit(g, m)
-    if m.in_queue:
-        message_unbuffer(g, m)    # it stays for its reply, its bytes need not
 
 
 cdef void live_tick(Engine* g, int64_t ts) noexcept nogil:

@@ -155,12 +155,15 @@ cdef void message_unbuffer(Engine* g, Message* m) noexcept nogil:
 
 
 cdef void message_let_go(Engine* g, Message* m) noexcept nogil:
-    if m.in_window or m.in_queue or m.is_current or m.late:
+    """Nobody needs its bytes any more; nor itself, unless it waits for its reply."""
+    if m.in_window or m.is_current or m.late:
         return
     message_unbuffer(g, m)
     if m.router != NULL:
         m.router.users -= 1
         m.router = NULL
+    if m.in_queue:
+        return
     g.live -= 1
     m.after = g.message_spare
     g.message_spare = m

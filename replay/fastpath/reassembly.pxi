@@ -27,10 +27,10 @@ cdef inline void flow_forward(Flow* f, uint64_t n) noexcept nogil:
         f.beyond_ts = -1
 
 
-cdef inline bint flow_must_wait(const Flow* other, uint32_t ack) noexcept nogil:
+cdef inline bint flow_must_wait(const Engine* g, const Flow* other, uint32_t ack) noexcept nogil:
     """Causality: these bytes were sent after the other side's up to `ack` had arrived, so those are read first."""
     cdef int32_t ahead
-    if not other.started or other.ended or other.role == ROLE_OTHER:
+    if g.one_sided or not other.started or other.ended or other.role == ROLE_OTHER:
         return False
     ahead = <int32_t>(ack - other.seq)
     return 0 < ahead <= R_FITS_AHEAD and not (other.fin_seen and other.next + <uint64_t>ahead > other.fin and other.next >= other.fin)
@@ -113,7 +113,8 @@ cdef int pending_add(Engine* g, Conn* c, Flow* f, uint64_t pos, const Segment* s
 
 cdef void flow_gap(Engine* g, Conn* c, int side, uint64_t n, uint8_t reason) noexcept nogil:
     cdef Flow* f = &c.flow[side]
-    if g.wire and reason == INCOMPLETE_CUT_BY_SNAPLEN and f.role != ROLE_REQUESTS:
+    if f.unheard or (g.wire and reason == INCOMPLETE_CUT_BY_SNAPLEN and f.role != ROLE_REQUESTS):
+        f.unheard = 0
         count_add(&g.n.left_bytes, <int64_t>n)      # a tap leaves most of a reply in the kernel: nothing is lost
     else:
         count_add(&g.n.gaps, 1)
@@ -149,7 +150,7 @@ cdef bint flow_deliver(Engine* g, Conn* c, int side) noexcept nogil:
         p = f.first
         if p.pos > f.next:
             break
-        if p.has_ack and not p.forced and p.pos + p.len > f.next and flow_must_wait(other, p.ack):
+        if p.has_ack and not p.forced and p.pos + p.len > f.next and flow_must_wait(g, other, p.ack):
             break
         f.first = p.next
         if f.unacked == p:
@@ -228,7 +229,10 @@ cdef bint flow_hole_overdue(Engine* g, Conn* c, int side, int64_t ts) noexcept n
     cdef Pending* p = f.first
     if p == NULL or f.ended or p.pos <= f.next or p.acked_ts < 0:
         return False
-    if ts - p.acked_ts < R_HOLD_NS and c.packets - p.acked_no < R_HOLD_PACKETS:
+    if g.one_sided:               # acknowledged or not is not known: lost on its way, it comes again
+        if ts - p.acked_ts < R_UNHEARD_NS:
+            return False
+    elif ts - p.acked_ts < R_HOLD_NS and c.packets - p.acked_no < R_HOLD_PACKETS:
         return False
     flow_gap(g, c, side, p.pos - f.next, INCOMPLETE_GAP)
     return True
@@ -418,7 +422,8 @@ cdef void conn_segment(Engine* g, Conn* c, int side, const Segment* s) noexcept 
     if s.flags & TCP_ACK and not (s.flags & TCP_SYN):
         if other.aside != NULL and conn_aside_acked(g, c, 1 - side, s):
             pass
-        flow_acked(other, s.ack, s.ts_ns, c.packets)
+        if not g.one_sided:
+            flow_acked(other, s.ack, s.ts_ns, c.packets)
     if s.len or s.missing:
         if f.pending_syn and seq == f.pending_seq + 1 and not (s.flags & TCP_SYN) and f.started and flow_pos(f, seq) != f.next:
             # R6: data follows the SYN directly
@@ -440,7 +445,7 @@ cdef void conn_segment(Engine* g, Conn* c, int side, const Segment* s) noexcept 
                 c.reset = 0
                 f.fin_seen = 0
             plain = f.first == NULL and pos <= f.next
-            if plain and (not s.flags & TCP_ACK or not flow_must_wait(other, s.ack)):
+            if plain and (not s.flags & TCP_ACK or not flow_must_wait(g, other, s.ack)):
                 skip = f.next - pos
                 if skip < s.len:
                     g.lasting = s.lasting
@@ -464,7 +469,7 @@ cdef void conn_segment(Engine* g, Conn* c, int side, const Segment* s) noexcept 
             f.fin = pos
     if f.first != NULL or other.first != NULL or f.fin_seen or other.fin_seen:
         flow_settle(g, c)
-    if f.beyond_ts >= 0 or other.beyond_ts >= 0:
+    if f.beyond_ts >= 0 or other.beyond_ts >= 0 or (g.one_sided and f.first != NULL):
         f.beyond_packets += 1
         other.beyond_packets += 1
         while flow_hole_overdue(g, c, side, s.ts_ns) or flow_hole_overdue(g, c, 1 - side, s.ts_ns):

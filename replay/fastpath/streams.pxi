@@ -284,8 +284,13 @@ cdef void stream_read(Engine* g, Conn* c, int side, const uint8_t* p, size_t n, 
                     return
                 continue
             at += taken
-            if g.one_sided and request_line(f.buf, f.buf_len) == LINE_REQUEST:
-                count_add(&g.n.asking, 1)     # only a reply tells whether this is HTTP
+            if g.one_sided:
+                judged = request_line(f.buf, f.buf_len)
+                if judged == LINE_REQUEST:
+                    count_add(&g.n.asking, 1)     # only a reply tells whether this is HTTP
+                elif judged != LINE_MORE:
+                    hold_unanswered(g, c, side)
+                    return
         else:
             return                # until the end, or skipped
 

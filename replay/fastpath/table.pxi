@@ -13,6 +13,7 @@ cdef enum:
 
 cdef enum:
     R_HOLD_NS = 50000000                    # R4: 50 ms
+cdef int64_t R_UNHEARD_NS = 3000000000      # R4: 3 s, several of a client's retransmissions
 cdef int64_t R_QUIET_NS = 120000000000      # R7: 120 s
 cdef int64_t R_WAIT_NS = 30000000000        # R4: 30 s
 
@@ -92,6 +93,7 @@ cdef struct Flow:                           # one direction of a connection
     uint32_t pending_seq                    # R6: initial number of a SYN that is not proven yet
     uint8_t from_syn
     uint8_t pending_syn
+    uint8_t unheard                         # bytes may be missing from when servers were not heard (hearing.pxi)
     uint8_t swallow                         # reply: its body runs until the end
     uint8_t reply_body                      # Framing of the reply being read
     uint8_t peek_state                      # ST_PEEK: the state to go back to
@@ -304,6 +306,24 @@ cdef void conn_heads_leave(Engine* g, Conn* c) noexcept nogil:
     c.head_prev = c.head_next = NULL
 
 
+cdef inline bint holds(const Flow* f) noexcept nogil:
+    return f.state == ST_HOLD and f.buf_len != 0
+
+
+cdef void holds_give_up(Engine* g, Conn* c) noexcept nogil:
+    """There is no room to hold bytes for an answer any longer (H10)."""
+    cdef int i
+    count_add(&g.n.over_memory, 1)
+    for i in range(2):
+        if holds(&c.flow[i]):
+            hold_unanswered(g, c, i)
+            if c.flow[i].state == ST_HOLD:      # another one, among what was held
+                c.flow[i].state = ST_SKIP
+                c.flow[i].buf_len = 0
+    conn_heads(g, c)
+    conn_holds(g, c)
+
+
 cdef void conn_holds(Engine* g, Conn* c) noexcept nogil:
     """Keeps account of buffers of heads that are not whole, and of held bytes: many clients that send half a head each must not fill the memory."""
     cdef int i
@@ -318,6 +338,9 @@ cdef void conn_holds(Engine* g, Conn* c) noexcept nogil:
         held += f.buf_cap
     g.held += held - c.held
     c.held = held
+    if g.held > g.max_waiting // 2 and (holds(&c.flow[0]) or holds(&c.flow[1])):       # the other half is for heads
+        holds_give_up(g, c)
+        return
     while g.held > g.max_waiting and g.head_first != NULL:
         count_add(&g.n.over_memory, 1)
         conn_drop(g, g.head_first, INCOMPLETE_EVICTED)       # the one that has been at it for longest
@@ -411,7 +434,7 @@ cdef void conn_fresh(Engine* g, Conn* c) noexcept nogil:
     c.plain = 0
     c.reset = 0
     c.other = 0
-    c.joined = 0
+    c.joined = g.packet_ns < g.heard_ns     # its replies may be among those that were not captured
     for i in range(2):
         free(c.flow[i].buf)
         memset(&c.flow[i], 0, sizeof(Flow))
@@ -505,7 +528,7 @@ cdef void conn_end(Engine* g, Conn* c, uint8_t reason) noexcept nogil:
             break
         i = 1 if p == NULL or (q != NULL and q.ts_ns < p.ts_ns) else 0
         f = &c.flow[i]
-        if f.first.pos <= f.next and f.first.has_ack and flow_must_wait(&c.flow[1 - i], f.first.ack) and flow_hole(&c.flow[1 - i]):
+        if f.first.pos <= f.next and f.first.has_ack and flow_must_wait(g, &c.flow[1 - i], f.first.ack) and flow_hole(&c.flow[1 - i]):
             flow_gap(g, c, 1 - i, flow_hole(&c.flow[1 - i]), INCOMPLETE_GAP)    # what it waits for is a hole: that is closed first
         else:
             flow_force(g, c, i)

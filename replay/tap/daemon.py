@@ -39,6 +39,8 @@ _log = logging.getLogger("replay.tap")
 
 #: A thread that works without a rest, or is silent, for so long hangs. Names that take their time at a reload are meant to fit in.
 _HUNG_S = 25.0
+#: A lane is waited for no longer when it should take new rules: it takes them between two blocks of the ring.
+_ADOPT_S = 5.0
 #: What only a change of these asks for new senders; of the others new rules are enough.
 _SENDER_FIELDS = (
     "targets", "connections", "pipeline", "connect_timeout_ns", "timeout_ns", "drain_ns", "max_age_ns", "allow_production", "dry_run", "tls",
@@ -81,7 +83,8 @@ class Tap:
         self._next: dict[str, float] = {}
         self._cpu = (0.0, 0.0)
         self._reloads = 0
-        self._hears: bool | None = False  # production's replies, by the filter that is in place; None: not every lane may have it
+        self._heard = False  # production's replies pass the filter that is in place
+        self._hears: bool | None = None  # … the lanes read them; None: not every lane has the settings of now
         self._last_drops = 0
         self._signs: dict[int, tuple[int, float]] = {}
         self._ticked = 0.0
@@ -160,7 +163,7 @@ class Tap:
         for lane in self._book.lanes:
             program = REJECT_ALL if idle else place.program(excluded, ethernet=lane.tapped.ethernet, sample=sample, replies=self.shop.reply_bytes)
             lane.tapped.attach(program)
-        self._hears = self.shop.hears
+        self._heard = not idle and self.shop.hears
 
     def start(self) -> None:
         """Starts the threads, and lets packets in."""
@@ -176,6 +179,7 @@ class Tap:
         self.state = "capturing" if self.place and self.place.interfaces else "away"
         self._expire(time.time())
         self._attach()
+        self._hears = self.shop.hears
 
     # -- during --------------------------------------------------------------------------------------------------------------
 
@@ -326,17 +330,13 @@ class Tap:
     def _hear(self, now: float) -> None:
         """--replies auto: they are captured while something needs them."""
         shop = self.shop
-        shop.hearing.look(now, sum(lane.ingest.asking for lane in self._book.lanes))
-        before = self._hears
-        if shop.hears == before:
-            return
-        self._adopt(new_ways=False)
-        if before is None:  # once more, to be sure: nothing to tell
-            return
-        if shop.hears:
-            _log.info("replies are captured again: some requests cannot be told without")
+        if self.state == "capturing":
+            shop.hearing.look(now, sum(lane.ingest.asking for lane in self._book.lanes))
         else:
-            _log.info("replies are not captured any more: nothing has needed them for a while")
+            shop.hearing.rest()
+        # Where a lane did not take them, once more, but not with each tick: waiting for it holds everything else up.
+        if shop.hears != self._hears and (self._hears is not None or self._due("adopt", now, _ADOPT_S)):
+            self._adopt(new_ways=False)
 
     def _lower(self, now: float) -> None:
         """--max-cpu: over it the share is lowered, a step a second; below it, it comes back."""
@@ -366,7 +366,9 @@ class Tap:
     def _adopt(self, *, new_ways: bool) -> None:
         """Rules, and if need be senders, by the settings of now; no packet is lost over it."""
         shop = self.shop
-        if shop.hears and not self._hears:
+        hears, before = shop.hears, self._hears
+        patience = _ADOPT_S if new_ways or before is not None else 0.2
+        if hears and not self._heard:
             self._attach()  # before a request may wait for a reply
         late = False
         if new_ways:
@@ -377,7 +379,7 @@ class Tap:
             if new_ways:
                 for way in ways:
                     way.thread.start()
-            if not lane.ingest.adopt(rules, 5.0):
+            if not lane.ingest.adopt(rules, patience):
                 late = True
                 if not new_ways:
                     continue
@@ -388,8 +390,15 @@ class Tap:
             for breaker in self.breakers.values():
                 breaker.renewed()
         self._attach()
-        if late:
-            self._hears = None  # not every lane may have it: the next tick adopts again
+        self._hears = None if late else hears
+        if before is None or hears == before:
+            return
+        if shop.settings.replies != "auto":
+            _log.info("replies are %s", "captured again" if hears else "not captured any more")
+        elif hears:
+            _log.info("replies are captured again: some requests cannot be told without")
+        else:
+            _log.info("replies are not captured any more: nothing has needed them for a while")
 
     def reload(self, settings: TapSettings) -> list[str]:
         """Goes on by other settings. Returns names of those that need a restart, which are left as they are.
@@ -516,7 +525,7 @@ class Tap:
                 "share_ppm": s.selection.share,
                 "effective_ppm": 0 if self.state == "expired" else effective,
                 "kernel_ppm": shop.in_kernel if shop is not None else s.selection.share,
-                "replies": int(bool(self._hears)),
+                "replies": int(self._heard),
                 "expired": int(self.state == "expired"),
                 "breakers": [self.breakers[name].state if name in self.breakers else "closed" for name in names],
                 "breaker_changes": [dict(self.breakers[name].changes) if name in self.breakers else {} for name in names],

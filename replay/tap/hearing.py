@@ -19,7 +19,7 @@ class Hearing:
         self.settle_s = settle_s
         self.changes = 0
         self._times = 1
-        self._since: float | None = None  # when a need was seen last, or when it ended to be heard
+        self._since: float | None = None  # when a need was seen last, or when it ended to be heard; None: from the next look on
         self._asking = 0
 
     @property
@@ -41,6 +41,11 @@ class Hearing:
             self._times = min(2 * self._times, _LONGEST) if soon else 1
             return self._change(now)
         return False
+
+    def rest(self) -> None:
+        """Nothing is captured: a wait that is under way begins again when something is."""
+        if self.wanted:
+            self._since = None
 
     def _change(self, now: float) -> bool:
         self.wanted = not self.wanted
