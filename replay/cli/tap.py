@@ -161,10 +161,10 @@ _FORMAT = options.Choice("FORMAT", FORMATS)
 @click.option(
     "--replies",
     type=_Replies("WHAT", ("auto", "heads", "whole", "none")),
-    default="heads",
+    default="auto",
     show_default=True,
-    help="Of production's replies the kernel hands over their beginnings, everything (as for --record), or nothing (then what only a reply could tell of is"
-    " withheld). auto, auto:TIME: beginnings while something needs them and for TIME (60s) after that, else nothing.",
+    help="Of production's replies the kernel hands over the beginnings while something needs them and for TIME after that (auto, auto:TIME; 60s), else nothing;"
+    " always (heads), whole (as for --record), or never (none: then what only a reply could tell of is withheld).",
 )
 @sending.sending(connections="64", timeout="5s")
 @click.option("--max-age", type=options.DURATION, default="10s", show_default=True, help="A request that could not be sent for so long is dropped: expired.")

@@ -44,7 +44,7 @@ class TapSettings:
     duration_ns: int | None = None
     expires_at: float | None = None
     user: str = "nobody"
-    replies: str = "heads"
+    replies: str = "auto"
     settle_ns: int = 60 * 10**9
     tls: Tls = Tls()
     access_log: str | None = None
