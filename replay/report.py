@@ -460,6 +460,8 @@ def _nothing(report: dict[str, Any]) -> str | None:
     if not report["connections"]:
         if _tapped(report) and report["notes"]:
             return None  # a note of the tap says where it listened, or why it did not
+        if not _tapped(report) and not report["packets"]["read"]:
+            return "no packet was read: check that the path names the captures, and what they were recorded with"
         where = "it listened on; was there traffic meanwhile?" if _tapped(report) else "it was recorded with"
         return f"there is no TCP connection with data: check the filter and the interface {where}"
     return "there is no HTTP/1 request: check what was recorded with `replay show -v`"

@@ -361,6 +361,22 @@ def test_what_is_held_behind_an_upgrade_asks_for_replies():
         assert tap.ingest.asking == asked + 1
 
 
+@pytest.mark.parametrize("loose", [False, True])
+def test_what_is_held_to_the_end_is_in_doubt(loose):
+    """The upgrade may have been refused, and may not: what follows looks like requests, behind an empty line that is one too many."""
+    with tapped(False, loose=loose) as tap:
+        one = Talk(tap, 3).begin()
+        one.ask(request(b"/up", b"Connection: Upgrade\r\nUpgrade: x\r\n"))
+        one.answer()
+        for n in range(3):
+            one.ask(b"\r\n" + request(b"/%d" % n))
+            one.answer()
+        one.close()
+        targets, found = tap.end()
+    assert targets == (["/0", "/1", "/2"] if loose else []) and found["found"] == 4
+    assert found["withheld"] == {"upgrade": 1} | ({} if loose else {"unconfirmed": 3})
+
+
 def test_requests_under_way_when_nothing_is_heard_any_more():
     """A request that waits for a reply which will not be heard is settled at once; bytes that wait for the server's do not wait on."""
     with tapped(True) as tap:

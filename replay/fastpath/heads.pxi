@@ -171,7 +171,7 @@ cdef void request_head(Engine* g, Conn* c, int side, const uint8_t* p, size_t n,
         if h.framing == FRAMING_CHUNKED or h.content_length > 0 or h.flags & HEAD_MALFORMED:
             m.ambiguous = 2       # has a body, or has none (RFC 9110 9.3.6)
     asks = h.flags & HEAD_EXPECT and (h.framing == FRAMING_CHUNKED or h.content_length > 0)
-    if asks and (g.one_sided or f.msg_ts < g.heard_ns):
+    if asks and (g.one_sided or before_heard(g, f.msg_ts)):
         m.ambiguous = 2           # whether the body comes is said by the reply alone (H9)
     if h.version == 10:
         m.flags |= REQUEST_HTTP10
@@ -374,6 +374,13 @@ cdef bint reply_cut(Engine* g, Conn* c, int side) noexcept nogil:
     if f.state != ST_SKIP:
         flow_lost(g, c, side)
     return True
+
+
+cdef inline void flow_doubt(Engine* g, Flow* f) noexcept nogil:
+    """What follows is a request only if a reply says so (H8)."""
+    if f.trust == TRUST_CERTAIN and not g.rules.loose:
+        f.trust = TRUST_UNCONFIRMED
+    f.epoch += 1
 
 
 cdef void flow_lost(Engine* g, Conn* c, int side) noexcept nogil:

@@ -1,6 +1,9 @@
 # A tap that hears what clients say alone, and what changes when it begins or ends to hear servers too (docs/design.md L1).
 # Must not know: sockets, files, when that is decided (tap/hearing.py).
 
+cdef int64_t HEARD_BEHIND_NS = 60000000000
+
+
 cdef inline bint deaf_to(const Conn* c, int side) noexcept nogil:
     """This side is the server, as far as is known. What comes of it all the same was on its way when the filter changed, or is what the
     filter could not tell: with only some of it, bytes would wait for others that never come."""
@@ -115,14 +118,17 @@ cdef void hearing_change(Engine* g, bint one_sided) noexcept nogil:
             c = after
 
 
+cdef inline bint before_heard(const Engine* g, int64_t ts) noexcept nogil:
+    """This packet lay in the ring already when replies were let through again: those to it may not be there. A clock that was set back is no matter for long."""
+    return 0 < g.heard_ns - ts < HEARD_BEHIND_NS
+
+
 cdef Message* hold_overtaken(Engine* g, Conn* c, int side, uint32_t seq) noexcept nogil:
     """A reply at `seq` that belongs to no request, while bytes behind an upgrade wait for its answer (H10), which came while nothing was heard: a server that
     had switched would not go on with status lines, so it is HTTP that waits. Returns the request that the reply answers, or NULL."""
     cdef Flow* o = &c.flow[1 - side]
     while c.queue != NULL:
         queue_pop(g, c)
-    if o.trust == TRUST_CERTAIN and not g.rules.loose:
-        o.trust = TRUST_UNCONFIRMED
-    o.epoch += 1
+    flow_doubt(g, o)
     hold_release(g, c, 1 - side)
     return queue_match(g, c, side, seq)

@@ -121,7 +121,7 @@ cdef struct Engine:               # owned by one Ingest; one thread writes, othe
     # live
     bint wire                     # packets come from a wire: nothing here ever waits
     bint one_sided                # of connections only what clients say is captured (hearing.pxi)
-    int64_t heard_ns              # of packets of before not all replies are there
+    int64_t heard_ns              # when replies were let through again; 0: they always were
     uint32_t low                  # of LOW_ALL: so much of the share is taken
     int64_t slack_ns              # by so much the capture clock stays behind the wall clock: what is in the ring must not be late
     int64_t batch_ns              # an open batch is handed on after so long
@@ -383,7 +383,6 @@ cdef class Ingest:
         g.loop = loop
         g.wire, g.slack_ns, g.batch_ns = live, slack_ns, batch_ns
         g.one_sided = not replies
-        g.heard_ns = -INT64_MOST
         if not 0 <= low <= 1_000_000:
             raise ValueError("low: parts per million of the share")
         g.low = <uint32_t>(low * LOW_ALL // 1_000_000)

@@ -207,9 +207,7 @@ cdef void stream_read(Engine* g, Conn* c, int side, const uint8_t* p, size_t n, 
                 if judged == 3:
                     return
                 if f.role != ROLE_REPLIES:
-                    f.epoch += 1
-                    if f.trust == TRUST_CERTAIN and not g.rules.loose:
-                        f.trust = TRUST_UNCONFIRMED
+                    flow_doubt(g, f)
             f.state = ST_HEAD
             f.line_known = 0
             f.scanned = 0
@@ -285,7 +283,7 @@ cdef void stream_read(Engine* g, Conn* c, int side, const uint8_t* p, size_t n, 
                 continue
             at += taken
             if g.one_sided:
-                judged = request_line(f.buf, f.buf_len)
+                judged = held_line(f)
                 if judged == LINE_REQUEST:
                     count_add(&g.n.asking, 1)     # only a reply tells whether this is HTTP
                 elif judged != LINE_MORE:
@@ -350,14 +348,24 @@ cdef void stream_read_held(Engine* g, Conn* c, int side, uint8_t* held, size_t n
     free(held)
 
 
+cdef RequestLine held_line(const Flow* f) noexcept nogil:
+    """Of bytes behind a request that asked for a tunnel, as stream_read would take them."""
+    cdef uint32_t at = 0
+    while at < f.buf_len and (f.buf[at] == 13 or f.buf[at] == 10):
+        at += 1
+    return request_line(f.buf + at, f.buf_len - at)
+
+
 cdef void hold_unanswered(Engine* g, Conn* c, int side) noexcept nogil:
-    """H10: no answer in the capture. A request line means that the tunnel was refused."""
+    """H10: no answer in the capture. A request line means that the tunnel was refused; where answers were not heard, that it may have been."""
     cdef Flow* f = &c.flow[side]
     cdef bint unheard = g.one_sided or c.joined       # it may well have been answered, and a tunnel may carry HTTP
     if unheard and (c.queue_last == NULL or c.queue_last.flags & REQUEST_CONNECT):
         f.state = ST_SKIP
         f.buf_len = 0
-    elif f.buf_len and request_line(f.buf, f.buf_len) == LINE_REQUEST:
+    elif f.buf_len and held_line(f) == LINE_REQUEST:
+        if unheard:
+            flow_doubt(g, f)
         hold_release(g, c, side)
     else:
         f.state = ST_SKIP

@@ -434,7 +434,7 @@ cdef void conn_fresh(Engine* g, Conn* c) noexcept nogil:
     c.plain = 0
     c.reset = 0
     c.other = 0
-    c.joined = g.packet_ns < g.heard_ns     # its replies may be among those that were not captured
+    c.joined = before_heard(g, g.packet_ns) # its replies may be among those that were not captured
     for i in range(2):
         free(c.flow[i].buf)
         memset(&c.flow[i], 0, sizeof(Flow))
