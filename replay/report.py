@@ -65,7 +65,7 @@ def build(
             "kernel_drops": found["tap"]["kernel_drops"] if "tap" in found else 0,
             "cut_frames": ingest["packets"]["cut_frames"],
         },
-        **_lost(ingest, senders),
+        **_lost(ingest, senders, live="tap" in found),
         "status": _status(senders),
         "status_change": _sum(sender["status_change"] for sender in senders),
         "status_captured": {str(code): n for code, n in sorted(_sum(sender["status_captured"] for sender in senders).items())},
@@ -122,9 +122,11 @@ def build(
     return report
 
 
-def _lost(ingest: dict[str, Any], senders: list[dict[str, Any]]) -> dict[str, Any]:
+def _lost(ingest: dict[str, Any], senders: list[dict[str, Any]], *, live: bool) -> dict[str, Any]:
     """`lost_estimated`, by the estimator of `inspect`, and what it stands on (`loss`)."""
     known = ingest["found"] + ingest["other_shards"] + sum(ingest["incomplete"].values())
+    if live:
+        known = min(known, ingest["matched"])  # of those whose replies were not captured nothing follows
     sent = sum(sender["sent"] for sender in senders)
     mean = sum(sender["bytes_sent"] for sender in senders) / sent if sent else 0.0
     found = loss.estimate(ingest, known, round(known * mean))

@@ -22,7 +22,11 @@ from replay.tap import daemon
 from replay.tap.hearing import Hearing
 
 _policy = compile_policy(policy(([Block()], [mirror(0)])))
-ROUTES = _fastpath.Routes(_policy.blocks, _policy.routes, _policy.mirrors, 1)
+
+
+def routes():
+    return _fastpath.Routes(_policy.blocks, _policy.routes, _policy.mirrors, 1)
+
 SERVER = (b"\x0a\0\0\x02", 80)
 
 
@@ -81,7 +85,7 @@ class Lane:
         self.ingest, self.ways, self.tapped = self, [], None
 
     def adopt(self, rules, timeout):
-        self.waited.append((rules, timeout))
+        self.waited.append((rules, round(timeout, 1)))
         return self.takes
 
 
@@ -91,27 +95,27 @@ def test_a_lane_that_is_late_is_asked_again(monkeypatch, caplog):
     tap, lane, hearing = daemon.Tap(SimpleNamespace()), Lane(), Hearing(1.0)
     tap._book.lanes.append(lane)
     tap._shop = Shop(hearing)
-    tap._hears, tap.state = True, "capturing"
+    tap._hears, tap._told, tap.state = True, True, "capturing"
     caplog.set_level("INFO", "replay.tap")
     tap._hear(10.0)
     assert not lane.waited
     lane.takes = False
     tap._hear(11.0)
-    assert lane.waited == [(False, 5.0)] and "not captured any more: nothing" in caplog.text
+    assert lane.waited == [(False, 5.0)]
     tap._attach()
-    for now in (11.1, 11.2, 16.0):
+    for now in (11.1, 11.2, 16.0, 16.1):
         tap._hear(now)
-    assert lane.waited[1:] == [(False, 0.2)]
+    assert lane.waited[1:] == [(False, 0.2)] and not caplog.records
     lane.takes = True
-    tap._hear(17.0)
+    tap._hear(21.0)
     tap._hear(30.0)
-    assert lane.waited[2:] == [(False, 0.2)] and len(caplog.records) == 1
+    assert lane.waited[2:] == [(False, 0.2)] and [one.message for one in caplog.records] == ["replies are not captured any more: nothing has needed them for a while"]
     tap.state, lane.asking = "away", 1
     tap._hear(40.0)
     assert len(lane.waited) == 3
     tap.state = "capturing"
     tap._hear(41.0)
-    assert lane.waited[3:] == [(True, 5.0)] and "captured again: some" in caplog.text
+    assert lane.waited[3:] == [(True, 5.0)] and caplog.records[1].message == "replies are captured again: some requests cannot be told without"
 
 
 class Shop:
@@ -352,7 +356,7 @@ def test_what_is_held_behind_an_upgrade_asks_for_replies():
     """Its answer was not heard, and the tap fell silent again: what comes makes it listen."""
     with tapped(False) as tap:
         one = Talk(tap, 3).begin()
-        one.ask(request(b"/up", b"Connection: Upgrade\r\nUpgrade: h2c\r\n"))
+        one.ask(request(b"/up", b"Connection: Upgrade\r\nUpgrade: x\r\n"))
         one.answer()
         tap.read()
         asked = tap.ingest.asking
@@ -469,7 +473,7 @@ def test_what_is_no_http_counts_no_gap(first):
 @pytest.mark.parametrize("heard", [True, False])
 def test_a_tunnel_does_not_keep_a_former_policy(heard):
     """A WebSocket may last for weeks; its request has left long before."""
-    with tapped(True, routes=ROUTES, suffix=None) as tap:
+    with tapped(True, routes=routes(), suffix=None) as tap:
         other = Talk(tap, 100).begin()
         for n in range(1, 12):
             one = Talk(tap, n)
@@ -482,6 +486,7 @@ def test_a_tunnel_does_not_keep_a_former_policy(heard):
             one.ask(b"\x81\x05hello")
             tap.read()
             tap.filter(True)
+            tap.given["routes"] = routes()
             tap.adopt(True)
             other.ask(request(b"/%d" % n))
             other.answer()
@@ -498,11 +503,33 @@ def test_a_tunnel_does_not_keep_a_former_policy(heard):
     assert found["withheld"] == {"upgrade": 11} and found["selected"] == 12
 
 
+def test_a_change_of_what_is_heard_is_no_change_of_policy():
+    """A request that does not go on refers to the policy that chose it; each change would keep one more."""
+    with tapped(True, routes=routes(), suffix=None) as tap:
+        slow, other = Talk(tap, 3).begin(), Talk(tap, 4).begin()
+        for n in range(20):
+            slow.ask(request(b"/slow", b"", b"b" * 500)[:100] if n == 0 else b"b")
+            other.ask(request(b"/%d" % n))
+            other.answer()
+            hears = n % 2 == 1
+            tap.filter(hears)
+            tap.adopt(hears)
+            assert tap.ingest.retiring == 0
+        tap.given["routes"] = routes()
+        tap.adopt(True)
+        assert tap.ingest.retiring == 1, "that one is another"
+        tap.adopt(False)
+        other.ask(request(b"/last"))
+        targets, found = tap.end()
+    assert targets == [*(f"/{n}" for n in range(20)), "/last"] and found["selected"] == 21
+
+
 def test_an_old_upgrade_that_waits_does_not_keep_its_policy_for_ever():
     """Nothing answers it, heard or not: after 30 s it is withheld, and of it no more is kept than that it is there."""
-    with tapped(True, routes=ROUTES, suffix=None) as tap:
+    with tapped(True, routes=routes(), suffix=None) as tap:
         up, other = Talk(tap, 3).begin(), Talk(tap, 4).begin()
         up.ask(request(b"/ws", b"Connection: Upgrade\r\nUpgrade: websocket\r\n"))
+        tap.given["routes"] = routes()
         tap.adopt(True)
         assert tap.ingest.retiring == 1
         tap.clock += 40_000_000_000
@@ -539,6 +566,64 @@ def test_what_the_ring_still_holds_of_the_filter_of_before():
         targets, found = tap.end()
     assert targets == ["/fresh", *(f"/fresh/{2 + n}" for n in range(4))] and found["withheld"] == {"ambiguous": 1, "unconfirmed": 1}
     assert found["lost_estimated"] == found["gaps"] == 0 and found["matched"] >= 3
+
+
+@pytest.mark.parametrize("begins", [True, False])
+def test_a_client_is_not_taken_for_the_server(begins):
+    """The server's bytes looked like a request first. Who opened the connection is the client; where that was not seen, nobody is guessed to be the server."""
+    with tapped(True) as tap:
+        tap.filter(True, whole=True)
+        one = Talk(tap, 3)
+        if begins:
+            one.begin()
+        one.answer(request(b"/server"))
+        tap.adopt(False)
+        tap.filter(False)
+        for n in range(3):
+            one.ask(request(b"/deaf/%d" % n))
+            one.answer()
+        tap.filter(True)
+        tap.adopt(True)
+        for n in range(3):
+            one.ask(request(b"/heard/%d" % n))
+            one.answer()
+        targets, found = tap.end()
+    if begins:
+        assert targets == ["/server", *(f"/{what}/{n}" for what in ("deaf", "heard") for n in range(3))]
+    assert found["found"] == 7
+
+
+def test_what_waited_for_its_reply_goes_on_in_order():
+    """A refused upgrade and what was sent behind it at once; and what a reply makes certain, before what is certain without one."""
+    with tapped(True) as tap:
+        up, old = Talk(tap, 3).begin(), Talk(tap, 4)
+        up.ask(request(b"/up", b"Connection: Upgrade\r\nUpgrade: x\r\n") + request(b"/next"))
+        up.answer()
+        up.answer()
+        old.ask(request(b"/a"))
+        old.ask(request(b"/b"))
+        old.answer(b"HTTP/1.1 103 Early Hints\r\n\r\n")
+        old.answer()
+        old.ask(request(b"/c"))
+        old.answer()
+        old.answer()
+        targets, found = tap.end()
+    assert targets == ["/up", "/next", "/a", "/b", "/c"] and not found["withheld"]
+
+
+def test_a_refused_upgrade_to_http2_is_proven_by_what_follows():
+    """A client that was answered 101 would go on with HTTP/2's preface."""
+    with tapped(False) as tap:
+        for n, behind in enumerate((request(b"/behind"), b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n")):
+            one = Talk(tap, 3 + n).begin()
+            one.ask(request(b"/up/%d" % n, b"Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AA\r\n"))
+            one.answer()
+            one.ask(behind)
+            one.answer()
+            one.ask(request(b"/more/%d" % n))
+            one.answer()
+        targets, found = tap.end()
+    assert targets == ["/up/0", "/behind", "/more/0", "/up/1"] and found["asking"] == 2 and not found["withheld"]
 
 
 @pytest.mark.parametrize("number", [1, 3])

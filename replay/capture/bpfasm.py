@@ -365,12 +365,17 @@ def _mixed(a: _Assembler) -> None:
 
 
 def _not_bare(a: _Assembler, version: int, reject: str) -> None:
-    """Goes on with a segment that carries bytes, or begins or ends a connection."""
+    """Goes on with a segment that carries bytes, or begins or ends a connection. Short frames are padded: over IPv4 its own length says how long it is
+    (0: a super-packet, whose length does not fit); one of IPv6 has no need to be."""
     go = a.label()
     if version == 4:
         a.put(_LDX_MEM, _IP)
         a.put(_LDX_H, 6)
         a.when(_JSET, 0x2000, go)  # the first of several fragments: its bytes may all be in the others
+        a.put(_LDX_H, 2)
+        a.when(_JEQ, 0, go)
+        a.put(_ADD_X)
+        a.put(_ST, _PART)
     a.put(_LDX_MEM, _L4)
     a.put(_LDX_B, 13)
     a.when(_JSET, 7, go)  # FIN, SYN, RST
@@ -380,7 +385,10 @@ def _not_bare(a: _Assembler, version: int, reject: str) -> None:
     a.put(_ADD_X)
     a.put(_ADD_K, 1)
     a.put(_TAX)
-    a.put(_LD_LEN)
+    if version == 4:
+        a.put(_LD_MEM, _PART)
+    else:
+        a.put(_LD_LEN)
     a.when(_JGE_X, 0, go, reject)
     a.here(go)
 

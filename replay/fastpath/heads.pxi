@@ -37,29 +37,40 @@ cdef void queue_add(Engine* g, Conn* c, int side, Message* m) noexcept nogil:
     c.open += 1
 
 
-cdef void queue_confirm(Engine* g, Conn* c, int request_side, Message* m) noexcept nogil:
-    """H8: the server answered at exactly this request, so it is one; what follows it without a new doubt is certain too."""
+cdef void queue_out(Engine* g, Message* m) noexcept nogil:
+    """Live: this request, and those behind it in its queue, go on if nothing is open about them any more, in their order."""
+    cdef Message* after
+    while m != NULL:
+        after = m.queue_next
+        live_out(g, m)
+        message_let_go(g, m)
+        m = after
+
+
+cdef bint queue_confirm(Engine* g, Conn* c, int request_side, Message* m) noexcept nogil:
+    """H8: the server answered at exactly this request, so it is one; what follows it without a new doubt is certain too. True when something was open."""
     cdef Flow* f = &c.flow[request_side]
     cdef uint32_t epoch = m.epoch
     if m.trust == TRUST_CERTAIN:
-        return
+        return False
     if m.trust == TRUST_AMBIGUOUS and (not m.starts or <int32_t>(m.ack - m.doubt_ack) <= 0):
-        return
+        return False
     if f.epoch == epoch:
         f.trust = TRUST_CERTAIN
     while m != NULL:
         if m.epoch == epoch:
             m.trust = TRUST_CERTAIN
         m = m.queue_next
+    return True
 
 
-cdef Message* queue_match(Engine* g, Conn* c, int side, uint32_t seq) noexcept nogil:
-    """The request that a status line at `seq` answers (H11); NULL: none. Earlier ones without an answer leave the queue."""
+cdef Message* queue_match(Engine* g, Conn* c, int side, uint32_t seq, bint* confirmed) noexcept nogil:
+    """The request that a status line at `seq` answers (H11); NULL: none. Earlier ones without an answer leave the queue. confirmed: of queue_confirm."""
     cdef Flow* f = &c.flow[side]
     cdef Message* m = c.queue
     if f.certain:
         if m != NULL and m.has_ack and m.ack == seq and not m.follows:
-            queue_confirm(g, c, 1 - side, m)
+            confirmed[0] = queue_confirm(g, c, 1 - side, m)
         return m
     while m != NULL and not (m.has_ack and m.ack == seq and not m.follows and (m.starts or not c.joined)):    # one in front of it may not be in the queue
         m = m.queue_next
@@ -68,7 +79,7 @@ cdef Message* queue_match(Engine* g, Conn* c, int side, uint32_t seq) noexcept n
     while c.queue != m:
         queue_pop(g, c)
     f.certain = 1
-    queue_confirm(g, c, 1 - side, m)
+    confirmed[0] = queue_confirm(g, c, 1 - side, m)
     return m
 
 
@@ -307,16 +318,19 @@ cdef void reply_head(Engine* g, Conn* c, int side, const Head* h, int parsed) no
     cdef Message* m
     cdef bint no_body
     cdef bint connect = False
+    cdef bint confirmed = False
     f.buf_len = 0
     f.spoke = 1
     if parsed != OK:
         flow_lost(g, c, side)
         return
-    m = queue_match(g, c, side, f.msg_seq)
+    m = queue_match(g, c, side, f.msg_seq, &confirmed)
     if (m == NULL and c.joined and c.flow[1 - side].state == ST_HOLD and not 100 <= h.status <= 199
             and c.queue_last != NULL and not c.queue_last.flags & REQUEST_CONNECT and not c.queue_last.follows):
-        m = hold_overtaken(g, c, side, f.msg_seq)
+        m = hold_overtaken(g, c, side, f.msg_seq, &confirmed)
     if 100 <= h.status <= 199 and h.status != 101:
+        if confirmed and g.wire:
+            queue_out(g, m)
         f.state = ST_START
         return
     if m == NULL and h.status == 101 and c.joined and c.flow[1 - side].state == ST_HOLD:
@@ -348,6 +362,10 @@ cdef void reply_head(Engine* g, Conn* c, int side, const Head* h, int parsed) no
     else:
         f.state = ST_UNTIL_END
     m.replied = 1
+    if confirmed and g.wire:
+        queue_out(g, m)
+    elif g.wire:
+        live_out(g, m)            # before what was held behind it
     if m.whole and (connect or h.status == 101 or c.flow[1 - side].state == ST_HOLD):
         if m == c.queue_last or connect or h.status == 101:
             tunnel_decide(g, c, 1 - side, m)

@@ -5,26 +5,53 @@ cdef int64_t HEARD_BEHIND_NS = 60000000000
 
 
 cdef inline bint deaf_to(const Conn* c, int side) noexcept nogil:
-    """This side is the server, as far as is known. What comes of it all the same was on its way when the filter changed, or is what the
-    filter could not tell: with only some of it, bytes would wait for others that never come."""
-    return c.flow[side].role == ROLE_REPLIES or (c.flow[1 - side].role == ROLE_REQUESTS and c.flow[side].role != ROLE_REQUESTS)
+    """This side is the server, as is known: it did not open the connection, or it has replied. What comes of it all the same was on its way when
+    the filter changed, or is what the filter could not tell: with only some of it, bytes would wait for others that never come."""
+    return side != c.opener - 1 if c.opener else c.flow[side].role == ROLE_REPLIES
+
+
+cdef inline bint asks_to_switch(const Message* m) noexcept nogil:
+    return m != NULL and (m.flags & REQUEST_CONNECT or m.head_flags & HEAD_UPGRADE)
+
+
+cdef void flow_unacked(Engine* g, const Conn* c, Flow* f) noexcept nogil:
+    """No acknowledgement of its bytes will be heard."""
+    cdef Pending* p = f.first
+    while p != NULL:
+        if p.acked_ts < 0:
+            p.acked_ts = g.packet_ns
+            p.acked_no = c.packets
+        p = p.next
+    f.unacked = NULL
+
+
+cdef void requests_unanswered(Engine* g, Conn* c, int side) noexcept nogil:
+    """No reply to this side's requests will be heard."""
+    cdef Flow* f = &c.flow[side]
+    cdef Message* last
+    if f.current != NULL and f.current.head_flags & HEAD_EXPECT and f.current.status == 0 and f.current.body_len == 0:
+        f.current.ambiguous = 2   # whether the body comes will not be heard (H9)
+    # What is held waits for the newest request's answer, and is read on when a reply is heard again (hold_overtaken).
+    last = c.queue_last if f.state == ST_HOLD or asks_to_switch(f.current) else NULL
+    while c.queue != last:
+        queue_pop(g, c)
+    if last != NULL:
+        live_out(g, last)
+        message_let_go(g, last)
 
 
 cdef void conn_deafen(Engine* g, Conn* c, int side) noexcept nogil:
     """Nothing more is heard of this side, the server's: no reply is waited for, nothing waits for its bytes, no acknowledgement comes."""
     cdef Flow* f = &c.flow[side]
     cdef Flow* o = &c.flow[1 - side]
-    cdef Pending* p
     cdef uint8_t* buf = f.buf
     cdef uint32_t cap = f.buf_cap
     cdef uint8_t ended = f.ended
     cdef uint8_t has_bytes = f.has_bytes
+    cdef uint8_t role = f.role
     cdef bint skipped = f.state == ST_SKIP
-    cdef Message* last
     if f.current != NULL:         # it was taken for the client's
         message_cut(g, c, side, INCOMPLETE_GAP)
-    if o.current != NULL and o.current.head_flags & HEAD_EXPECT and o.current.status == 0 and o.current.body_len == 0:
-        o.current.ambiguous = 2   # whether the body comes will not be heard (H9)
     pending_free(g, f)
     memset(f, 0, sizeof(Flow))
     f.buf = buf                   # conn_holds gives it back
@@ -33,43 +60,25 @@ cdef void conn_deafen(Engine* g, Conn* c, int side) noexcept nogil:
     f.has_bytes = has_bytes
     f.state = ST_SKIP if skipped else ST_NEW
     f.beyond_ts = -1
-    f.role = ROLE_REPLIES
+    f.role = ROLE_REPLIES if role == ROLE_UNKNOWN and o.role == ROLE_REQUESTS else role
+    f.trust = TRUST_UNCONFIRMED               # should it be requests
     c.plain = 0
-    p = o.first
-    while p != NULL:
-        if p.acked_ts < 0:
-            p.acked_ts = g.packet_ns
-            p.acked_no = c.packets
-        p = p.next
-    o.unacked = NULL
-    # What is held waits for the newest request's answer, and is read on when a reply is heard again (hold_overtaken).
-    last = c.queue_last if o.state == ST_HOLD or asks_to_switch(o.current) else NULL
-    while c.queue != last:
-        queue_pop(g, c)
-    if last != NULL:
-        live_out(g, last)
-
-
-cdef inline bint asks_to_switch(const Message* m) noexcept nogil:
-    return m != NULL and (m.flags & REQUEST_CONNECT or m.head_flags & HEAD_UPGRADE)
+    flow_unacked(g, c, o)
+    requests_unanswered(g, c, 1 - side)
 
 
 cdef void conn_undecided(Engine* g, Conn* c) noexcept nogil:
     """Nothing more is heard of servers; which side is the client's is not known, or it is no HTTP. No acknowledgement of either is waited for."""
     cdef Flow* f
-    cdef Pending* p
     cdef int side
     for side in range(2):
         f = &c.flow[side]
         f.beyond_ts = -1
         if f.acked > f.next:
             f.acked = f.next
-        p = f.first
-        while p != NULL:
-            if p.acked_ts < 0:
-                p.acked_ts = g.packet_ns
-            p = p.next
-        f.unacked = NULL
+        flow_unacked(g, c, f)
+        if f.role == ROLE_REQUESTS:
+            requests_unanswered(g, c, side)
 
 
 cdef void conn_hear(Engine* g, Conn* c) noexcept nogil:
@@ -79,7 +88,7 @@ cdef void conn_hear(Engine* g, Conn* c) noexcept nogil:
     cdef int side
     for side in range(2):
         f = &c.flow[side]
-        if f.role == ROLE_UNKNOWN and c.flow[1 - side].role == ROLE_REQUESTS:
+        if f.role == ROLE_UNKNOWN and c.flow[1 - side].role == ROLE_REQUESTS and c.opener and deaf_to(c, side):
             f.role = ROLE_REPLIES
         f.unheard = f.started and f.role != ROLE_REQUESTS
         p = f.first
@@ -123,7 +132,7 @@ cdef inline bint before_heard(const Engine* g, int64_t ts) noexcept nogil:
     return 0 < g.heard_ns - ts < HEARD_BEHIND_NS
 
 
-cdef Message* hold_overtaken(Engine* g, Conn* c, int side, uint32_t seq) noexcept nogil:
+cdef Message* hold_overtaken(Engine* g, Conn* c, int side, uint32_t seq, bint* confirmed) noexcept nogil:
     """A reply at `seq` that belongs to no request, while bytes behind an upgrade wait for its answer (H10), which came while nothing was heard: a server that
     had switched would not go on with status lines, so it is HTTP that waits. Returns the request that the reply answers, or NULL."""
     cdef Flow* o = &c.flow[1 - side]
@@ -131,4 +140,4 @@ cdef Message* hold_overtaken(Engine* g, Conn* c, int side, uint32_t seq) noexcep
         queue_pop(g, c)
     flow_doubt(g, o)
     hold_release(g, c, 1 - side)
-    return queue_match(g, c, side, seq)
+    return queue_match(g, c, side, seq, confirmed)

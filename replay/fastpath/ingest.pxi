@@ -325,7 +325,8 @@ cdef class Ingest:
     cdef int64_t changing         # atomic: `change` waits to be adopted
     cdef Ingest change            # whose rules and queues are used from now on
     cdef Ingest adopted           # whose rules and queues are used; keeps alive what they borrow
-    cdef list past                # those before, as long as requests refer to them
+    cdef Ingest router_of         # whose router is used, which borrows from it; None: its own
+    cdef list past                # those of former routers, as long as requests refer to them
 
     def __cinit__(self):
         memset(&self.g, 0, sizeof(Engine))
@@ -866,15 +867,23 @@ cdef class Ingest:
         Returns when that is so: nothing comes into the queues of before any more. False when the thread did not get to it in `timeout` seconds:
         it is still going to be so, unless a change of before was still waiting, whose place it does not take. One caller at a time."""
         cdef int64_t until = now_ns() + <int64_t>(timeout * 1e9)
+        cdef Ingest used = self if self.router_of is None else self.router_of
         while atomic_get(&self.changing) and not atomic_get(&self.ended):
             if now_ns() > until:
+                self.past.append(other)          # its policy knows of it (credentials)
                 return False
             with nogil:
                 poll(NULL, 0, 1)
         if atomic_get(&self.g.retiring) == 0:
             self.past = []
-        if self.adopted is not None:
-            self.past.append(self.adopted)       # what former routers borrow
+        if other.g.router != NULL:
+            if other.routes is used.routes and len(other.queues) == len(used.queues) and all([a is b for a, b in zip(other.queues, used.queues)]):
+                router_free(other.g.router)      # the same policy, into the same queues: nothing has to retire
+                other.g.router = NULL
+            else:
+                if used is not self:
+                    self.past.append(used)
+                self.router_of = other
         self.adopted = self.change
         self.change = other
         atomic_set(&self.changing, 1)

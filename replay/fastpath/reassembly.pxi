@@ -384,6 +384,26 @@ cdef bint conn_aside_acked(Engine* g, Conn* c, int side, const Segment* s) noexc
     return False
 
 
+cdef inline void conn_opened(Conn* c, int side, bint answers) noexcept nogil:
+    """A SYN, or its answer: who opened it. HTTP's client is who opens the connection; a lone SYN is the better proof."""
+    if not answers:
+        c.opener = <uint8_t>(1 + side)
+    elif c.opener == 0:
+        c.opener = <uint8_t>(2 - side)
+
+
+cdef inline bint syn_is_proven(const Engine* g, const Flow* f, uint32_t seq) noexcept nogil:
+    """R6: data follows the SYN directly; where its answer cannot be seen, any that is not far behind it, and none of the old connection."""
+    cdef uint32_t behind = seq - f.pending_seq - 1
+    cdef uint64_t pos
+    if behind == 0:
+        return True
+    if not g.one_sided or behind > R_FITS_AHEAD:
+        return False
+    pos = flow_pos(f, seq)
+    return pos > f.next + R_FITS_AHEAD or pos + R_FITS_BEHIND < f.start
+
+
 cdef void conn_segment(Engine* g, Conn* c, int side, const Segment* s) noexcept nogil:
     """One segment into its connection."""
     cdef Flow* f = &c.flow[side]
@@ -397,6 +417,7 @@ cdef void conn_segment(Engine* g, Conn* c, int side, const Segment* s) noexcept 
         seq += 1                            # data on a SYN has the next number (R3)
         if not f.started or (not f.has_bytes and not other.has_bytes and not f.first and f.from_syn and s.len == 0 and f.seq != seq):
             flow_begin(f, seq, True)
+            conn_opened(c, side, s.flags & TCP_ACK != 0)
         elif flow_pos(f, seq) != f.start or not f.from_syn:
             if s.flags & TCP_ACK and other.pending_syn and s.ack == other.pending_seq + 1:
                 # R6: the SYN/ACK proves the SYN
@@ -404,10 +425,12 @@ cdef void conn_segment(Engine* g, Conn* c, int side, const Segment* s) noexcept 
                 conn_renew(g, c, s.ts_ns)
                 flow_begin(&c.flow[1 - side], <uint32_t>skip + 1, True)
                 flow_begin(f, seq, True)
+                conn_opened(c, side, True)
             elif not (f.has_bytes or other.has_bytes or f.first or other.first):
                 flow_begin(f, seq, True)
+                conn_opened(c, side, s.flags & TCP_ACK != 0)
             else:
-                f.pending_syn = 1
+                f.pending_syn = 2 if s.flags & TCP_ACK else 1
                 f.pending_seq = s.seq
                 if s.len == 0 or f.started:
                     return
@@ -425,11 +448,12 @@ cdef void conn_segment(Engine* g, Conn* c, int side, const Segment* s) noexcept 
         if not g.one_sided:
             flow_acked(other, s.ack, s.ts_ns, c.packets)
     if s.len or s.missing:
-        if f.pending_syn and seq == f.pending_seq + 1 and not (s.flags & TCP_SYN) and f.started and flow_pos(f, seq) != f.next:
-            # R6: data follows the SYN directly
+        if f.pending_syn and not (s.flags & TCP_SYN) and f.started and flow_pos(f, seq) != f.next and syn_is_proven(g, f, seq):
             skip = f.pending_seq
+            plain = f.pending_syn == 2
             conn_renew(g, c, s.ts_ns)
             flow_begin(f, <uint32_t>skip + 1, True)
+            conn_opened(c, side, plain)
         if not f.started:
             flow_begin(f, seq, False)
         pos = flow_pos(f, seq)

@@ -284,6 +284,9 @@ cdef void stream_read(Engine* g, Conn* c, int side, const uint8_t* p, size_t n, 
             at += taken
             if g.one_sided:
                 judged = held_line(f)
+                if judged == LINE_REQUEST and held_proves(c):
+                    hold_release(g, c, side)
+                    return
                 if judged == LINE_REQUEST:
                     count_add(&g.n.asking, 1)     # only a reply tells whether this is HTTP
                 elif judged != LINE_MORE:
@@ -356,6 +359,11 @@ cdef RequestLine held_line(const Flow* f) noexcept nogil:
     return request_line(f.buf + at, f.buf_len - at)
 
 
+cdef inline bint held_proves(const Conn* c) noexcept nogil:
+    """What a client sends behind an upgrade to HTTP/2 that was accepted begins with HTTP/2's preface: a request line there proves that it was refused."""
+    return c.queue_last != NULL and c.queue_last.head_flags & HEAD_UPGRADE_H2C and not c.queue_last.flags & REQUEST_CONNECT
+
+
 cdef void hold_unanswered(Engine* g, Conn* c, int side) noexcept nogil:
     """H10: no answer in the capture. A request line means that the tunnel was refused; where answers were not heard, that it may have been."""
     cdef Flow* f = &c.flow[side]
@@ -364,7 +372,7 @@ cdef void hold_unanswered(Engine* g, Conn* c, int side) noexcept nogil:
         f.state = ST_SKIP
         f.buf_len = 0
     elif f.buf_len and held_line(f) == LINE_REQUEST:
-        if unheard:
+        if (unheard or g.wire) and not (unheard and held_proves(c)):     # live, the answer may be on its way
             flow_doubt(g, f)
         hold_release(g, c, side)
     else:

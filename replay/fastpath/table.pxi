@@ -92,7 +92,7 @@ cdef struct Flow:                           # one direction of a connection
     uint32_t waiting                        # bytes pending
     uint32_t pending_seq                    # R6: initial number of a SYN that is not proven yet
     uint8_t from_syn
-    uint8_t pending_syn
+    uint8_t pending_syn                     # 2: with an acknowledgement
     uint8_t unheard                         # bytes may be missing from when servers were not heard (hearing.pxi)
     uint8_t swallow                         # reply: its body runs until the end
     uint8_t reply_body                      # Framing of the reply being read
@@ -116,6 +116,7 @@ cdef struct Conn:
     uint8_t used                            # LIST_OPEN: it spoke since it was put into its place there
     uint8_t counted                         # a byte was seen: counts as a connection
     uint8_t has_head
+    uint8_t opener                          # side whose SYN was seen, or acknowledged, plus 1; 0: neither
     uint8_t joined                          # until lately its replies were not captured (hearing.pxi): the next ones may be of requests that nobody remembers
     uint8_t plain                           # open on both sides, nothing waits, no end was seen: so segment_usual found it, and only segment_odd can change that
     uint64_t held                           # bytes of its flows' buffers, as counted in Engine.held
@@ -434,6 +435,7 @@ cdef void conn_fresh(Engine* g, Conn* c) noexcept nogil:
     c.plain = 0
     c.reset = 0
     c.other = 0
+    c.opener = 0
     c.joined = before_heard(g, g.packet_ns) # its replies may be among those that were not captured
     for i in range(2):
         free(c.flow[i].buf)

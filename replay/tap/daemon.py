@@ -10,14 +10,16 @@ import contextlib
 import logging
 import os
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
 from replay import _fastpath, process
-from replay.capture.afpacket import Tapped, in_namespace, open_socket
+from replay.capture.afpacket import TapError, Tapped, in_namespace, open_socket
+from replay.capture.bpfasm import Instruction
 from replay.capture.recording import Recording
 from replay.engine import Health, resolve, routes_of
-from replay.errors import GuardError, TargetError, UsageError
+from replay.errors import ReplayError, UsageError
 from replay.settings import Target
 from replay.tap import privileges
 from replay.tap.breaker import Breaker
@@ -85,6 +87,7 @@ class Tap:
         self._reloads = 0
         self._heard = False  # production's replies pass the filter that is in place
         self._hears: bool | None = None  # … the lanes read them; None: not every lane has the settings of now
+        self._told = False  # … what was said of that last
         self._last_drops = 0
         self._signs: dict[int, tuple[int, float]] = {}
         self._ticked = 0.0
@@ -154,16 +157,28 @@ class Tap:
         assert self._targets is not None, "prepare() comes first"
         return self._targets
 
-    def _attach(self) -> None:
-        """The filter of now, on each socket."""
-        place = self.place
+    def _programs(self) -> list[list[Instruction]]:
+        """The filter of now, for each socket. Replies pass as long as a lane may wait for some. Raises TapError, UsageError."""
+        place, shop = self.place, self.shop
         assert place is not None
-        idle = self.state == "expired" or not place.interfaces
-        excluded, sample = self.targets.excluded(), self.shop.kernel_sample()
-        for lane in self._book.lanes:
-            program = REJECT_ALL if idle else place.program(excluded, ethernet=lane.tapped.ethernet, sample=sample, replies=self.shop.reply_bytes)
-            lane.tapped.attach(program)
-        self._heard = not idle and self.shop.hears
+        if self.state == "expired" or not place.interfaces:
+            return [REJECT_ALL] * len(self._book.lanes)
+        excluded, sample = self.targets.excluded(), shop.kernel_sample()
+        replies = shop.reply_bytes if shop.hears or self._hears is not False else None
+        return [place.program(excluded, ethernet=lane.tapped.ethernet, sample=sample, replies=replies) for lane in self._book.lanes]
+
+    def _attach(self) -> None:
+        """The filter of now, on each socket. Raises TapError, UsageError; then that of before stays."""
+        assert self.place is not None
+        for lane, program in zip(self._book.lanes, self._programs(), strict=True):
+            try:
+                lane.tapped.attach(program)
+            except OSError as error:
+                raise TapError(
+                    f"the kernel does not take a filter of {len(program)} instructions: {error.strerror}; raise net.core.optmem_max (sysctl),"
+                    " or name fewer addresses and ports, or networks in place of addresses"
+                ) from None
+        self._heard = self.state != "expired" and bool(self.place.interfaces) and (self.shop.hears or self._hears is not False)
 
     def start(self) -> None:
         """Starts the threads, and lets packets in."""
@@ -177,9 +192,9 @@ class Tap:
                 way.thread.start()
             lane.thread.start()
         self.state = "capturing" if self.place and self.place.interfaces else "away"
+        self._hears = self._told = self.shop.hears
         self._expire(time.time())
         self._attach()
-        self._hears = self.shop.hears
 
     # -- during --------------------------------------------------------------------------------------------------------------
 
@@ -259,18 +274,26 @@ class Tap:
             self._end(now)
             return
         if self.place is not None and self._due("news", now, 0.2):
-            self._news()
+            self._going_on(self._news)
         self._break(now)
-        self._hear(now)
+        self._going_on(self._hear, now)
         if self._due("second", now, 1.0):
-            self._expire(time.time())
+            self._going_on(self._expire, time.time())
             self._book.retire()
             self.targets.tell_failures()
             self.targets.let_go(way.name for way in self._book.ways())
             self._drops()
-            self._lower(now)
+            self._going_on(self._lower, now)
         if self.settings.targets and not self.settings.dry_run:
-            self._resolve(now)
+            self._going_on(self._resolve, now)
+
+    def _going_on(self, what: Callable[..., None], *given: float) -> None:
+        """What cannot be changed stays as it was, and is said: a tap that runs does not end over it."""
+        try:
+            what(*given)
+        except ReplayError as error:
+            if self._due("trouble", time.monotonic(), 60.0):
+                _log.error("%s; the tap goes on as before", error)
 
     def _drops(self) -> None:
         drops = self._book.kernel_drops()
@@ -334,9 +357,11 @@ class Tap:
             shop.hearing.look(now, sum(lane.ingest.asking for lane in self._book.lanes))
         else:
             shop.hearing.rest()
-        # Where a lane did not take them, once more, but not with each tick: waiting for it holds everything else up.
-        if shop.hears != self._hears and (self._hears is not None or self._due("adopt", now, _ADOPT_S)):
+        # What did not work is tried again, but not with each tick: waiting for a lane holds everything else up.
+        if shop.hears != self._hears and self._due("adopt", now, _ADOPT_S):
             self._adopt(new_ways=False)
+            if self._hears is not None:
+                del self._next["adopt"]
 
     def _lower(self, now: float) -> None:
         """--max-cpu: over it the share is lowered, a step a second; below it, it comes back."""
@@ -367,7 +392,7 @@ class Tap:
         """Rules, and if need be senders, by the settings of now; no packet is lost over it."""
         shop = self.shop
         hears, before = shop.hears, self._hears
-        patience = _ADOPT_S if new_ways or before is not None else 0.2
+        until = time.monotonic() + (_ADOPT_S if new_ways or before is not None else 0.2)
         if hears and not self._heard:
             self._attach()  # before a request may wait for a reply
         late = False
@@ -379,7 +404,7 @@ class Tap:
             if new_ways:
                 for way in ways:
                     way.thread.start()
-            if not lane.ingest.adopt(rules, patience):
+            if not lane.ingest.adopt(rules, max(until - time.monotonic(), 0.2)):
                 late = True
                 if not new_ways:
                     continue
@@ -389,10 +414,11 @@ class Tap:
         if new_ways:
             for breaker in self.breakers.values():
                 breaker.renewed()
-        self._attach()
         self._hears = None if late else hears
-        if before is None or hears == before:
+        self._attach()
+        if late or hears == self._told:
             return
+        self._told = hears
         if shop.settings.replies != "auto":
             _log.info("replies are %s", "captured again" if hears else "not captured any more")
         elif hears:
@@ -403,7 +429,7 @@ class Tap:
     def reload(self, settings: TapSettings) -> list[str]:
         """Goes on by other settings. Returns names of those that need a restart, which are left as they are.
 
-        Raises UsageError, TargetError, GuardError; then the old settings stay."""
+        Raises UsageError, TargetError, GuardError, TapError; then the old settings stay."""
         shop, place, targets = self.shop, self.place, self.targets
         assert place is not None
         fixed = [name for name in _FIXED_FIELDS if getattr(settings, name) != getattr(self.settings, name)]
@@ -427,11 +453,14 @@ class Tap:
                 known = {address for one in addresses.values() for address in one}
                 targets.check({one for one in targets.every() if one not in known})
             place.look()
+            self._programs()  # before a lane has the new rules
             self._adopt(new_ways=new_ways)
-        except (UsageError, TargetError, GuardError):
+        except ReplayError:
             targets.addresses, shop.routes = addresses, routes
             self._use(before)
             self._hears = None  # a lane may have the new rules already
+            with contextlib.suppress(ReplayError):
+                place.look()
             raise
         if settings.max_rate != before.max_rate and not new_ways:
             for lane in self._book.lanes:

@@ -140,9 +140,7 @@ class Workshop:
         return s.record is not None or s.replies in ("heads", "whole") or (s.replies == "auto" and self.hearing.wanted)
 
     @property
-    def reply_bytes(self) -> int | None:
-        """Of each of them: as `bpfasm.Rules` has it. A later run needs them whole, and a tcpdump expression is asked about whole packets."""
+    def reply_bytes(self) -> int:
+        """Of each of them, where they are: as `bpfasm.Rules` has it. A later run needs them whole, and a tcpdump expression is asked about whole packets."""
         s = self.settings
-        if not self.hears:
-            return None
         return 0 if s.replies == "whole" or s.record is not None or s.selection.bpf is not None else REPLY_BYTES
