@@ -1,6 +1,7 @@
-"""Shared by all tests: where nothing may skip, a skip is a failure (REPLAY_NO_SKIP=1, set by .ci/run)."""
+"""Shared by all tests: where nothing may skip, a skip is a failure (REPLAY_NO_SKIP=1, set by .ci/run); which tests have the machine to themselves."""
 
 import os
+import pathlib
 
 import pytest
 
@@ -12,6 +13,19 @@ MAY_SKIP = (
     "needs a Python that others may read",  # a clone in a private folder
     "needs io_uring",  # which containers often forbid
 )
+
+
+# Tests of whole processes, real servers and real time: they run one after the other, with nothing beside them (`alone`). All others bear company.
+ALONE = frozenset(
+    """access_log benchmarks cli daemon doctor doctor_tap envoy_parity example_customer guards metrics policy_run process relay replay_faults replay_nginx
+    replay_rivals replay_sink sender_failures story tap tap_bounds tap_daemon tap_kernel tap_load tap_netns tap_notes tap_soak""".split()
+)
+
+
+def pytest_collection_modifyitems(items):
+    for item in items:
+        if pathlib.Path(item.path).stem.removeprefix("test_") in ALONE:
+            item.add_marker("alone")
 
 
 def forbid_skip(report):
