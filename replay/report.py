@@ -125,11 +125,9 @@ def build(
 def _lost(ingest: dict[str, Any], senders: list[dict[str, Any]], *, live: bool) -> dict[str, Any]:
     """`lost_estimated`, by the estimator of `inspect`, and what it stands on (`loss`)."""
     known = ingest["found"] + ingest["other_shards"] + sum(ingest["incomplete"].values())
-    if live:
-        known = min(known, ingest["matched"])  # of those whose replies were not captured nothing follows
     sent = sum(sender["sent"] for sender in senders)
     mean = sum(sender["bytes_sent"] for sender in senders) / sent if sent else 0.0
-    found = loss.estimate(ingest, known, round(known * mean))
+    found = loss.estimate(ingest, known, round(known * mean), heard=ingest["matched"] if live else None)
     told = {"packets": found.rate, "from": found.source, "orphans": ingest["lost_estimated"], "matched": ingest["matched"]}
     return {"lost_estimated": found.lost, "loss": told}
 

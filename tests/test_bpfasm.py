@@ -281,6 +281,7 @@ def test_the_kernel_takes_it(rules):
         Tapped(tap, 0, True, 0, 0).attach(build(rules))
 
 
+@pytest.mark.alone  # nothing else may fill its sockets
 @needs_root
 def test_the_kernel_runs_it_alike():
     """Frames through a pair of packet sockets on lo: what arrives is what the interpreter says."""

@@ -81,41 +81,61 @@ class Lane:
     """Takes new rules when it is told to; else it is late."""
 
     def __init__(self):
-        self.takes, self.waited, self.asking = True, [], 0
+        self.takes, self.waited, self.asking, self.changing = True, [], 0, False
         self.ingest, self.ways, self.tapped = self, [], None
 
     def adopt(self, rules, timeout):
         self.waited.append((rules, round(timeout, 1)))
+        self.changing = not self.takes
         return self.takes
 
 
 def test_a_lane_that_is_late_is_asked_again(monkeypatch, caplog):
     """With little patience, so that everything else goes on; and whatever filter is attached meanwhile."""
-    monkeypatch.setattr(daemon.Tap, "_attach", lambda self: setattr(self, "_heard", self.shop.hears))
+    fails = []
+
+    def attach(tap):
+        if fails:
+            raise daemon.TapError("no room for filters")
+        tap._heard, tap._filtered = tap.shop.hears or tap._hears is not False, True
+
+    def turn(now):
+        tap._hear(now)
+        tap._going_on(tap._mend, now)
+
+    monkeypatch.setattr(daemon.Tap, "_attach", attach)
     tap, lane, hearing = daemon.Tap(SimpleNamespace()), Lane(), Hearing(1.0)
     tap._book.lanes.append(lane)
     tap._shop = Shop(hearing)
-    tap._hears, tap._told, tap.state = True, True, "capturing"
+    tap._hears, tap._told, tap._filtered, tap.state = True, True, True, "capturing"
     caplog.set_level("INFO", "replay.tap")
-    tap._hear(10.0)
+    turn(10.0)
     assert not lane.waited
     lane.takes = False
-    tap._hear(11.0)
-    assert lane.waited == [(False, 5.0)]
-    tap._attach()
-    for now in (11.1, 11.2, 16.0, 16.1):
-        tap._hear(now)
-    assert lane.waited[1:] == [(False, 0.2)] and not caplog.records
-    lane.takes = True
-    tap._hear(21.0)
-    tap._hear(30.0)
-    assert lane.waited[2:] == [(False, 0.2)] and [one.message for one in caplog.records] == ["replies are not captured any more: nothing has needed them for a while"]
+    turn(11.0)
+    assert lane.waited == [(False, 5.0)] and tap._heard, "it may still wait for a reply"
+    for now in (11.1, 16.0, 21.0):  # it has not even taken what it was given
+        turn(now)
+    assert lane.waited[1:] == [] and [one.message for one in caplog.records] == ["a capture thread does not take new rules yet; it goes on by those of before until it does"]
+    lane.takes, lane.changing = True, False
+    turn(26.0)
+    turn(30.0)
+    assert lane.waited[1:] == [(False, 0.2)] and caplog.records[1].message == "replies are not captured any more: nothing has needed them for a while"
     tap.state, lane.asking = "away", 1
-    tap._hear(40.0)
-    assert len(lane.waited) == 3
+    turn(40.0)
+    assert len(lane.waited) == 2 and not tap._heard
+    fails.append(1)
     tap.state = "capturing"
-    tap._hear(41.0)
-    assert lane.waited[3:] == [(True, 5.0)] and caplog.records[1].message == "replies are captured again: some requests cannot be told without"
+    turn(41.0)
+    assert len(lane.waited) == 2 and caplog.records[2].message == "no room for filters; the tap goes on as before"
+    fails.clear()
+    for now in (42.0, 42.9, 43.8, 44.7, 45.6):
+        lane.asking += 1
+        turn(now)
+        assert len(lane.waited) == 2
+    lane.asking += 1
+    turn(46.0)
+    assert lane.waited[2:] == [(True, 5.0)] and caplog.records[3].message == "replies are captured again: some requests cannot be told without"
 
 
 class Shop:
@@ -591,6 +611,31 @@ def test_a_client_is_not_taken_for_the_server(begins):
     if begins:
         assert targets == ["/server", *(f"/{what}/{n}" for what in ("deaf", "heard") for n in range(3))]
     assert found["found"] == 7
+
+
+@pytest.mark.parametrize("hears", [True, False])
+@pytest.mark.parametrize("stray", ["SYN/ACK of the client first", "SYN of the server later"])
+def test_who_opened_is_not_turned_round(hears, stray):
+    with tapped(hears) as tap:
+        one = Talk(tap, 3)
+        if "first" in stray:
+            one.put(True, net.SYN | net.ACK)
+            one.asked -= 1
+        one.begin()
+        one.ask(request(b"/0"))
+        one.answer()
+        if "later" in stray:
+            tap.filter(True)  # a filter that cannot tell
+            one.put(False, net.SYN)
+            one.said -= 1
+            tap.filter(hears)
+        for turn in (not hears, hears):
+            tap.filter(turn)
+            tap.adopt(turn)
+            one.ask(request(b"/%d" % turn))
+            one.answer()
+        targets, found = tap.end()
+    assert targets == ["/0", *(f"/{turn:d}" for turn in (not hears, hears))] and not found["withheld"]
 
 
 def test_what_waited_for_its_reply_goes_on_in_order():

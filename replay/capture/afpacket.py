@@ -54,7 +54,7 @@ class TapError(ReplayError):
 
 @dataclass(slots=True)
 class Tapped:
-    """An open tap. number: of the interface that it is bound to, 0: all.  ethernet: packets begin with an Ethernet header."""
+    """An open tap. number: of the interface that it is bound to, 0: all.  ethernet: packets begin with an Ethernet header.  program: the filter of now."""
 
     socket: socket.socket
     number: int
@@ -62,12 +62,21 @@ class Tapped:
     block_size: int
     block_count: int
     drops: int = 0
+    program: Sequence[Instruction] = ()
 
     def attach(self, program: Sequence[Instruction]) -> None:
         """From now on the kernel lets these through; one program replaces the other without a packet in between. Raises OSError."""
         code = b"".join(struct.pack("=HBBI", *one) for one in program)
         buffer = ctypes.create_string_buffer(code, len(code))
         self.socket.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, struct.pack("@HP", len(program), ctypes.addressof(buffer)))
+        self.program = program
+
+    def would_take(self, program: Sequence[Instruction]) -> None:
+        """Whether `attach` would work: the memory of a socket for filters is small, and while they change holds both. Raises OSError."""
+        with contextlib.closing(Tapped(socket.socket(socket.AF_INET, socket.SOCK_DGRAM), 0, True, 0, 0)) as other:
+            for one in (self.program, program):
+                if one:
+                    other.attach(one)
 
     def statistics(self) -> int:
         """Packets that the kernel dropped because the ring was full, since the tap was opened."""

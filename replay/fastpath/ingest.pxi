@@ -322,10 +322,11 @@ cdef class Ingest:
     cdef object failed
     cdef bint started
     cdef int64_t ended            # atomic
-    cdef int64_t changing         # atomic: `change` waits to be adopted
+    cdef int64_t waits            # atomic: `change` is to be adopted
     cdef Ingest change            # whose rules and queues are used from now on
     cdef Ingest adopted           # whose rules and queues are used; keeps alive what they borrow
     cdef Ingest router_of         # whose router is used, which borrows from it; None: its own
+    cdef Ingest refused           # that could not be adopted
     cdef list past                # those of former routers, as long as requests refer to them
 
     def __cinit__(self):
@@ -730,7 +731,7 @@ cdef class Ingest:
         cdef size_t step
         cdef int n, at, some
         while not atomic_get(g.stop) and not g.finished:
-            if atomic_get(&self.changing):
+            if atomic_get(&self.waits):
                 self.adopt_now()
             if g.window_first != NULL and not self.source.keeps():
                 window_own(g)
@@ -859,21 +860,25 @@ cdef class Ingest:
         g.path_pattern = other.path_pattern
         g.host_pattern = other.host_pattern
         hearing_change(g, other.one_sided)
-        atomic_set(&self.changing, 0)
+        atomic_set(&self.waits, 0)
 
     def adopt(self, Ingest other not None, double timeout=2.0):
         """Reads on by the rules, bounds and guard of `other` (which never runs), and hands batches to its queues. No packet is lost over it.
 
         Returns when that is so: nothing comes into the queues of before any more. False when the thread did not get to it in `timeout` seconds:
-        it is still going to be so, unless a change of before was still waiting, whose place it does not take. One caller at a time."""
+        it is still going to be so, unless a change of before was still waiting (`changing`), whose place it does not take, or it has ended.
+        One caller at a time."""
         cdef int64_t until = now_ns() + <int64_t>(timeout * 1e9)
         cdef Ingest used = self if self.router_of is None else self.router_of
-        while atomic_get(&self.changing) and not atomic_get(&self.ended):
+        self.refused = other      # its policy knows of it (credentials)
+        while atomic_get(&self.waits) and not atomic_get(&self.ended):
             if now_ns() > until:
-                self.past.append(other)          # its policy knows of it (credentials)
                 return False
             with nogil:
                 poll(NULL, 0, 1)
+        if atomic_get(&self.ended):
+            return False
+        self.refused = None
         if atomic_get(&self.g.retiring) == 0:
             self.past = []
         if other.g.router != NULL:
@@ -886,18 +891,23 @@ cdef class Ingest:
                 self.router_of = other
         self.adopted = self.change
         self.change = other
-        atomic_set(&self.changing, 1)
-        while atomic_get(&self.changing) and not atomic_get(&self.ended):
+        atomic_set(&self.waits, 1)
+        while atomic_get(&self.waits) and not atomic_get(&self.ended):
             if now_ns() > until:
                 return False
             with nogil:
                 poll(NULL, 0, 1)
-        return atomic_get(&self.changing) == 0
+        return atomic_get(&self.waits) == 0
 
     @property
     def asking(self):
         """Requests of which a reply decides something, so far: upgrades, Expect, what follows a gap or a start in mid-stream. Any thread may ask."""
         return count_get(&self.g.n.asking)
+
+    @property
+    def changing(self):
+        """What `adopt` was given last was not taken yet: batches still come into the queues of before."""
+        return atomic_get(&self.waits) != 0 and not atomic_get(&self.ended)
 
     @property
     def retiring(self):

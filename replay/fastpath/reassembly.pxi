@@ -386,10 +386,8 @@ cdef bint conn_aside_acked(Engine* g, Conn* c, int side, const Segment* s) noexc
 
 cdef inline void conn_opened(Conn* c, int side, bint answers) noexcept nogil:
     """A SYN, or its answer: who opened it. HTTP's client is who opens the connection; a lone SYN is the better proof."""
-    if not answers:
-        c.opener = <uint8_t>(1 + side)
-    elif c.opener == 0:
-        c.opener = <uint8_t>(2 - side)
+    if c.opener == 0 or not (answers or c.flow[0].has_bytes or c.flow[1].has_bytes):
+        c.opener = <uint8_t>(2 - side if answers else 1 + side)
 
 
 cdef inline bint syn_is_proven(const Engine* g, const Flow* f, uint32_t seq) noexcept nogil:
@@ -434,6 +432,8 @@ cdef void conn_segment(Engine* g, Conn* c, int side, const Segment* s) noexcept 
                 f.pending_seq = s.seq
                 if s.len == 0 or f.started:
                     return
+        else:
+            conn_opened(c, side, s.flags & TCP_ACK != 0)
         if s.flags & TCP_ACK and not other.started:
             flow_begin(other, s.ack, True)  # the SYN itself was not captured, but its number is acknowledged
     elif s.flags & TCP_RST:
@@ -609,7 +609,7 @@ cdef inline void waits_overdue(Engine* g, int64_t ts) noexcept nogil:
 cdef void segment_odd(Engine* g, Conn* c, const Segment* s) noexcept nogil:
     """Any segment into its connection, and the connection into its list."""
     c.plain = 0
-    if g.one_sided and deaf_to(c, s.side):
+    if g.one_sided and deaf_to(c, s.side) and (s.flags & (TCP_SYN | TCP_ACK)) != TCP_SYN:     # a lone SYN: it is the client's after all
         return
     conn_segment(g, c, s.side, s)
     if s.ts_ns > c.last_ts:

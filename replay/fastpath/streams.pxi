@@ -371,7 +371,7 @@ cdef void hold_unanswered(Engine* g, Conn* c, int side) noexcept nogil:
     if unheard and (c.queue_last == NULL or c.queue_last.flags & REQUEST_CONNECT):
         f.state = ST_SKIP
         f.buf_len = 0
-    elif f.buf_len and held_line(f) == LINE_REQUEST:
+    elif f.buf_len and (held_line(f) if unheard else request_line(f.buf, f.buf_len)) == LINE_REQUEST:
         if (unheard or g.wire) and not (unheard and held_proves(c)):     # live, the answer may be on its way
             flow_doubt(g, f)
         hold_release(g, c, side)

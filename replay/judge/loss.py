@@ -43,13 +43,14 @@ class Mix:
         self.size[size] += count
 
 
-def estimate(counts: dict[str, Any], known: int, request_bytes: int) -> Estimate:
-    """From the counters of an ingest. known: requests of which the head is there.  request_bytes: of theirs."""
+def estimate(counts: dict[str, Any], known: int, request_bytes: int, *, heard: int | None = None) -> Estimate:
+    """From the counters of an ingest. known: requests of which the head is there.  request_bytes: of theirs.  heard: of a tap that did not capture replies
+    all the time, requests whose replies it has: what replies tell holds for those alone."""
     orphans, matched = counts["lost_estimated"], counts["matched"]
     if orphans + matched >= _LEAST:
         rate = orphans / (orphans + matched)
         # more than nine in ten: the formula says little more than "nearly all", so the orphans themselves are the estimate
-        lost = round(known * rate / (1 - rate)) if rate < 0.9 else orphans
+        lost = round((known if heard is None else min(known, heard)) * rate / (1 - rate)) if rate < 0.9 else orphans
         return Estimate(rate, max(lost, orphans), "replies")
     if counts["gap_bytes"] and counts["one_sided"] * 2 > counts["connections"] and request_bytes:
         gaps = counts["gap_bytes"]

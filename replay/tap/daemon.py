@@ -25,7 +25,7 @@ from replay.tap import privileges
 from replay.tap.breaker import Breaker
 from replay.tap.counts import Book
 from replay.tap.hearing import Hearing
-from replay.tap.lanes import Way
+from replay.tap.lanes import Lane, Way
 from replay.tap.notes import Notes, notes_of
 from replay.tap.place import REJECT_ALL, Place
 from replay.tap.settings import TapSettings
@@ -53,6 +53,17 @@ _FIXED_FIELDS = (
 )  # fmt: skip
 #: Former policies that may have requests under way; beyond that a further one has to wait.
 _RETIRING_MOST = 8
+
+
+def _take(program: list[Instruction], by: Callable[[list[Instruction]], None]) -> None:
+    """Raises TapError where the kernel refuses it."""
+    try:
+        by(program)
+    except OSError as error:
+        raise TapError(
+            f"the kernel does not take a filter of {len(program)} instructions: {error.strerror}; raise net.core.optmem_max (sysctl),"
+            " or name fewer addresses and ports, or networks in place of addresses"
+        ) from None
 
 
 class Tap:
@@ -88,6 +99,9 @@ class Tap:
         self._heard = False  # production's replies pass the filter that is in place
         self._hears: bool | None = None  # … the lanes read them; None: not every lane has the settings of now
         self._told = False  # … what was said of that last
+        self._behind: list[Lane] = []  # whose senders are not those of the settings
+        self._filtered = False  # the filter that is in place is the one of now
+        self._lets_in = False  # … and lets something through
         self._last_drops = 0
         self._signs: dict[int, tuple[int, float]] = {}
         self._ticked = 0.0
@@ -157,28 +171,25 @@ class Tap:
         assert self._targets is not None, "prepare() comes first"
         return self._targets
 
-    def _programs(self) -> list[list[Instruction]]:
+    def _programs(self, *, idle: bool = False) -> list[list[Instruction]]:
         """The filter of now, for each socket. Replies pass as long as a lane may wait for some. Raises TapError, UsageError."""
         place, shop = self.place, self.shop
         assert place is not None
-        if self.state == "expired" or not place.interfaces:
+        if idle:
             return [REJECT_ALL] * len(self._book.lanes)
         excluded, sample = self.targets.excluded(), shop.kernel_sample()
         replies = shop.reply_bytes if shop.hears or self._hears is not False else None
         return [place.program(excluded, ethernet=lane.tapped.ethernet, sample=sample, replies=replies) for lane in self._book.lanes]
 
     def _attach(self) -> None:
-        """The filter of now, on each socket. Raises TapError, UsageError; then that of before stays."""
+        """The filter of now, on each socket. Raises TapError, UsageError; then that of before stays, until `_mend`."""
+        self._filtered = False
         assert self.place is not None
-        for lane, program in zip(self._book.lanes, self._programs(), strict=True):
-            try:
-                lane.tapped.attach(program)
-            except OSError as error:
-                raise TapError(
-                    f"the kernel does not take a filter of {len(program)} instructions: {error.strerror}; raise net.core.optmem_max (sysctl),"
-                    " or name fewer addresses and ports, or networks in place of addresses"
-                ) from None
-        self._heard = self.state != "expired" and bool(self.place.interfaces) and (self.shop.hears or self._hears is not False)
+        idle = self.state not in ("capturing", "starting") or not self.place.interfaces
+        for lane, program in zip(self._book.lanes, self._programs(idle=idle), strict=True):
+            _take(program, lane.tapped.attach)
+        self._filtered, self._lets_in = True, not idle
+        self._heard = not idle and (self.shop.hears or self._hears is not False)
 
     def start(self) -> None:
         """Starts the threads, and lets packets in."""
@@ -226,6 +237,8 @@ class Tap:
         hung = self._hung(time.monotonic())
         if hung:
             return Health(False, False, f"{hung} ended or hangs")
+        if self.state == "capturing" and not self._lets_in:
+            return Health(True, False, "its filter could not be put in place")
         why = {"away": "no interface is there", "expired": "--expires has passed: idle, as it was asked to be"}.get(self.state, "")
         return Health(True, self.state != "away", why)
 
@@ -276,7 +289,8 @@ class Tap:
         if self.place is not None and self._due("news", now, 0.2):
             self._going_on(self._news)
         self._break(now)
-        self._going_on(self._hear, now)
+        self._hear(now)
+        self._going_on(self._mend, now)
         if self._due("second", now, 1.0):
             self._going_on(self._expire, time.time())
             self._book.retire()
@@ -357,11 +371,17 @@ class Tap:
             shop.hearing.look(now, sum(lane.ingest.asking for lane in self._book.lanes))
         else:
             shop.hearing.rest()
-        # What did not work is tried again, but not with each tick: waiting for a lane holds everything else up.
-        if shop.hears != self._hears and self._due("adopt", now, _ADOPT_S):
-            self._adopt(new_ways=False)
-            if self._hears is not None:
-                del self._next["adopt"]
+
+    def _mend(self, now: float) -> None:
+        """Does what is to be done, or could not be done when it was: not with each tick, for waiting for a lane holds everything else up."""
+        stale = bool(self._behind) or self.shop.hears != self._hears
+        if (stale or not self._filtered) and self._due("mend", now, _ADOPT_S):
+            if stale:
+                self._adopt(new_ways=False)
+            else:
+                self._attach()
+            if self._filtered and not self._behind and self._hears is not None:
+                del self._next["mend"]
 
     def _lower(self, now: float) -> None:
         """--max-cpu: over it the share is lowered, a step a second; below it, it comes back."""
@@ -389,28 +409,37 @@ class Tap:
             self._adopt(new_ways=True)
 
     def _adopt(self, *, new_ways: bool) -> None:
-        """Rules, and if need be senders, by the settings of now; no packet is lost over it."""
+        """Rules, and if need be senders, by the settings of now; no packet is lost over it. What does not work is left to `_mend`.
+
+        Raises TapError, UsageError, ReplayError."""
         shop = self.shop
         hears, before = shop.hears, self._hears
         until = time.monotonic() + (_ADOPT_S if new_ways or before is not None else 0.2)
         if hears and not self._heard:
             self._attach()  # before a request may wait for a reply
-        late = False
+        self._hears = None
         if new_ways:
             shop.guard = self.targets.new_guard()
+            self._behind = list(self._book.lanes)
+        late, ready = False, []
         for lane in self._book.lanes:
-            ways = shop.ways() if new_ways else lane.ways
-            rules = shop.ingest(_fastpath.PacketSource(), ways)
-            if new_ways:
+            if lane.ingest.changing:  # what it was given last time
+                late = True
+                continue
+            fresh = any(lane is one for one in self._behind)
+            ways = shop.ways() if fresh else lane.ways
+            ready.append((lane, fresh, ways, shop.ingest(_fastpath.PacketSource(), ways)))
+        for lane, fresh, ways, rules in ready:
+            if fresh:
                 for way in ways:
                     way.thread.start()
             if not lane.ingest.adopt(rules, max(until - time.monotonic(), 0.2)):
                 late = True
-                if not new_ways:
-                    continue
-                _log.error("the capture thread does not take new rules; the old senders stay")
-            if new_ways:
+            if fresh:
                 self._book.replace(lane, ways)
+                self._behind = [one for one in self._behind if one is not lane]
+        if late and self._due("late", time.monotonic(), 60.0):
+            _log.error("a capture thread does not take new rules yet; it goes on by those of before until it does")
         if new_ways:
             for breaker in self.breakers.values():
                 breaker.renewed()
@@ -432,15 +461,18 @@ class Tap:
         Raises UsageError, TargetError, GuardError, TapError; then the old settings stay."""
         shop, place, targets = self.shop, self.place, self.targets
         assert place is not None
+        if self._asked_to_stop:
+            raise UsageError("the tap is ending; what it goes on by does not change any more")
         fixed = [name for name in _FIXED_FIELDS if getattr(settings, name) != getattr(self.settings, name)]
         settings = replace(settings, **{name: getattr(self.settings, name) for name in fixed})
-        before, addresses, routes = self.settings, targets.addresses, shop.routes
+        before, addresses, routes, guard = self.settings, targets.addresses, shop.routes, shop.guard
         policy = settings.selection.routing != before.selection.routing
         if policy and (settings.selection.routing is None or before.selection.routing is None):
             raise UsageError("--policy: from a policy to a percentage, and back, it takes a restart; the old one goes on")
         if policy and any(lane.ingest.retiring >= _RETIRING_MOST for lane in self._book.lanes):
             raise UsageError(f"--policy: requests that {_RETIRING_MOST} former policies chose are not whole yet; the old one goes on, try it again later")
         new_ways = policy or any(getattr(settings, name) != getattr(before, name) for name in _SENDER_FIELDS)
+        touched = False
         self._use(settings)
         try:
             shop.ingest(_fastpath.PacketSource(), [])  # the rules can be meant
@@ -453,14 +485,19 @@ class Tap:
                 known = {address for one in addresses.values() for address in one}
                 targets.check({one for one in targets.every() if one not in known})
             place.look()
-            self._programs()  # before a lane has the new rules
+            for lane, program in zip(self._book.lanes, self._programs(), strict=True):  # before a lane has the new rules
+                _take(program, lane.tapped.would_take)
+            touched = True
             self._adopt(new_ways=new_ways)
         except ReplayError:
-            targets.addresses, shop.routes = addresses, routes
+            targets.addresses, shop.routes, shop.guard = addresses, routes, guard
             self._use(before)
-            self._hears = None  # a lane may have the new rules already
             with contextlib.suppress(ReplayError):
                 place.look()
+            if touched:  # a lane may have the new rules, or senders, already
+                self._hears = None
+                with contextlib.suppress(ReplayError):  # else `_mend` goes on with it
+                    self._adopt(new_ways=new_ways)
             raise
         if settings.max_rate != before.max_rate and not new_ways:
             for lane in self._book.lanes:
@@ -468,7 +505,7 @@ class Tap:
                     way.sender.set_rate(settings.max_rate / settings.workers)
         self.breakers = shop.breakers = {url: one for url, one in self.breakers.items() if url in targets.addresses}
         self._reloads += 1
-        self._expire(time.time())
+        self._going_on(self._expire, time.time())
         return fixed
 
     def _use(self, settings: TapSettings) -> None:

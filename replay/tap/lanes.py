@@ -50,7 +50,7 @@ class Lane:
 
     def let_go(self) -> None:
         """Ways that nothing comes to any more end, in time."""
-        if self.leaving and (self.ingest.retiring == 0 or not self.thread.is_alive()):
+        if self.leaving and ((self.ingest.retiring == 0 and not self.ingest.changing) or not self.thread.is_alive()):
             for way in self.leaving:
                 way.queue.end()
             self.leaving = []

@@ -14,7 +14,7 @@ from replay import _fastpath
 from replay.capture.afpacket import Snoop, in_namespace
 from replay.capture.netlink import Network
 from replay.engine import guarded, resolve
-from replay.errors import GuardError, TargetError
+from replay.errors import GuardError, ReplayError, TargetError
 from replay.relay import Relay
 from replay.settings import Target
 from replay.tap import probe
@@ -171,7 +171,7 @@ class Targets:
         try:
             self.refuse_production()
             self.check(fresh)
-        except GuardError as error:
+        except ReplayError as error:
             self.addresses = before
             _log.error("%s; the old addresses are used", error)
             return False
