@@ -26,7 +26,7 @@ example: $(VENV)/.built
 
 # Safe path: processes that the tests start see the installed package, never the checkout.
 test: lint stubtest sanitize
-	PYTHONSAFEPATH=1 $(BIN)/pytest -n auto -m "not alone$(SLOW)" $(PYTEST_ARGS) $(SOME)
+	PYTHONSAFEPATH=1 $(BIN)/pytest -n auto --dist loadgroup -m "not alone$(SLOW)" $(PYTEST_ARGS) $(SOME)
 	PYTHONSAFEPATH=1 $(BIN)/pytest -m "alone$(SLOW)" $(PYTEST_ARGS) $(SOME)
 
 $(VENV)/.made:

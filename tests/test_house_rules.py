@@ -326,6 +326,7 @@ def sdist(tmp_path_factory):
 
 
 @pytest.mark.slow
+@pytest.mark.xdist_group("wheel")  # built once
 def test_sdist_holds_all_that_a_build_needs(sdist):
     with tarfile.open(sdist) as archive:
         names = {name.split("/", 1)[1] for name in archive.getnames() if "/" in name}
@@ -357,6 +358,7 @@ def wheel(sdist, tmp_path_factory):
 
 
 @pytest.mark.slow
+@pytest.mark.xdist_group("wheel")  # built once
 def test_auditwheel_accepts_what_pip_wheel_makes(wheel, tmp_path):
     """The wheel needs nothing of this machine but libc: auditwheel gives it a manylinux tag."""
     path = {"PATH": f"{pathlib.Path(sys.executable).parent}:{os.environ['PATH']}"}
@@ -367,6 +369,7 @@ def test_auditwheel_accepts_what_pip_wheel_makes(wheel, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.xdist_group("wheel")  # built once
 def test_wheel_from_the_sdist_installs_and_runs(wheel, tmp_path):
     """Without a word from the compiler, and run far from any checkout."""
     wheel, log = wheel
