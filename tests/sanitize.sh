@@ -52,27 +52,39 @@ fi
 # real servers, the daemon), whose bytes the others have read already and which take minutes under a sanitizer; and what counts shares of thousands of requests. `demo`-sized whole runs are in test_sink and test_captures.
 left_out="house_rules benchmarks instructions ship deploy daemon doctor doctor_tap metrics policy policy_bad story example_customer
     access_log policy_documents cli guards replay_rivals replay_nginx replay_sink replay_faults policy_run envoy_parity relay shards shares tap tap_bounds tap_daemon tap_kernel tap_load tap_mends tap_netns tap_notes tap_soak head_variants"
-# In two halves side by side, every other file: they wait for one core each, and next to nothing in them for time.
-half() { # 0 or 1
+# In parts, two at a time: each takes the next one when it is done. They wait for one core each, and next to nothing in them for time.
+parts="0 1 2 3 4 5 6 7"
+part() { # of the files every eighth
     number=0
     for path in tests/test_*.py; do
         name=${path#tests/test_}
         case " $(echo $left_out) " in *" ${name%.py} "*) continue ;; esac
-        [ $((number % 2)) -ne "$1" ] || echo "$path"
+        [ $((number % 8)) -ne "$1" ] || echo "$path"
         number=$((number + 1))
     done
 }
 tested() {
     # shellcheck disable=SC2046,SC2086
-    ASAN_OPTIONS=detect_leaks=0:abort_on_error=1:allocator_may_return_null=1 sanitized -m pytest -q -m "not slow" -p no:cacheprovider $(half "$1") ${SANITIZE_ARGS:-} ||
-        [ "$?.${SANITIZE_ARGS:+some}" = 5.some ] # none of this half was asked for
+    ASAN_OPTIONS=detect_leaks=0:abort_on_error=1:allocator_may_return_null=1 sanitized -m pytest -q -m "not slow" -p no:cacheprovider $(part "$1") ${SANITIZE_ARGS:-} ||
+        [ "$?.${SANITIZE_ARGS:+some}" = 5.some ] # none of this part was asked for
 }
-tested 1 >"$out/other.log" 2>&1 &
+rm -rf "$out/parts"
+mkdir "$out/parts"
+worker() {
+    for n in $parts; do
+        mkdir "$out/parts/$n" 2>/dev/null || continue
+        if tested "$n" >"$out/parts/$n/log" 2>&1; then
+            echo "sanitize: $(tail -n 1 "$out/parts/$n/log")" >&2
+        else
+            touch "$out/parts/failed"
+            grep -v '^\.*  *\[ *[0-9]*%\]$' "$out/parts/$n/log" || true
+        fi
+    done
+}
+worker &
 other=$!
 trap 'kill "$other" 2>/dev/null || true' EXIT
-failed=0
-tested 0 || failed=$?
-wait "$other" || { failed=$?; echo "sanitize: the other half fails" >&2; }
+worker
+wait "$other"
 trap - EXIT
-grep -v '^\.*  *\[ *[0-9]*%\]$' "$out/other.log" || true
-exit "$failed"
+[ ! -e "$out/parts/failed" ]

@@ -106,7 +106,8 @@ def sink(listen: str, status: int, delay: int, body: int, misbehave: str | None,
         try:
             click.echo(f"listening on {endpoint(address[0], server.port)}")
             if log is None:
-                thread.join()
+                while thread.is_alive():
+                    thread.join(0.5)  # a signal that comes just before the wait does not end it
             else:
                 while thread.is_alive():
                     if not _drain(server, log):
