@@ -253,6 +253,12 @@ class Talk:
             self.put(False, net.ACK | net.PSH, data[at : at + step])
             self.put(True, net.ACK)
 
+    def turns(self, name, count=3):
+        """Requests for /name/0 and so on, each answered before the next."""
+        for n in range(count):
+            self.ask(request(b"/%s/%d" % (name, n)))
+            self.answer()
+
     def close(self, first=True):
         self.put(first, net.FIN | net.ACK)
         self.put(not first, net.FIN | net.ACK)
@@ -278,21 +284,15 @@ def test_each_request_is_taken_once(hears):
 def test_a_connection_from_before_is_joined_when_replies_are_heard_again():
     with tapped(False) as tap:
         old = Talk(tap, 5)
-        for n in range(3):
-            old.ask(request(b"/deaf/%d" % n))
-            old.answer()
+        old.turns(b"deaf")
         tap.read()
         assert tap.ingest.asking == 3
         tap.filter(True)
         tap.adopt(True)
-        for n in range(3):
-            old.ask(request(b"/heard/%d" % n))
-            old.answer()
+        old.turns(b"heard")
         tap.adopt(False)
         tap.filter(False)
-        for n in range(3):
-            old.ask(request(b"/later/%d" % n))
-            old.answer()
+        old.turns(b"later")
         targets, found = tap.end()
     assert targets == [f"/{when}/{n}" for when in ("heard", "later") for n in range(3)]
     assert found["withheld"] == {"unconfirmed": 3} and found["asking"] == 4 and found["gaps"] == found["lost_estimated"] == 0
@@ -364,9 +364,7 @@ def test_a_tunnel_of_plain_http_is_not_mirrored_when_its_answer_was_not_heard():
         one.answer(b"HTTP/1.1 200 OK\r\n\r\n")
         tap.filter(True)
         tap.adopt(True)
-        for n in range(3):
-            one.ask(request(b"/inside/%d" % n))
-            one.answer()
+        one.turns(b"inside")
         one.close()
         targets, found = tap.end()
     assert not targets and found["withheld"] == {"connect": 1}
@@ -599,14 +597,10 @@ def test_a_client_is_not_taken_for_the_server(begins):
         one.answer(request(b"/server"))
         tap.adopt(False)
         tap.filter(False)
-        for n in range(3):
-            one.ask(request(b"/deaf/%d" % n))
-            one.answer()
+        one.turns(b"deaf")
         tap.filter(True)
         tap.adopt(True)
-        for n in range(3):
-            one.ask(request(b"/heard/%d" % n))
-            one.answer()
+        one.turns(b"heard")
         targets, found = tap.end()
     if begins:
         assert targets == ["/server", *(f"/{what}/{n}" for what in ("deaf", "heard") for n in range(3))]

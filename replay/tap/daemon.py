@@ -171,14 +171,19 @@ class Tap:
         assert self._targets is not None, "prepare() comes first"
         return self._targets
 
+    @property
+    def _needs_replies(self) -> bool:
+        """They are wanted, or a lane may still wait for some."""
+        return self.shop.hears or self._hears is not False
+
     def _programs(self, *, idle: bool = False) -> list[list[Instruction]]:
-        """The filter of now, for each socket. Replies pass as long as a lane may wait for some. Raises TapError, UsageError."""
+        """The filter of now, for each socket. Raises TapError, UsageError."""
         place, shop = self.place, self.shop
         assert place is not None
         if idle:
             return [REJECT_ALL] * len(self._book.lanes)
         excluded, sample = self.targets.excluded(), shop.kernel_sample()
-        replies = shop.reply_bytes if shop.hears or self._hears is not False else None
+        replies = shop.reply_bytes if self._needs_replies else None
         return [place.program(excluded, ethernet=lane.tapped.ethernet, sample=sample, replies=replies) for lane in self._book.lanes]
 
     def _attach(self) -> None:
@@ -189,7 +194,7 @@ class Tap:
         for lane, program in zip(self._book.lanes, self._programs(idle=idle), strict=True):
             _take(program, lane.tapped.attach)
         self._filtered, self._lets_in = True, not idle
-        self._heard = not idle and (self.shop.hears or self._hears is not False)
+        self._heard = not idle and self._needs_replies
 
     def start(self) -> None:
         """Starts the threads, and lets packets in."""
