@@ -15,11 +15,8 @@ MAY_SKIP = (
 )
 
 
-# Tests of whole processes, real servers and real time: they run one after the other, with nothing beside them (`alone`). All others bear company.
-ALONE = frozenset(
-    """access_log benchmarks cli daemon doctor doctor_tap envoy_parity example_customer guards metrics policy_run process relay replay_faults replay_nginx
-    replay_rivals replay_sink sender_failures story tap tap_bounds tap_daemon tap_kernel tap_load tap_mends tap_netns tap_notes tap_soak""".split()
-)
+# Tests that count on the machine's time: they run one after the other, with nothing beside them (`alone`). All others bear company.
+ALONE = frozenset("benchmarks replay_sink tap tap_bounds tap_daemon tap_kernel tap_load tap_mends tap_netns tap_soak".split())
 
 
 def pytest_collection_modifyitems(items):
