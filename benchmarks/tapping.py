@@ -258,10 +258,16 @@ def unmarked():
     libc.prctl(24, 13, 0, 0, 0)
 
 
-def evenly(url, path, rate, connections=32):
-    """`replay run` as a client of production at an even rate, with neither suffix nor marker, as a Tool; its report is its output."""
-    client = [*measure.REPLAY, "run", "-q", "--json", path, "--to", url, "--pace", f"{rate}/s", "-c", connections, "--set-host", "production.example"]
-    return Tool(client, preexec_fn=unmarked)
+def evenly(url, path, rate, connections=32, core=None, loop=1):
+    """`replay run` as a client of production at an even rate, with neither suffix nor marker, as a Tool; its report is its output. core: the only one that it has."""
+    client = [*measure.REPLAY, "run", "-q", "--json", path, "--to", url, "--pace", f"{rate}/s", "-c", connections, "--set-host", "production.example", "--loop", loop]
+
+    def prepare():
+        if core is not None:
+            os.sched_setaffinity(0, {core})
+        unmarked()
+
+    return Tool(client, preexec_fn=prepare)
 
 
 # ---- what must hold ------------------------------------------------------------------------------------------------------------
