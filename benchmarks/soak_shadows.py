@@ -97,7 +97,7 @@ WAYS = {
 def client(nginx, path, rate):
     """(latency p50, p99 in us, requests answered) of production, at an even rate."""
     with tapping.evenly(nginx.url, path, rate) as one:
-        report = json.loads(one.end(0)[0])
+        report = json.loads(one.end(0, seconds=600)[0])
     return report["latency_us"]["p50"], report["latency_us"]["p99"], report["ledger"]["answered"]
 
 

@@ -79,10 +79,11 @@ def build(
         report[name] = total.as_dict()
     report["rate"] = _rate(settings, found, ledger)
     report["targets"] = {}
-    for target, addresses, sender in zip(found["targets"], found["addresses"], senders, strict=True):
+    unqueued = _unqueued(ingest, len(senders), live="tap" in found)
+    for target, addresses, sender, never in zip(found["targets"], found["addresses"], senders, unqueued, strict=True):
         if target is not None:  # the same one twice gets two copies, as in a mesh
             again = sum(url.partition("#")[0] == target.url for url in report["targets"])
-            report["targets"][f"{target.url}#{again + 1}" if again else target.url] = _target(addresses, sender)
+            report["targets"][f"{target.url}#{again + 1}" if again else target.url] = _target(addresses, sender, never)
     report |= {
         "dry_run": settings.dry_run,
         "interrupted": found["interrupted"],
@@ -213,6 +214,10 @@ def check(report: dict[str, Any]) -> None:
         "sent = answered + unanswered": n["sent"] - n["answered"] - n["unanswered"],
         "answered = sum of status": n["answered"] - sum(report["status"].values()),
     }
+    if report["targets"]:
+        for name in ("sent", "answered", "dropped", "unanswered"):
+            each = [target[name] if isinstance(target[name], int) else sum(target[name].values()) for target in report["targets"].values()]
+            identities[f"{name} = sum of the targets'"] = n[name] - sum(each)
     wrong = [f"{text} is off by {off}" for text, off in identities.items() if off]
     if wrong:
         raise AssertionError(f"the ledger does not add up: {'; '.join(wrong)}: {n}")
@@ -229,12 +234,23 @@ def _status(senders: list[dict[str, Any]]) -> dict[str, int]:
     return {str(code): count for code, count in sorted(_sum(sender["status"] for sender in senders).items())}
 
 
-def _target(addresses: list[tuple[bytes, int]], sender: dict[str, Any]) -> dict[str, Any]:
+def _unqueued(ingest: dict[str, Any], senders: int, *, live: bool) -> list[int]:
+    """Of each sender, the copies that never got into its queue, as the run was stopped; a tap's senders have counted theirs (`queue_full`)."""
+    if live or not senders:  # refused before the first byte: none was made
+        return [0] * senders
+    found: list[int] = ingest["routed"]["unqueued"] if "routed" in ingest else ingest["unqueued_each"]
+    return found
+
+
+def _target(addresses: list[tuple[bytes, int]], sender: dict[str, Any], unqueued: int) -> dict[str, Any]:
+    dropped = Counter(sender["dropped"])
+    if unqueued:
+        dropped["stopped"] += unqueued
     return {
         "addresses": [endpoint(*address) for address in addresses],
         "sent": sender["sent"],
         "answered": sender["answered"],
-        "dropped": sender["dropped"],
+        "dropped": dict(dropped),
         "unanswered": sender["unanswered"],
         "status": _status([sender]),
         "connections": sender["connections_opened"],
