@@ -541,6 +541,16 @@ def test_what_sigusr1_tells_is_json_where_the_log_is():
         assert {"part": "ledger", "level": "info"}.items() <= rows[-1].items() and rows[-1]["message"].startswith("found ")
 
 
+def test_only_the_ring_hears_all_protocols(nginx):  # noqa: F811
+    """What looked for the check of the target costs production nothing afterwards: no second socket is handed each packet."""
+    with ended(Sink()) as shadow, ended(Tap("lo", "--port", nginx.port, "--to", f"http://{shadow.address}", "-p", 100)) as tap:
+        folder = f"/proc/{tap.process.pid}/fd"
+        mine = {os.readlink(f"{folder}/{fd}").removeprefix("socket:[").removesuffix("]") for fd in os.listdir(folder)}
+        with open(f"/proc/{tap.process.pid}/net/packet") as table:
+            protocols = sorted(row.split()[3] for row in list(table)[1:] if row.split()[8] in mine)
+        assert protocols == ["0003", "ffff"]
+
+
 def test_a_full_disk_ends_the_recording_only(nginx):  # noqa: F811
     with ended(Sink()) as shadow:
         words = ("lo", "--port", nginx.port, "--to", f"http://{shadow.address}", "-p", 100, "--record", "/dev/full", "--record-files", 1)

@@ -34,6 +34,7 @@ _RX_RING, _STATISTICS, _VERSION, _FANOUT, _IGNORE_OUTGOING = 5, 6, 10, 18, 23
 _TPACKET_V3 = 2
 _FANOUT_HASH, _FANOUT_DEFRAG, _FANOUT_UNIQUE = 0, 0x8000, 0x2000
 _ALL = 0x0003  # ETH_P_ALL
+_NOBODY = 0xFFFF  # reserved (RFC 1701): no frame has it as its EtherType
 _SO_ATTACH_FILTER = 26
 _CLONE_NEWNET = 0x40000000
 _ETHERNET_TYPES = (1, 772)  # ARPHRD_ETHER, ARPHRD_LOOPBACK
@@ -93,10 +94,10 @@ class Tapped:
         self.socket.close()
 
 
-def _bind(tap: socket.socket, number: int) -> None:
+def _bind(tap: socket.socket, number: int, protocol: int = _ALL) -> None:
     """bind(2) by interface number: Python's own takes names only, and 0 (all) has none."""
     libc = ctypes.CDLL(None, use_errno=True)
-    address = struct.pack("=HHiHBB8s", socket.AF_PACKET, socket.htons(_ALL), number, 0, 0, 0, bytes(8))
+    address = struct.pack("=HHiHBB8s", socket.AF_PACKET, socket.htons(protocol), number, 0, 0, 0, bytes(8))
     if libc.bind(tap.fileno(), address, len(address)) < 0:
         code = ctypes.get_errno()
         raise OSError(code, os.strerror(code))
@@ -217,12 +218,36 @@ def in_namespace(name: str | None, body: Callable[[], T]) -> T:
 
 
 class Snoop:
-    """The first packets that a filter lets through, for a moment, without a ring: what the check of the target looks at."""
+    """The first packets that a filter lets through, for a moment, without a ring: what the check of the target looks at.
 
-    def __init__(self, interface: Interface | None, program: Sequence[Instruction]) -> None:
+    Made while there is the right to, it rests until `listening`: a socket that hears all protocols costs whoever sends a copy of each packet's description,
+    whatever its filter says of it, so that one that waits for an occasion is bound to a protocol that nobody speaks."""
+
+    def __init__(self, interface: Interface | None) -> None:
         self._socket = socket.socket(socket.AF_PACKET, socket.SOCK_RAW | socket.SOCK_CLOEXEC, 0)
-        self.attach(program)
-        _bind(self._socket, interface.number if interface is not None else 0)
+        self._interface = interface.number if interface is not None else 0
+        _bind(self._socket, self._interface, _NOBODY)
+
+    @contextlib.contextmanager
+    def listening(self, program: Sequence[Instruction]) -> Iterator[None]:
+        """Hears what the filter lets through."""
+        Tapped(self._socket, 0, True, 0, 0).attach(program)
+        self._bound(_ALL)
+        try:
+            yield
+        finally:
+            self._bound(_NOBODY)
+            self._socket.setblocking(False)
+            with contextlib.suppress(OSError):
+                for _ in range(100_000):  # what nobody looked at
+                    self._socket.recv(1)
+
+    def _bound(self, protocol: int) -> None:
+        try:
+            _bind(self._socket, self._interface, protocol)
+        except OSError as error:
+            if error.errno not in (errno.ENODEV, errno.ENXIO, errno.ENETDOWN):  # the interface is gone: nothing can show up there
+                raise
 
     def packets(self, seconds: float) -> Iterator[bytes]:
         """Those that came, and that come in so many seconds."""
@@ -235,14 +260,6 @@ class Snoop:
                 return
             except OSError:  # the interface is down: nothing can show up there
                 return
-
-    def attach(self, program: Sequence[Instruction]) -> None:
-        """Another filter; what the old one let through and nobody looked at is gone."""
-        Tapped(self._socket, 0, True, 0, 0).attach(program)
-        self._socket.setblocking(False)
-        with contextlib.suppress(OSError):
-            for _ in range(100_000):
-                self._socket.recv(1)
 
     def close(self) -> None:
         self._socket.close()

@@ -18,7 +18,7 @@ from replay.errors import GuardError, ReplayError, TargetError
 from replay.relay import Relay
 from replay.settings import Target
 from replay.tap import probe
-from replay.tap.place import OWN_PORTS, REJECT_ALL, Place, within
+from replay.tap.place import OWN_PORTS, Place, within
 from replay.tap.settings import TapSettings
 
 __all__ = ["Targets"]
@@ -92,15 +92,12 @@ class Targets:
         if s.allow_production or s.dry_run:
             return
         if self._snoop is None:
-            self._snoop = in_namespace(s.netns, lambda: Snoop(place.single, REJECT_ALL))
+            self._snoop = in_namespace(s.netns, lambda: Snoop(place.single))
         ethernet = place.single is None or place.single.hatype in (1, 772)
-        self._snoop.attach(place.program((), ethernet=ethernet, connects=True))
-        try:
+        with self._snoop.listening(place.program((), ethernet=ethernet, connects=True)):
             for target in s.targets:
                 wanted = [one for one in self.addresses[target.url] if only is None or one in only]
                 probe.check(self._snoop, place, target, wanted, s.connect_timeout_ns / 1e9)
-        finally:
-            self._snoop.attach(REJECT_ALL)
 
     # -- relays --------------------------------------------------------------------------------------------------------------
 
