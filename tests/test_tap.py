@@ -8,6 +8,7 @@ import os
 import signal
 import socket
 import subprocess
+import sys
 import time
 
 import pytest
@@ -549,6 +550,32 @@ def test_only_the_ring_hears_all_protocols(nginx):  # noqa: F811
         with open(f"/proc/{tap.process.pid}/net/packet") as table:
             protocols = sorted(row.split()[3] for row in list(table)[1:] if row.split()[8] in mine)
         assert protocols == ["0003", "ffff"]
+
+
+DOWN_BETWEEN = """
+import socket, subprocess
+from replay.capture import afpacket
+
+def set(state):
+    subprocess.run(["ip", "link", "set", "lo", state], check=True)
+
+class Loopback:
+    number = 1
+
+set("up")
+snoop = afpacket.Snoop(Loopback)
+for state in ("down", "up"):
+    set(state)
+with snoop.listening([(0x06, 0, 0, 65536)]), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as one:
+    one.sendto(b"seen", ("127.0.0.1", 9))
+    assert any(packet.endswith(b"seen") for packet in snoop.packets(2))
+"""
+
+
+@needs_root
+@needs("ip", "unshare")
+def test_the_check_of_the_target_sees_after_its_interface_was_down():
+    subprocess.run(["unshare", "-n", sys.executable, "-c", DOWN_BETWEEN], check=True)
 
 
 def test_a_full_disk_ends_the_recording_only(nginx):  # noqa: F811

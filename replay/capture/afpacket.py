@@ -230,17 +230,18 @@ class Snoop:
 
     @contextlib.contextmanager
     def listening(self, program: Sequence[Instruction]) -> Iterator[None]:
-        """Hears what the filter lets through."""
+        """Hears what the filter lets through from now on."""
         Tapped(self._socket, 0, True, 0, 0).attach(program)
+        self._socket.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)  # reading it clears it: the interface may have been down since the last time
+        self._socket.setblocking(False)
+        with contextlib.suppress(OSError):
+            for _ in range(100_000):  # what nobody looked at then
+                self._socket.recv(1)
         self._bound(_ALL)
         try:
             yield
         finally:
             self._bound(_NOBODY)
-            self._socket.setblocking(False)
-            with contextlib.suppress(OSError):
-                for _ in range(100_000):  # what nobody looked at
-                    self._socket.recv(1)
 
     def _bound(self, protocol: int) -> None:
         try:
