@@ -10,28 +10,31 @@ import measure
 CONNECTIONS = 64
 
 
-#: A browser's name, as in the generated captures.
-AGENT = "Mozilla/5.0 (X11; Linux x86_64) AppleWebKit/537.36 (KHTML, like Gecko) Chrome/126.0.0.0 Safari/537.36"
-
-
 @functools.cache
-def head_length():
-    """Bytes of a request's head as `replay` sends it, on average: the shadow's suffix is added, the Connection line is not sent on."""
+def _captured():
+    """(the fields of the captured request whose length is the usual one, bytes of a request's head as `replay` sends it, on average): the shadow's suffix is added, the Connection line is not sent on."""
     import random
 
     import generate  # takes numpy along
 
     said, _ = generate._messages(random.Random(1))
-    captured = statistics.mean(len(one) for one in said[: generate.GETS])
-    return round(captured + len("-shadow") - len("Connection: keep-alive\r\n"))
+    heads = said[: generate.GETS]
+    usual = statistics.mean(len(one) for one in heads)
+    lines = min(heads, key=lambda one: abs(len(one) - usual)).decode().split("\r\n")[1:-2]
+    fields = [tuple(line.split(": ", 1)) for line in lines]
+    return [one for one in fields if one[0] not in ("Host", "Connection")], round(usual + len("-shadow") - len("Connection: keep-alive\r\n"))
 
 
-def fields_to_length(wanted, line, host):
-    """Header fields (name, value) that bring a request of that request line and Host to so many bytes."""
-    names = [("User-Agent", AGENT), ("Accept", "application/json, text/plain;q=0.9, */*;q=0.8"), ("Accept-Language", "en-US,en;q=0.9"), ("Accept-Encoding", "gzip, deflate"), ("x-request-id", "0" * 32)]
-    used = len(line) + 2 + len(f"Host: {host}\r\n") + sum(len(f"{a}: {b}\r\n") for a, b in names) + 2
-    rest = wanted - used - len("Cookie: \r\n")
-    return [*names, ("Cookie", "c" * max(rest, 1))]
+def head_length():
+    """Bytes of a request's head as `replay` sends it, on average."""
+    return _captured()[1]
+
+
+def same_fields(line, host):
+    """Header fields (name, value) that make a request of that request line and Host what ours are: a server reads as many fields, and as many bytes (the cookie makes up the difference)."""
+    fields, wanted = _captured()
+    used = len(line) + 2 + len(f"Host: {host}\r\n") + sum(len(f"{a}: {b}\r\n") for a, b in fields) + 2
+    return [(name, value.ljust(len(value) + wanted - used, "c")[: len(value) + wanted - used] if name == "Cookie" else value) for name, value in fields]
 
 
 TARGET = "/api/v2/customers/00000000/orders?page=1&sort=date"
@@ -100,7 +103,7 @@ def counted(watched, said, most_under_way, name):
 def wrk(server, seconds, *, depth=1, folder=None, connections=CONNECTIONS):
     """wrk, with a script that pipelines where depth is above 1."""
     host = server.url.removeprefix("http://")
-    fields = fields_to_length(head_length(), f"GET {TARGET} HTTP/1.1", host)
+    fields = same_fields(f"GET {TARGET} HTTP/1.1", host)
     command = ["wrk", "-t1", f"-c{connections}", f"-d{seconds}s"]
     if depth > 1:
         command += ["-s", pipelining_script(folder / f"pipeline{depth}.lua", depth, fields)]
@@ -122,7 +125,7 @@ def wrk(server, seconds, *, depth=1, folder=None, connections=CONNECTIONS):
 def h2load(server, requests, *, depth=1, connections=CONNECTIONS):
     """h2load with HTTP/1.1 and `depth` requests under way on a connection."""
     host = server.url.removeprefix("http://")
-    fields = fields_to_length(head_length(), f"GET {TARGET} HTTP/1.1", host)
+    fields = same_fields(f"GET {TARGET} HTTP/1.1", host)
     command = ["h2load", "--h1", "-t1", f"-c{connections}", f"-m{depth}", f"-n{requests}"]
     # The name that h2load gives itself is replaced, so that heads have the length of ours.
     command += [part for name, value in fields for part in ("-H", f"{name.lower()}: {value}")] + [server.url + TARGET]
@@ -141,7 +144,7 @@ def h2load(server, requests, *, depth=1, connections=CONNECTIONS):
 def ab(server, requests, *, connections=CONNECTIONS):
     """ab without keep-alive: a connection a request."""
     host = server.url.removeprefix("http://")
-    fields = fields_to_length(head_length(), f"GET {TARGET} HTTP/1.0", host)
+    fields = same_fields(f"GET {TARGET} HTTP/1.0", host)
     command = ["ab", "-q", "-n", requests, "-c", connections, *[part for name, value in fields for part in ("-H", f"{name}: {value}")], server.url + TARGET]
 
     def once():
