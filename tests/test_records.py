@@ -344,6 +344,16 @@ def test_gor_is_replayed_in_order_with_its_addresses(tmp_path):
     assert not list(Records([str(tmp_path / "nothing")]))
 
 
+def test_a_text_in_a_folder_is_no_capture(tmp_path):
+    """A Python file begins with quotation marks, which are field 4 of 34 bytes to a reader of protocol buffers."""
+    texts = [path for path in ROOT.rglob("*") if path.suffix in (".py", ".md", ".toml", ".yaml", ".h", ".c", ".pyx", ".pxi", ".json", ".service", ".svg") and path.is_file()]
+    taken = [path for path in texts if looks_like_records(str(path)) and path.suffix != ".json"]
+    assert len(texts) > 200 and not taken
+    for n in range(1, 12):
+        (tmp_path / f"{n}.txt").write_bytes((b'"""' + bytes(range(32, 32 + n)) + b'": "' * n)[: 3 + n])
+        assert looks_like_records(str(tmp_path / f"{n}.txt")) is None
+
+
 def test_a_gzip_stream_without_an_end(tmp_path):
     data = gzip.compress(b"".join(gor_record(1, f"{ID}{i:08x}", NOW + i, ask(b"/%d" % i)) for i in range(2000)))
     (tmp_path / "cut.gor.gz").write_bytes(data[: len(data) // 2])

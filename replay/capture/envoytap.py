@@ -15,7 +15,7 @@ import re
 from collections.abc import Iterator
 from typing import Any, BinaryIO
 
-from replay.capture.protobuf import message, varint, walk
+from replay.capture.protobuf import MESSAGES, message, varint, walk
 from replay.capture.record import LATEST_NS, NOWHERE, Fault, Record
 
 __all__ = ["looks_like", "read"]
@@ -28,6 +28,7 @@ _TEXT = re.compile(rb"\s*(" + "|".join(_KINDS).encode() + rb")\s*:?\s*\{")
 _PIECE = 1 << 20
 _MOST = 512 << 20  # of a file that has to be in memory as a whole
 _TAGS = (0x0A, 0x12, 0x1A, 0x22)
+_LEAST = 8  # bytes of a trace that tell it from something else
 _FIELD = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
 
 
@@ -55,17 +56,34 @@ def _binary(view: memoryview, at: int, one: int | None = None) -> bool:
         length, begin = varint(view, at + 1, len(view))
         if one is not None and begin - at + length != one:
             return False
-        if not length or begin >= len(view):
+        if not length or len(view) - begin < _LEAST:
             return False
         number, wire = view[begin] >> 3, view[begin] & 7
         if view[at] in (0x0A, 0x12) and wire == 2:  # a message of headers: a name follows soon
             part = bytes(view[begin : begin + 64])
-            return (view[at] == 0x0A and 1 <= number <= 3) and (
-                b":authority" in part or b":method" in part or b":path" in part or b":status" in part or b":" in part
-            )
-        return wire in (0, 2) and 1 <= number <= 7 and (wire == 0) == (number == 1)
+            return view[at] == 0x0A and 1 <= number <= 3 and b":" in part and _fits(view, begin, begin + length, "http")
+        return wire in (0, 2) and 1 <= number <= 7 and (wire == 0) == (number == 1) and _fits(view, begin, begin + length, MESSAGES["wrapper"][view[at] >> 3][1])
     except ValueError:
         return False
+
+
+def _fits(view: memoryview, at: int, end: int, kind: str) -> bool:
+    """What is there of a message of that kind is fields, none longer than what it is in: of a text that begins with quotation marks it is not."""
+    there = min(end, len(view))
+    while at < there:
+        try:
+            tag, at = varint(view, at, there)
+            value, at = varint(view, at, there)
+        except ValueError:
+            return there < end
+        if tag < 8 or tag & 7 not in (0, 2):
+            return False
+        if tag & 7 == 2:
+            inside = MESSAGES[kind].get(tag >> 3, ("", ""))[1].rstrip("*")
+            if at + value > end or (inside in MESSAGES and not _fits(view, at, at + value, inside)):
+                return False
+            at += value
+    return True
 
 
 # ---- reading -------------------------------------------------------------------------------------------------------------------
