@@ -100,6 +100,7 @@ cdef class Guard:
     """The targets' addresses, none of which may be a captured server ("never into production")."""
     cdef uint8_t* addresses       # owns: 18 bytes each, address and port
     cdef int count
+    cdef uint64_t ports           # a bit for each of their ports, modulo 64: most requests need no more
     cdef int64_t hit              # atomic: a captured server is a target; nothing more may be sent
     cdef bint is_target(self, const uint8_t* address, uint16_t port) noexcept nogil
 

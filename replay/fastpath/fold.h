@@ -22,9 +22,33 @@ typedef struct { /* where the name goes; what stays as it is is put out when som
     const uint8_t *plain; /* from here on nothing was put out yet */
 } FoldName;
 
+/* memcpy of few bytes, in line: names are made of pieces of some 3 to 30. */
+static inline void fold_copy(uint8_t *to, const uint8_t *from, size_t n) {
+    uint64_t a, b;
+    uint32_t c, d;
+    if (n > 16) {
+        memcpy(to, from, n);
+    } else if (n >= 8) {
+        memcpy(&a, from, 8);
+        memcpy(&b, from + n - 8, 8);
+        memcpy(to, &a, 8);
+        memcpy(to + n - 8, &b, 8);
+    } else if (n >= 4) {
+        memcpy(&c, from, 4);
+        memcpy(&d, from + n - 4, 4);
+        memcpy(to, &c, 4);
+        memcpy(to + n - 4, &d, 4);
+    } else if (n) {
+        const uint8_t middle = from[n / 2], last = from[n - 1];
+        to[0] = from[0];
+        to[n / 2] = middle;
+        to[n - 1] = last;
+    }
+}
+
 static inline void fold_put(FoldName *f, const void *text, size_t n) {
     if (n > f->room - f->at) n = f->room - f->at;
-    memcpy(f->out + f->at, text, n);
+    fold_copy(f->out + f->at, (const uint8_t *)text, n);
     f->at += n;
 }
 
@@ -107,38 +131,57 @@ static void fold_segment(FoldName *f, const uint8_t *p, size_t n, int odd) { /* 
     if (semicolon) fold_instead(f, semicolon, end, "", 0);
 }
 
-typedef struct { uint64_t slash, end, digit, odd; } FoldMasks; /* a bit a byte: '/'; '?' and '#'; digits; ';', '@' and '%' */
+typedef struct { uint64_t slash, end, digit, plain, odd; } FoldMasks; /* a bit a byte: '/'; '?' and '#'; digits; digits and letters; ';', '@' and '%' */
 
-static inline void fold_masks(const uint8_t *p, size_t n, FoldMasks *m) { /* of at most 64 bytes */
 #if defined(__SSE2__)
-    uint8_t copy[64];
-    size_t i;
-    m->slash = m->end = m->digit = m->odd = 0;
-    if (n < 64) {
-        memset(copy, 0, 64);
-        memcpy(copy, p, n);
-        p = copy;
+#ifndef __has_feature /* clang says it so */
+#define __has_feature(x) 0
+#endif
+#if defined(__SANITIZE_ADDRESS__) || __has_feature(address_sanitizer)
+#define FOLD_STRICT 1 /* no byte behind the path is read at all */
+#else
+#define FOLD_STRICT 0
+#endif
+
+/* The 16 bytes at p, of which `have` may be looked at. What is read behind them lies in the same page, and is not used. */
+static inline __m128i fold_load(const uint8_t *p, size_t have) {
+    if (have < 16 && (FOLD_STRICT || ((uintptr_t)p & 4095) > 4096 - 16)) {
+        uint8_t copy[16] = {0};
+        memcpy(copy, p, have);
+        return _mm_loadu_si128((const __m128i *)copy);
     }
+    return _mm_loadu_si128((const __m128i *)p);
+}
+#endif
+
+static inline void fold_masks(const uint8_t *p, size_t n, FoldMasks *m) { /* of at most 64 bytes; bits from n on mean nothing */
+    size_t i;
+    m->slash = m->end = m->digit = m->plain = m->odd = 0;
+#if defined(__SSE2__)
     for (i = 0; i < n; i += 16) {
-        const __m128i v = _mm_loadu_si128((const __m128i *)(p + i)), d = _mm_sub_epi8(v, _mm_set1_epi8('0'));
+        const __m128i v = fold_load(p + i, n - i), d = _mm_sub_epi8(v, _mm_set1_epi8('0'));
+        const __m128i letter = _mm_sub_epi8(_mm_or_si128(v, _mm_set1_epi8(0x20)), _mm_set1_epi8('a'));
         const __m128i digit = _mm_cmpeq_epi8(_mm_min_epu8(d, _mm_set1_epi8(9)), d);
+        const __m128i plain = _mm_or_si128(digit, _mm_cmpeq_epi8(_mm_min_epu8(letter, _mm_set1_epi8(25)), letter));
         const __m128i mail = _mm_or_si128(_mm_cmpeq_epi8(v, _mm_set1_epi8('@')), _mm_cmpeq_epi8(v, _mm_set1_epi8('%')));
         const __m128i end = _mm_or_si128(_mm_cmpeq_epi8(v, _mm_set1_epi8('?')), _mm_cmpeq_epi8(v, _mm_set1_epi8('#')));
         m->slash |= (uint64_t)(uint32_t)_mm_movemask_epi8(_mm_cmpeq_epi8(v, _mm_set1_epi8('/'))) << i;
         m->end |= (uint64_t)(uint32_t)_mm_movemask_epi8(end) << i;
         m->digit |= (uint64_t)(uint32_t)_mm_movemask_epi8(digit) << i;
+        m->plain |= (uint64_t)(uint32_t)_mm_movemask_epi8(plain) << i;
         m->odd |= (uint64_t)(uint32_t)_mm_movemask_epi8(_mm_or_si128(mail, _mm_cmpeq_epi8(v, _mm_set1_epi8(';')))) << i;
         if (m->end) break;
     }
 #else
-    size_t i;
-    m->slash = m->end = m->digit = m->odd = 0;
     for (i = 0; i < n && !m->end; i++) {
         const uint64_t bit = (uint64_t)1 << i;
         if (p[i] == '/') m->slash |= bit;
         else if (p[i] == '?' || p[i] == '#') m->end |= bit;
         else if (p[i] == ';' || p[i] == '@' || p[i] == '%') m->odd |= bit;
-        else if (FOLD_CLASS[p[i]] == FOLD_DIGIT) m->digit |= bit;
+        else if (FOLD_CLASS[p[i]]) {
+            m->plain |= bit;
+            if (FOLD_CLASS[p[i]] == FOLD_DIGIT) m->digit |= bit;
+        }
     }
 #endif
 }
@@ -149,8 +192,9 @@ static inline uint64_t fold_below(size_t n) { return n >= 64 ? ~(uint64_t)0 : ((
 static inline size_t fold_usual(FoldName *f, const uint8_t *target, size_t n, size_t *length) {
     FoldMasks m;
     size_t limit = n, at, begin, end;
-    uint64_t before, behind, look;
+    uint64_t before, behind, inside, look;
     fold_masks(target, n < 64 ? n : 64, &m);
+    m.end &= fold_below(n);
     if (m.end) limit = (size_t)__builtin_ctzll(m.end);
     else if (n > 63) return 0;
     m.slash &= fold_below(limit);
@@ -162,8 +206,14 @@ static inline size_t fold_usual(FoldName *f, const uint8_t *target, size_t n, si
         behind = m.slash & ~fold_below(at);
         begin = 64 - (size_t)__builtin_clzll(before);
         end = behind ? (size_t)__builtin_ctzll(behind) : limit;
-        fold_segment(f, target + begin, end - begin, (m.odd & fold_below(end) & ~fold_below(begin)) != 0);
+        inside = fold_below(end) & ~fold_below(begin);
         look &= ~fold_below(end);
+        if (!(inside & ~m.digit)) { /* a number */
+            fold_instead(f, target + begin, target + end, "{n}", 3);
+            continue;
+        }
+        if (!(inside & ~m.plain) && end - begin < 8 && __builtin_popcountll(inside & m.digit) < 3) continue; /* v2 */
+        fold_segment(f, target + begin, end - begin, (m.odd & inside) != 0);
     }
     *length = limit;
     return 1;

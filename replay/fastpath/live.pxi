@@ -6,11 +6,12 @@ cdef int64_t LIVE_ALWAYS = 1      # a stop flag that is set: memory is had at on
 
 cdef enum:
     LIVE_TWINS = 8192
+    LIVE_TWIN_BYTES = 96          # of a head that are compared
 
 cdef int64_t LIVE_TWIN_NS = 1000000000       # so far apart two views of one packet may be
 
 cdef struct Twin:                 # a request's head, as it was seen last
-    uint64_t hash                 # of its bytes, sequence and acknowledgement number, which address translation leaves alone
+    uint64_t hash                 # of its first bytes, length, sequence and acknowledgement number, which address translation leaves alone
     uint64_t flow
     int64_t ts_ns
 
@@ -101,7 +102,8 @@ cdef bint live_twin(Engine* g, Conn* c, const Flow* f, const uint8_t* p, size_t 
     cdef Twin* one
     if not f.msg_has_ack:
         return False
-    hash = xxh64(p, n, (<uint64_t>f.msg_seq << 32) | f.msg_ack)
+    # Sequence and acknowledgement tell requests apart; some bytes tell them from what has the same by chance.
+    hash = xxh64(p, n if n < LIVE_TWIN_BYTES else LIVE_TWIN_BYTES, ((<uint64_t>f.msg_seq << 32) | f.msg_ack) + n)
     one = &g.twins[hash & (LIVE_TWINS - 1)]
     if one.hash == hash and one.flow != c.id and -LIVE_TWIN_NS < f.msg_ts - one.ts_ns < LIVE_TWIN_NS:
         return True

@@ -49,6 +49,7 @@ cdef class Guard:
             if len(packed) != 18:
                 raise ValueError("an address has 16 bytes; IPv4 is v4-mapped")
             memcpy(&self.addresses[18 * <Py_ssize_t>at], <const uint8_t*>packed, 18)
+            self.ports |= <uint64_t>1 << (<int>port & 63)
 
     def __dealloc__(self):
         free(self.addresses)
@@ -56,6 +57,8 @@ cdef class Guard:
     cdef bint is_target(self, const uint8_t* address, uint16_t port) noexcept nogil:
         cdef int i
         cdef const uint8_t* one = self.addresses
+        if not self.ports >> (port & 63) & 1:
+            return False
         for i in range(self.count):
             if one[16] == port >> 8 and one[17] == (port & 255) and memcmp(one, address, 16) == 0:
                 return True

@@ -34,14 +34,17 @@ cdef Text kept_text(list kept, object value) except *:
 cdef Network* kept_networks(list kept, nets) except NULL:
     nets = list(nets)
     cdef Network* out = <Network*>kept_room(kept, len(nets), sizeof(Network))
-    cdef bytes address
-    cdef int i
+    cdef bytes address, mask
+    cdef int i, k
     for i in range(len(nets)):
         address, bits = nets[i]
         if len(address) != 16 or not 0 <= bits <= 128:
             raise ValueError("a network has 16 bytes and 0 to 128 bits")
-        memcpy(out[i].address, <const uint8_t*>address, 16)
-        out[i].bits = bits
+        mask = ((1 << 128) - (1 << (128 - bits))).to_bytes(16, "big")
+        memcpy(out[i].want, <const uint8_t*>address, 16)
+        memcpy(out[i].mask, <const uint8_t*>mask, 16)
+        for k in range(2):
+            out[i].want[k] &= out[i].mask[k]
     return out
 
 

@@ -67,8 +67,8 @@ cdef struct Field:
     bint keep_empty               # a made value that is empty is a value too
 
 cdef struct Network:
-    uint8_t address[16]
-    int bits                      # of 128
+    uint64_t want[2]              # the address, as it lies in memory, with zeros behind its bits
+    uint64_t mask[2]              # the bits that count
 
 cdef struct Rules:                # what the user asked, compiled; owned by one Ingest, read only
     uint64_t threshold            # S2: taken when the hash is below
@@ -136,13 +136,11 @@ cdef uint32_t shard_of(const Rules* r, const uint8_t* client, uint16_t client_po
 
 
 cdef bint network_has(const Network* nets, int count, const uint8_t* address) noexcept nogil:
-    cdef int i, whole, rest
+    cdef uint64_t have[2]
+    cdef int i
+    memcpy(have, address, 16)
     for i in range(count):
-        whole = nets[i].bits >> 3
-        rest = nets[i].bits & 7
-        if memcmp(nets[i].address, address, whole) != 0:
-            continue
-        if rest == 0 or ((nets[i].address[whole] ^ address[whole]) >> (8 - rest)) == 0:
+        if ((have[0] & nets[i].mask[0]) ^ nets[i].want[0]) | ((have[1] & nets[i].mask[1]) ^ nets[i].want[1]) == 0:
             return True
     return False
 
