@@ -105,7 +105,7 @@ def test_reply_recorded_before_its_request():
 
 
 def test_acknowledged_before_it_is_seen():
-    """An ACK in front of its data makes no gap within 50 ms and 64 packets; after either the bytes are given up."""
+    """An ACK in front of its data makes no gap within 50 ms, nor within 10 ms or 64 packets, nor where time stands still within 1,024; then the bytes are given up."""
     for delay, late in ((0.04, False), (0.06, True)):
         one = make.Talk(step=0).open().ask(get(0)).tell(OK)
         first = one.seq[0]
@@ -117,14 +117,30 @@ def test_acknowledged_before_it_is_seen():
         assert (counters["gaps"] > 0) == late
         assert ("/1", None, 200) in rows or late
         assert rows[-1] == ("/2", None, 200)
-    for packets in (40, 80):
+    for packets, seconds, late in ((40, 0.02, False), (80, 0.005, False), (80, 0.02, True), (900, 0, False), (1100, 0, True)):
         one = make.Talk(step=0).open().ask(get(0)).tell(OK)
         first = one.seq[0]
         one.seq[0] += len(post(1))
         for _ in range(packets):
-            one.ack(1)
+            one.ack(1).skip(seconds / packets)
         one.raw(0, first, DATA, post(1)).tell(OK).end()
-        assert (seen(one.packets)[1]["gaps"] > 0) == (packets > 64)
+        assert (seen(one.packets)[1]["gaps"] > 0) == late, (packets, seconds)
+
+
+@pytest.mark.parametrize("ahead_ms", [0, 1, 2, 5, 9, 20, 40])
+def test_a_file_for_each_direction_whose_clocks_differ(ahead_ms):
+    """The server's packets are stamped earlier than the client's that they answer, with a hundred packets a reply: all bytes are there, so nothing is lost."""
+    one = make.Talk(step=0.00001).open()
+    for n in range(20):
+        one.ask(get(n))
+        one.tell(b"HTTP/1.1 200 OK\r\nContent-Length: 100000\r\n\r\n")
+        for _ in range(100):
+            one.tell(b"x" * 1000)
+        one.skip(0.06)
+    one.end()
+    packets = sorted(((ts - ahead_ms / 1000 if data[26:30] != one.packets[0][1][26:30] else ts), data) for ts, data in one.packets)
+    rows, counters = seen(packets)
+    assert rows == [(f"/{n}", None, 200) for n in range(20)] and not counters["gaps"], counters
 
 
 # ---- R2: overlap ----------------------------------------------------------------------------------------------------

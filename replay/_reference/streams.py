@@ -17,11 +17,16 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 FIN, SYN, RST, ACK = 1, 2, 4, 16
-HOLD_NS, HOLD_PACKETS = 50_000_000, 64  # R4
+HOLD_NS, HOLD_SOON_NS, HOLD_PACKETS, HOLD_PACKETS_MOST = 50_000_000, 10_000_000, 64, 1024  # R4
 WAIT_NS = 30_000_000_000
 FLOW_WAITS = 4 << 20
 QUIET_NS = 120_000_000_000  # R7
 FITS_AHEAD, FITS_BEHIND, ASIDE = 64 << 20, 1 << 20, 64 << 10
+
+
+def _hold_is_over(ns: int, packets: int) -> bool:
+    """R4"""
+    return ns >= HOLD_NS or (ns >= HOLD_SOON_NS and packets >= HOLD_PACKETS) or packets >= HOLD_PACKETS_MOST
 
 
 class Segment(NamedTuple):
@@ -172,7 +177,7 @@ class Connection:
                 f = self.flows[side]
                 end = f.hole()
                 since = next(((ts, packets) for at, ts, packets in f.acks if at >= end), None)
-                if end > f.next and since and (ts_ns - since[0] >= HOLD_NS or self.packets - since[1] >= HOLD_PACKETS):
+                if end > f.next and since and _hold_is_over(ts_ns - since[0], self.packets - since[1]):
                     self.gap(side, end, "gap")
                     self.settle(ts_ns)
                     again = True

@@ -9,9 +9,11 @@ cdef enum:
     R_ASIDE = 64 * 1024                     # R7
     R_CLOSED_KEPT = 2048                    # ended connections kept for late copies
     R_HALF_OPEN_KEPT = 16384                # connections without a byte
-    R_HOLD_PACKETS = 64                     # R4
+    R_HOLD_PACKETS = 64                     # R4: of a connection, where time goes on
+    R_HOLD_PACKETS_MOST = 1024              # R4: where it does not
 
 cdef enum:
+    R_HOLD_SOON_NS = 10000000               # R4: 10 ms
     R_HOLD_NS = 50000000                    # R4: 50 ms
 cdef int64_t R_UNHEARD_NS = 3000000000      # R4: 3 s, several of a client's retransmissions
 cdef int64_t R_QUIET_NS = 120000000000      # R7: 120 s
