@@ -8,6 +8,7 @@ import threading
 import time
 
 import endtoend
+import pcapmake
 import pytest
 
 LOOPBACK4, LOOPBACK6 = bytes([127, 0, 0, 1]), bytes(15) + b"\1"
@@ -145,6 +146,37 @@ def test_another_server_is_no_reason(tmp_path, production, other):
     capture = captured(tmp_path / "capture.pcap", (other[0], other[1] or production.port))
     report = endtoend.run("--pace", "max", "--to", f"http://127.0.0.1:{production.port}", capture)
     assert endtoend.outcome(report) == (20, 20, 0, {})
+
+
+def tls(one):
+    one.ask(b"\x16\x03\x01\0\5hello").tell(b"\x16\x03\x03\0\5world")
+
+
+OTHERS = {
+    "TLS": lambda one: tls(one.open()),
+    "HTTP/2": lambda one: one.open().ask(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"),
+    "an open connection without a byte": lambda one: one.open(),
+    "replies alone": lambda one: one.tell(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n"),
+    "TLS, its beginning not captured": tls,
+}
+
+
+@pytest.mark.parametrize("how", OTHERS)
+def test_a_server_that_speaks_no_requests_is_one_too(tmp_path, production, how):
+    """Beside requests to somebody else, a connection with the target on which no request is to be read."""
+    one = pcapmake.Talk(client=(b"\x0a\0\0\5", 61999), server=(LOOPBACK4, production.port))  # above all ports that the kernel chooses
+    OTHERS[how](one)
+    capture = endtoend.write(tmp_path / "capture.pcap", endtoend.conversation([endtoend.request(b"/%d" % i) for i in range(5)]), one.packets)
+    refused("--to", f"http://127.0.0.1:{production.port}", capture, dropped=5)
+    assert production.seen == (0, 0)
+
+
+def test_a_closed_port_is_no_server(tmp_path, production):
+    """A SYN that nobody answered, or that was refused."""
+    one = pcapmake.Talk(client=(b"\x0a\0\0\5", 61999), server=(LOOPBACK4, production.port))
+    one.raw(0, 1000, pcapmake.SYN).raw(1, 0, pcapmake.RST | pcapmake.ACK, ack=1001)
+    capture = endtoend.write(tmp_path / "capture.pcap", endtoend.conversation([endtoend.request(b"/%d" % i) for i in range(5)]), one.packets)
+    assert endtoend.outcome(endtoend.run("--pace", "max", "--to", f"http://127.0.0.1:{production.port}", capture)) == (5, 5, 0, {})
 
 
 def test_a_client_at_the_address_is_no_server(tmp_path, production):

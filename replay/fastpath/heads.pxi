@@ -320,6 +320,8 @@ cdef void reply_head(Engine* g, Conn* c, int side, const Head* h, int parsed) no
     cdef bint connect = False
     cdef bint confirmed = False
     f.buf_len = 0
+    if not f.spoke:
+        guard_looks(g, c, side)
     f.spoke = 1
     if parsed != OK:
         flow_lost(g, c, side)

@@ -199,6 +199,18 @@ cdef void queue_refuse(void* queue, int64_t n) noexcept nogil:
     count_add(&(<Queue>queue).refused, n)
 
 
+cdef void guard_looks(Engine* g, Conn* c, int side) noexcept nogil:
+    """A server of the capture, whatever is spoken with it (TLS, HTTP/2, nothing yet), must not be a target. side: the server's. A tap looks at requests alone: what
+    else it hears, such as who looks whether the shadow is there, says nothing of production."""
+    cdef const uint8_t* address = c.a
+    if not g.guard_on or g.wire:
+        return
+    if side:
+        address = c.b
+    if (<Guard>g.guard).is_target(address, c.b_port if side else c.a_port):
+        atomic_set(g.guard_hit, 1)
+
+
 cdef bint guard_meets(Engine* g, Message* m) noexcept nogil:
     return (<Guard>g.guard).is_target(m.server, m.server_port)
 

@@ -185,6 +185,8 @@ cdef inline void flow_take(Engine* g, Conn* c, int side, const uint8_t* data, ui
     cdef uint64_t pos = f.next
     if not f.has_bytes and not c.counted:
         c.counted = 1
+        # Where nobody saw who opened it, a server has the lower port.
+        guard_looks(g, c, 2 - c.opener if c.opener else c.a_port > c.b_port)
         count_add(&g.n.connections, 1)
     flow_forward(f, n)
     stream_bytes(g, c, side, data, n, ts, seq, pos, ack, has_ack, starts)
@@ -439,8 +441,10 @@ cdef void conn_segment(Engine* g, Conn* c, int side, const Segment* s) noexcept 
                     return
         else:
             conn_opened(c, side, s.flags & TCP_ACK != 0)
-        if s.flags & TCP_ACK and not other.started:
-            flow_begin(other, s.ack, True)  # the SYN itself was not captured, but its number is acknowledged
+        if s.flags & TCP_ACK:
+            guard_looks(g, c, side)
+            if not other.started:
+                flow_begin(other, s.ack, True)  # the SYN itself was not captured, but its number is acknowledged
     elif s.flags & TCP_RST:
         if f.started and seq == f.seq and not c.reset:
             c.reset = 1
