@@ -141,6 +141,7 @@ class Chunks:
         self.state = "size"  # size, data, end (of the data), trailers, done, bad
         self.ambiguous = False
         self.begun = False
+        self.fields = False  # a trailer field came
 
     def feed(self, data: bytes) -> int:
         """How many bytes were taken; all of them unless `done` or `bad`."""
@@ -169,6 +170,10 @@ class Chunks:
                     self.ambiguous = True
                 if self.line in (b"\n", b"\r\n"):
                     self.state = "done"
+                elif re.match(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+:", self.line):
+                    self.fields = True
+                elif not self.fields or self.line[:1] not in (b" ", b"\t"):
+                    self.ambiguous = True
                 self.line = b""
         return at
 

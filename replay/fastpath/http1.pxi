@@ -412,6 +412,7 @@ cdef enum ChunkedInner:
     CHUNKED_TRAILER_LINE = 9
     CHUNKED_TRAILER_LF = 10       # CR in a trailer line
     CHUNKED_LAST_LF = 11          # CR of the empty line
+    CHUNKED_TRAILER_NAME = 12     # in the name of a field
 
 
 cdef size_t chunked_step(Chunked* c, const uint8_t* p, size_t n, const uint8_t** body, size_t* body_len) noexcept nogil:
@@ -523,11 +524,21 @@ cdef size_t chunked_step(Chunked* c, const uint8_t* p, size_t n, const uint8_t**
                 c.ambiguous = 1
                 c.state = CHUNKED_DONE
                 return i
-            else:
-                if b == 0:
+            elif HTTP1_TOKEN[b]:
+                c.fields = 1
+                c.state = CHUNKED_TRAILER_NAME
+            else:                 # a folded line goes on with the field before it
+                if not c.fields or not (b == 32 or b == 9):
                     c.ambiguous = 1
                 c.state = CHUNKED_TRAILER_LINE
-        elif c.state == CHUNKED_TRAILER_LINE:
+        elif c.state == CHUNKED_TRAILER_NAME and (HTTP1_TOKEN[b] or b == 58) and c.line_len < HTTP1_MOST_CHUNK_LINE:
+            c.line_len += 1
+            if b == 58:
+                c.state = CHUNKED_TRAILER_LINE
+        elif c.state == CHUNKED_TRAILER_LINE or c.state == CHUNKED_TRAILER_NAME:
+            if c.state == CHUNKED_TRAILER_NAME:      # no name up to a colon: a request to a server that ends at the last chunk (RFC 9112 7.1.2)
+                c.ambiguous = 1
+                c.state = CHUNKED_TRAILER_LINE
             c.line_len += 1
             if b == 13:
                 c.state = CHUNKED_TRAILER_LF
