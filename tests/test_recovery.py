@@ -85,3 +85,51 @@ def test_the_rest_of_a_body_is_no_part_of_a_request_line(rest):
     """Mid-stream start inside a body without a line end at its end; the next segment is a request."""
     engine, _, _, _ = both_ways(timed([client(1, 1, rest), client(1 + len(rest), 1, get(1)), server(1, 1 + len(rest) + LENGTH, NO_CONTENT)]))
     assert [row[4:6] for row in engine] == [(b"GET", b"/1")]
+
+
+EVIL = b"DELETE /evil HTTP/1.1\r\nHost: b\r\n\r\n"
+CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
+
+
+def upload(rest):
+    """GET /0; a POST whose head was not captured, its body: what looks like a request, and `rest`, before the server says anything; GET /1. Each has its reply."""
+    head = len(b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 99\r\n\r\n")
+    body = 1 + LENGTH + head
+    end = body + len(EVIL) + len(rest)
+    packets = [*SYN, client(1, 1, get(0)), server(1, 1 + LENGTH, NO_CONTENT), client(body, 1 + BACK, EVIL)]
+    if rest:
+        packets.append(client(body + len(EVIL), 1 + BACK, rest))
+    return timed([*packets, server(1 + BACK, end, NO_CONTENT), client(end, 1 + 2 * BACK, get(1)), server(1 + 2 * BACK, end + LENGTH, NO_CONTENT), client(end + LENGTH, 1 + 3 * BACK)])
+
+
+def asked_for(first):
+    """The body of a request that asked first, whose head was not captured (with `first`, neither was what was before)."""
+    start = [*SYN, client(1, 1, get(0)), server(1, 1 + LENGTH, NO_CONTENT)] if not first else []
+    at, back = (1 + LENGTH + 50, 1 + BACK) if not first else (1000, 2000)
+    more = back + len(CONTINUE)
+    return timed([*start, server(back, at, CONTINUE), client(at, more, EVIL), server(more, at + len(EVIL), NO_CONTENT), client(at + len(EVIL), more + BACK)])
+
+
+BODIES = [
+    (upload(b"y" * 25), {b"/0": None, b"/evil": "unconfirmed", b"/1": None}, "the rest is no request line, and not whole"),
+    (upload(b"y" * 25 + b"\r\n"), {b"/0": None, b"/evil": "unconfirmed", b"/1": None}, "the rest is no request line"),
+    (upload(b"y y\r\n" * 9), {b"/0": None, b"/evil": "unconfirmed", b"/1": None}, "nor are several"),
+    (asked_for(False), {b"/0": None, b"/evil": "unconfirmed"}, "the server had said that it should come"),
+    (asked_for(True), {b"/evil": "unconfirmed"}, "… and nothing else was captured"),
+]
+
+
+@pytest.mark.parametrize("packets, truth", [row[:2] for row in BODIES], ids=[row[2] for row in BODIES])
+def test_the_body_of_a_lost_request_is_no_request(packets, truth):
+    engine, reference, _, _ = both_ways(packets)
+    assert engine == reference and {row[5]: row[3] for row in engine if not row[2]} == truth
+
+
+@pytest.mark.parametrize("length, truth", [(len(EVIL), "ambiguous"), (len(EVIL) + 500, None)])
+def test_a_refused_body_that_comes_all_the_same(length, truth):
+    """It was answered before its body, and what follows looks like a request and is as long as the body: servers may read either."""
+    post = b"POST / HTTP/1.1\r\nHost: a\r\nExpect: 100-continue\r\nContent-Length: %d\r\n\r\n" % length
+    at = 1 + len(post)
+    packets = timed([*SYN, client(1, 1, post), server(1, at, NO_CONTENT), client(at, 1 + BACK, EVIL), server(1 + BACK, at + len(EVIL), NO_CONTENT), client(at + len(EVIL), 1 + 2 * BACK)])
+    engine, reference, _, _ = both_ways(packets)
+    assert engine == reference and [row[2:4] if not row[2] else row[2] for row in engine] == ["body_refused", (None, truth)]

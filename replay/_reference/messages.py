@@ -90,6 +90,7 @@ class Side:
         self.trust, self.epoch, self.doubt_ack = "certain", 0, 0
         self.peeked_from = ""
         self.data_ack: int | None = None  # of the data that was read last
+        self.interim: int | None = None  # the position behind an interim reply that nobody asked for: a body comes there, of a request that is not in the capture
 
 
 class Reader:
@@ -116,10 +117,11 @@ class Reader:
     def data(self, side: int, data: bytes, ts_ns: int, seq: int, ack: int | None, starts: bool) -> None:
         """Ordered bytes of one flow, all of one segment."""
         s = self.sides[side]
-        if s.state == "head" and s.resynced and starts and s.role != "replies" and self.judge(s, s.buffer) != YES:
+        if s.state == "head" and (s.resynced or (s.trust != "certain" and ack != s.place.ack)) and starts and s.role != "replies" and self.judge(s, s.buffer) != YES:
             # what looked like the beginning of a request line may be the end of a body, and this the beginning (H7)
             line = framing.request_line(data)
             if ack != s.place.ack or line == YES:
+                self.belies(side, s.place.ack)
                 s.state, s.buffer = "resync", b""
             elif line == MAYBE:
                 s.place.follows = True
@@ -254,12 +256,20 @@ class Reader:
                 return length
             if s.role == "requests":
                 self.malformed_lines += 1
+        self.belies(side, place.ack if not before else s.place.ack)
         if s.resynced:
             s.state = "resync"
         else:
             self.lost(side)
         # of a line that goes over segments, the last segment may begin a message itself
         return 0 if before and place.starts else length
+
+    def belies(self, side: int, ack: int | None) -> None:
+        """H8: bytes that are no request line, sent before the server said anything new: what looked like a request before them is part of the same upload, and no reply confirms it."""
+        if self.sides[side].role == "requests":
+            for m in self.open:
+                if m.trust != "certain" and m.ack is not None and m.ack == ack:
+                    m.follows = True
 
     def is_other(self, side: int, kind: str) -> None:
         self.sides[side].role, self.sides[side].state = "other", "skip"
@@ -279,6 +289,8 @@ class Reader:
     def message(self, side: int, data: bytes, head: framing.Head) -> Message:
         s = self.sides[side]
         place = s.place
+        if place.ack is not None and place.ack == s.interim:
+            place.follows = True
         self.index += 1
         m = Message(
             place.ts_ns, self.ends[side], self.ends[1 - side], place.seq, place.ack, place.starts, self.index - 1, data, head,
@@ -394,6 +406,11 @@ class Reader:
             s.state = s.peeked_from
             self.cut(side, "body_refused")
             s.state = "start"
+            if s.peeked_from == "length" and len(held) >= s.left and (len(held) == s.left or framing.request_line(held[s.left :]) in (YES, MAYBE)):
+                # it may as well be the whole body: what the server took it for is not known (H4)
+                s.trust, s.doubt_ack = "ambiguous", place.ack if place.ack is not None else 0
+                s.epoch += 1
+                self.sides[1 - side].certain = False
         else:
             s.state = s.peeked_from
             if s.current is not None:
@@ -448,6 +465,8 @@ class Reader:
         s = self.sides[side]
         if m.trust == "certain":
             return
+        if s.state == "head" and s.buffer and s.place.ack is not None and s.place.ack == m.ack and self.judge(s, s.buffer) != YES:
+            return  # what came behind it before the answer is no request line so far
         if m.trust == "ambiguous" and (not m.starts or m.ack is None or not 0 < (m.ack - m.doubt_ack) % 2**32 < 2**31):
             return
         if s.epoch == m.epoch:
@@ -462,6 +481,8 @@ class Reader:
         m = self.match(side, s.place.seq)
         s.state = "start"
         if 100 <= head.status <= 199 and head.status != 101:
+            if m is None:
+                self.sides[1 - side].interim = (s.place.seq + len(data)) % 2**32
             return
         if m is None:
             self.orphans += head.status != 408

@@ -53,6 +53,8 @@ cdef bint queue_confirm(Engine* g, Conn* c, int request_side, Message* m) noexce
     cdef uint32_t epoch = m.epoch
     if m.trust == TRUST_CERTAIN:
         return False
+    if f.state == ST_HEAD and not f.line_known and f.buf_len and f.msg_has_ack and f.msg_ack == m.ack:
+        return False              # what came behind it before the answer is no request line so far: flow_belies may yet be told
     if m.trust == TRUST_AMBIGUOUS and (not m.starts or <int32_t>(m.ack - m.doubt_ack) <= 0):
         return False
     if f.epoch == epoch:
@@ -331,6 +333,9 @@ cdef void reply_head(Engine* g, Conn* c, int side, const Head* h, int parsed) no
             and c.queue_last != NULL and not c.queue_last.flags & REQUEST_CONNECT and not c.queue_last.follows):
         m = hold_overtaken(g, c, side, f.msg_seq, &confirmed)
     if 100 <= h.status <= 199 and h.status != 101:
+        if m == NULL and h.length:
+            c.has_interim = 1
+            c.interim = f.msg_seq + h.length
         if confirmed and g.wire:
             queue_out(g, m)
         f.state = ST_START

@@ -440,7 +440,7 @@ cdef void message_from(Engine* g, Conn* c, int side, Message* m) noexcept nogil:
     m.ack = f.msg_ack
     m.has_ack = f.msg_has_ack
     m.starts = f.msg_starts
-    m.follows = f.msg_follows
+    m.follows = f.msg_follows or (c.has_interim and f.msg_has_ack and f.msg_ack == c.interim)
     m.flow = c.id
     m.index = c.index - 1
     m.trust = f.trust

@@ -149,6 +149,18 @@ cdef inline void read_usual(Engine* g, Conn* c, int side, const uint8_t* p, size
         reply_head(g, c, side, h, OK)
 
 
+cdef void flow_belies(Conn* c, int side) noexcept nogil:
+    """H8: bytes that are no request line, sent before the server said anything new: what looked like a request before them is part of the same upload, and no reply confirms it."""
+    cdef const Flow* f = &c.flow[side]
+    cdef Message* m = c.queue
+    if f.role != ROLE_REQUESTS or f.trust == TRUST_CERTAIN or not f.msg_has_ack:
+        return
+    while m != NULL:
+        if m.trust != TRUST_CERTAIN and m.has_ack and m.ack == f.msg_ack:
+            m.follows = 1
+        m = m.queue_next
+
+
 cdef size_t read_failed(Engine* g, Conn* c, int side, const uint8_t* at, size_t have, size_t before, size_t n, bint http2) noexcept nogil:
     """What began is no message. Returns how many bytes of the new piece were taken: none of one that may begin a message itself."""
     cdef Flow* f = &c.flow[side]
@@ -156,6 +168,7 @@ cdef size_t read_failed(Engine* g, Conn* c, int side, const uint8_t* at, size_t 
     f.buf_len = 0
     f.scanned = 0
     if f.resynced:
+        flow_belies(c, side)
         f.state = ST_RESYNC
         return 0 if before else n
     if http2 or (not f.spoke and f.role == ROLE_UNKNOWN):
@@ -167,6 +180,7 @@ cdef size_t read_failed(Engine* g, Conn* c, int side, const uint8_t* at, size_t 
             count_add(&g.n.other[kind], 1)
         return n
     if f.role == ROLE_REQUESTS:
+        flow_belies(c, side)
         count_add(&g.n.incomplete[INCOMPLETE_MALFORMED], 1)
     flow_lost(g, c, side)
     return 0 if before else n
@@ -182,10 +196,11 @@ cdef void stream_read(Engine* g, Conn* c, int side, const uint8_t* p, size_t n, 
     cdef const uint8_t* body = NULL
     cdef size_t body_len
     cdef Message* m
-    if f.state == ST_HEAD and f.resynced and not f.line_known and starts and f.role != ROLE_REPLIES:
+    if f.state == ST_HEAD and not f.line_known and (f.resynced or (f.trust != TRUST_CERTAIN and ack != f.msg_ack)) and starts and f.role != ROLE_REPLIES:
         # What looked like the beginning of a request line may be the end of a body, and this the beginning (H7):
         judged = request_line(p, n)
         if ack != f.msg_ack or judged == LINE_REQUEST:
+            flow_belies(c, side)
             f.state = ST_RESYNC           # … the server spoke in between, or the line is whole
         elif judged == LINE_MORE:
             f.msg_has_ack = 0             # … so no reply confirms it (H8)
@@ -333,6 +348,12 @@ cdef size_t read_peek(Engine* g, Conn* c, int side, const uint8_t* p, size_t n) 
     if line == LINE_REQUEST:
         message_cut(g, c, side, INCOMPLETE_BODY_REFUSED)
         f.state = ST_START
+        if f.peek_state == ST_LENGTH and have >= f.left and (have == f.left or request_line(held + f.left, have - f.left) <= LINE_MORE):
+            # it may as well be the whole body: what the server took it for is not known (H4)
+            f.trust = TRUST_AMBIGUOUS
+            f.doubt_ack = f.msg_ack
+            f.epoch += 1
+            c.flow[1 - side].certain = 0
     else:
         f.state = f.peek_state
         if f.current != NULL:

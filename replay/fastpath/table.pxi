@@ -133,6 +133,8 @@ cdef struct Conn:
     uint8_t waits                           # in the waiting list
     uint8_t reset
     uint8_t other                           # Other, its kind was counted
+    uint8_t has_interim
+    uint32_t interim                        # the number behind an interim reply that nobody asked for: a body comes there, of a request that is not in the capture
     Flow flow[2]                            # 0: from a
     Conn* prev                              # of its list (ListName), oldest first
     Conn* next
@@ -437,6 +439,7 @@ cdef void conn_fresh(Engine* g, Conn* c) noexcept nogil:
     c.plain = 0
     c.reset = 0
     c.other = 0
+    c.has_interim = 0
     c.opener = 0
     c.joined = before_heard(g, g.packet_ns) # its replies may be among those that were not captured
     for i in range(2):
