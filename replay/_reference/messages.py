@@ -90,7 +90,8 @@ class Side:
         self.trust, self.epoch, self.doubt_ack = "certain", 0, 0
         self.peeked_from = ""
         self.data_ack: int | None = None  # of the data that was read last
-        self.interim: int | None = None  # the position behind an interim reply that nobody asked for: a body comes there, of a request that is not in the capture
+        # The position behind an interim reply that nobody asked for: a body comes there, of a request that is not in the capture.
+        self.interim: int | None = None
 
 
 class Reader:
@@ -117,7 +118,8 @@ class Reader:
     def data(self, side: int, data: bytes, ts_ns: int, seq: int, ack: int | None, starts: bool) -> None:
         """Ordered bytes of one flow, all of one segment."""
         s = self.sides[side]
-        if s.state == "head" and (s.resynced or (s.trust != "certain" and ack != s.place.ack)) and starts and s.role != "replies" and self.judge(s, s.buffer) != YES:
+        open_line = s.state == "head" and (s.resynced or (s.trust != "certain" and ack != s.place.ack))
+        if open_line and starts and s.role != "replies" and self.judge(s, s.buffer) != YES:
             # what looked like the beginning of a request line may be the end of a body, and this the beginning (H7)
             line = framing.request_line(data)
             if ack != s.place.ack or line == YES:
@@ -265,7 +267,8 @@ class Reader:
         return 0 if before and place.starts else length
 
     def belies(self, side: int, ack: int | None) -> None:
-        """H8: bytes that are no request line, sent before the server said anything new: what looked like a request before them is part of the same upload, and no reply confirms it."""
+        """H8: bytes that are no request line, sent before the server said anything new: what looked like a request before them is part of the same
+        upload, and no reply confirms it."""
         if self.sides[side].role == "requests":
             for m in self.open:
                 if m.trust != "certain" and m.ack is not None and m.ack == ack:

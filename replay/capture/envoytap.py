@@ -62,7 +62,8 @@ def _binary(view: memoryview, at: int, one: int | None = None) -> bool:
         if view[at] in (0x0A, 0x12) and wire == 2:  # a message of headers: a name follows soon
             part = bytes(view[begin : begin + 64])
             return view[at] == 0x0A and 1 <= number <= 3 and b":" in part and _fits(view, begin, begin + length, "http")
-        return wire in (0, 2) and 1 <= number <= 7 and (wire == 0) == (number == 1) and _fits(view, begin, begin + length, MESSAGES["wrapper"][view[at] >> 3][1])
+        kind = MESSAGES["wrapper"][view[at] >> 3][1]
+        return wire in (0, 2) and 1 <= number <= 7 and (wire == 0) == (number == 1) and _fits(view, begin, begin + length, kind)
     except ValueError:
         return False
 
