@@ -445,6 +445,27 @@ def test_a_full_standard_output_is_named():
         assert done.returncode == 2 and "standard output: No space left on device" in done.stderr
 
 
+@pytest.mark.parametrize("words", [("run", "-q", DEMO), ("show", DEMO), ("inspect", DEMO), ("--version",), ("policy", "--schema")], ids=lambda words: words[0])
+@pytest.mark.parametrize("closed", [">&-", "2>&-", "<&- >&- 2>&-"])
+def test_a_closed_standard_stream_is_an_empty_one(words, closed, tmp_path):
+    """As `>/dev/null`: the verb does what it does. Its descriptor is not given to the next file that is opened."""
+    line = shlex.join([sys.executable, "-m", "replay", *map(str, words)])
+    done = subprocess.run(f"{line} {closed}", shell=True, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0 and "Traceback" not in done.stderr and "internal" not in done.stderr
+    assert done.stdout == (subprocess.run(line, shell=True, capture_output=True, text=True, timeout=60).stdout if closed == "2>&-" else "")
+
+
+def test_errors_do_not_go_to_standard_output_when_standard_error_is_closed(tmp_path):
+    done = subprocess.run(f"{shlex.quote(sys.executable)} -m replay show {tmp_path}/none.pcap 2>&-", shell=True, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 4 and done.stdout == ""
+
+
+@pytest.mark.parametrize("verb", ["show", "run"])
+def test_a_closed_standard_input_is_an_empty_capture(verb):
+    done = subprocess.run(f"{shlex.quote(sys.executable)} -m replay {verb} - <&-", shell=True, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 4 and "-, offset 0: is empty" in done.stderr
+
+
 # ---- what a person is told ----
 
 
