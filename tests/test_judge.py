@@ -4,6 +4,7 @@ import base64
 import http.server
 import json
 import os
+import pathlib
 import random
 import re
 import stat
@@ -213,7 +214,48 @@ WRONG = [  # expression, a word of what is said
     ("(" * 500 + "1", "too many parentheses"),
     ("x" * 3000, "2,000"),
     ("", "ends too early"),
+    ("incomplete.gpa > 0", "did you mean 'incomplete.gap'"),
+    ("ledger.by_reason.unanswered.timout > 0", "did you mean 'ledger.by_reason.unanswered.timeout'"),
+    ("ledger.by_reason.dropped.foo > 0", "there are target_down, guard"),
+    ("ledger.by_reason.filtered.not_mirored > 0", "not_mirrored'"),
+    ("packets.skipped.foo > 0", "names like ip_protocol_47"),
+    ("packets.skipped.arp.x > 0", "nothing below packets.skipped.arp"),
+    ("other.htpp2 > 0", "did you mean 'other.http2'"),
+    ("status.foo > 0", "there are 1xx, 2xx, 3xx, 4xx, 5xx, names like 200"),
+    ("status.20x > 0", "did you mean 'status.2xx'"),
+    ("status.0 > 0", "the report has no 'status.0'"),
+    ("status_captured.6xx > 0", "did you mean"),
+    ("status_change.foo > 0", "names like 200>500"),
+    ("status_change['2xx>5xx'] > 0", "names like 200>500"),
+    ("endpoints.*.status.foo > 1", "there are 1xx"),
+    ("endpoints.*.status.503 > 1", "there are 1xx"),  # endpoints count classes
+    ('endpoints["GET /"].captured.20x > 1', "2xx"),
 ]
+
+
+def test_the_reasons_of_gates_are_those_of_the_engine():
+    """Each name that a report can count is accepted, and no other."""
+    def known(names):
+        return sorted(name for name in names if name)
+
+    assert known(_fastpath.FILTERED) == sorted(gates._REASONS["filtered"].names)
+    assert known(_fastpath.WITHHELD) == sorted(gates._REASONS["withheld"].names)
+    assert known({*_fastpath.SENDER_REASONS, "queue_full"}) == sorted({*gates._REASONS["dropped"].names, *gates._REASONS["unanswered"].names})
+    assert known(_fastpath.INCOMPLETE) == sorted(gates._INCOMPLETE.names)
+    assert known(_fastpath.OTHER) == sorted(gates._OTHER.names)
+    text = (pathlib.Path(__file__).resolve().parents[1] / "replay" / "fastpath" / "decode.pxi").read_text()
+    tables = re.findall(r"(?ms)^cdef (?:tuple|dict) DECODE_(?:SKIPS|PROTOCOLS|ETHERTYPES) = [({](.*?)[)}]\n", text)
+    names = {name for table in tables for name in re.findall(r'"(\w+)"', table)}
+    assert len(tables) == 3 and {*names, "bpf", "other"} - {"ip_protocol_255"} == set(gates._SKIPPED.names)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["packets.skipped.ip_protocol_47", "packets.skipped.ethertype_0x894f", "packets.skipped.link_147", "status.299", "status_captured.5xx",
+     "status_change.200>500", "endpoints.*.status_change.200>500", "endpoints.*.status_change.other", "endpoints.*.captured.2xx"],
+)  # fmt: skip
+def test_what_did_not_occur_is_0(name):
+    assert not gates.parse(f"{name} > 100").check(REPORT).failed
 
 
 @pytest.mark.parametrize("expression, word", WRONG, ids=[row[0][:30] for row in WRONG])
