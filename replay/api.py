@@ -21,7 +21,7 @@ from replay.histogram import Histogram
 from replay.judge import gates, gating
 from replay.judge.limits import Limits
 from replay.results import ResultsWriter, opened
-from replay.settings import Selection, Settings, Tls, host, methods, network, suffix, target
+from replay.settings import Selection, Settings, Tls, header, host, methods, network, suffix, target
 
 __all__ = ["Capture", "ReadOptions", "Report", "RunOptions", "read", "run"]
 
@@ -361,7 +361,7 @@ _READ: dict[str, tuple[str, Callable[[Any], Any]]] = {  # option -> (field of Se
     "set_host": ("set_host", host),
     "set_header": ("set_headers", _pairs),
     "add_header": ("add_headers", _pairs),
-    "remove_header": ("remove_headers", lambda value: tuple(name.encode() for name in _many(value))),
+    "remove_header": ("remove_headers", lambda value: tuple(header(name).encode() for name in _many(value))),
     "trace": ("trace", _one_of("keep", "unsample", "drop")),
     "max_head": ("max_head", lambda value: units.size(str(value))),
     "max_body": ("max_body", lambda value: units.size(str(value))),

@@ -68,6 +68,10 @@ def test_an_option_with_a_typo_is_answered_with_the_nearest_one(typed, meant):
         (["run", "-H", "Host: x", DEMO], "--set-host"),
         (["run", "-H", "@/nowhere/at/all", DEMO], "No such file"),
         (["run", "--remove-header", "content-length", DEMO], "content-length"),
+        (["run", "--remove-header", "Cookie:", DEMO], "'Cookie:' is no name of a header (RFC 9110 5.1); write Cookie"),
+        (["run", "--remove-header", "Cookie: a=b", DEMO], "write Cookie"),
+        (["show", "--remove-header", "", DEMO], "'' is no name of a header"),
+        (["run", "--remove-header", "x y", DEMO], "'x y' is no name of a header"),
         (["run", "--set-host", "a b", DEMO], "no host"),
         (["run", "--shadow-suffix", "a b", DEMO], "off"),
         (["run", "--trace", "maybe", DEMO], "unsample"),
@@ -398,6 +402,7 @@ def test_config_gives_options_and_the_command_line_wins(tmp_path):
         ("percent: [1, 2\n", "no YAML"),
         ("quiet: perhaps\n", "line 1: quiet: "),
         ("limit: {a: 1}\n", "line 1: limit: "),
+        ('seed: 1\nremove-header: ["Cookie:"]\n', "line 2: remove-header: 'Cookie:' is no name of a header"),
         ("config: x\n", "unknown key"),
     ],
 )
