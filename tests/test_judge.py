@@ -390,12 +390,33 @@ def decompressed(path):
 
 
 def test_credentials_in_targets_are_masked(tmp_path):
-    targets = [b"/a?token=abc&x=1", b"/a?x=1&API_KEY=k3y&y", b"/b?sig=1;session_id=2", b"/c?access_token=", b"http://u:p@a.example/d?password=a@b", b"/plain?page=2", b"/e?q=\xff\"\\\x80"]
+    targets = [b"/a?token=abc&x=1", b"/a?x=1&API_KEY=k3y&y", b"/b?sig=1;session_id=2", b"/c?access_token=", b"http://u:p@a.example/d?password=a@b", b"/plain?page=2", b"/e?q=\xff\"\\\x80", b"/f?%74oken=a&x%3=1&%6A%77%54=b&%73ig=c&si%67n=1", b"/g?" + b"%61" * 100 + b"=d"]
     capture = endtoend.write(tmp_path / "a.pcap", endtoend.conversation([endtoend.request(target) for target in targets]))
     endtoend.run(capture, "--results", tmp_path / "r.jsonl")
     assert [row["target"] for row in lines_of(tmp_path / "r.jsonl")] == [
-        "/a?token=***&x=1", "/a?x=1&API_KEY=***&y", "/b?sig=***;session_id=***", "/c?access_token=", "http://***@a.example/d?password=***", "/plain?page=2", "/e?q=\xff\"\\\x80",
+        "/a?token=***&x=1", "/a?x=1&API_KEY=***&y", "/b?sig=***;session_id=***", "/c?access_token=", "http://***@a.example/d?password=***", "/plain?page=2", "/e?q=\xff\"\\\x80", "/f?%74oken=***&x%3=1&%6A%77%54=***&%73ig=***&si%67n=1", "/g?" + "%61" * 100 + "=***",
     ]  # fmt: skip
+
+
+def test_the_access_log_is_its_owner_s_and_masked(tmp_path):
+    """As `--results`, whose rule it is."""
+    targets = [b"/a?%74oken=abc&x=1", b"http://u:p@a.example/d?password=a@b", b"/plain?page=2", b"/e?jwt=\xff&q=\xff", b"/f?token=a"]
+    requests = [endtoend.request(target) for target in targets[:-1]]
+    requests.append(endtoend.request(targets[-1], extra=b"X-Envoy-Original-Path: /before?secret=s\r\n"))
+    path = tmp_path / "a.log"
+    path.write_text("as an earlier run left it")
+    path.chmod(0o644)
+    endtoend.run(endtoend.write(tmp_path / "a.pcap", endtoend.conversation(requests)), "--access-log", path)
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    assert [line.split('"')[1].split(" ")[1] for line in path.read_text().splitlines()] == [
+        "/a?%74oken=***&x=1", "/d?password=***", "/plain?page=2", "/e?jwt=***&q=\\xff", "/before?secret=***",
+    ]  # fmt: skip
+
+
+def test_masking_has_room_for_its_stars():
+    for target in (b"?", b"//@", b"http://@", b"?" + b"pwd=x&" * 1000, b"a://u@?sig=1", b""):
+        masked = _fastpath.masked_target(target)
+        assert masked == re.sub(rb"(pwd|sig)=[^&]", rb"\1=***", target.replace(b"//u@", b"//***@").replace(b"p://@", b"p://***@"))
 
 
 def test_results_that_nobody_takes_are_counted_and_nobody_waits(tmp_path):
