@@ -20,6 +20,7 @@ from replay.errors import ReplayError, UsageError
 from replay.histogram import Histogram
 from replay.judge import gates, gating
 from replay.judge.limits import Limits
+from replay.outputs import apart
 from replay.results import ResultsWriter, opened
 from replay.settings import Selection, Settings, Tls, header, host, methods, network, suffix, target
 
@@ -188,6 +189,7 @@ def run(*captures: Path, to: str | Iterable[str] = (), progress: Callable[[dict[
     file, log_file = (None if (path := given.pop(name, None)) is None else os.fspath(path) for name in ("results", "access_log"))
     if given:
         raise _unknown(given, RunOptions, "to", "progress")
+    apart([("results", file), ("access_log", log_file)], settings.captures)
     with accesslog.opened(log_file) as log, opened(file) as lines:
         replay = Replay(settings, log=log is not None, results=lines is not None)
         replay.prepare()

@@ -138,6 +138,17 @@ WRONG = [
 ]  # fmt: skip
 
 
+def test_an_output_is_not_the_capture(tmp_path):
+    own = tmp_path / "own.json"
+    own.write_bytes(pathlib.Path(DEMO).read_bytes())
+    for option in ("results", "access_log"):
+        with pytest.raises(UsageError, match="is the same file"):
+            replay.run(own, **{option: own})
+    with pytest.raises(UsageError, match="is the same file"):
+        replay.run(DEMO, results=tmp_path / "a.json", access_log=tmp_path / "a.json")
+    assert own.read_bytes() == pathlib.Path(DEMO).read_bytes()
+
+
 @pytest.mark.parametrize("options, word", WRONG, ids=[str(one) for one, _ in WRONG])
 def test_wrong_options_are_errors_at_once(options, word):
     with pytest.raises(UsageError, match=re.escape(word)):
