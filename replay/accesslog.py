@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import sys
 import threading
 import time
@@ -61,7 +62,7 @@ class LogWriter:
 
 @contextlib.contextmanager
 def opened(path: str | None) -> Iterator[IO[str] | None]:
-    """The file of `--access-log`, standard error for `-`. Raises UsageError."""
+    """The file of `--access-log`, for its owner alone (it holds what people asked a service for), standard error for `-`. Raises UsageError."""
     if path is None:
         yield None
         return
@@ -69,7 +70,10 @@ def opened(path: str | None) -> Iterator[IO[str] | None]:
         yield sys.stderr
         return
     try:
-        file = open(path, "w", encoding="utf-8", buffering=1 << 16)
+        handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+        if os.path.isfile(path):
+            os.fchmod(handle, 0o600)
+        file = open(handle, "w", encoding="utf-8", buffering=1 << 16)
     except OSError as error:
         raise UsageError(f"--access-log {path}: {error.strerror}") from None
     try:

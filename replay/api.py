@@ -20,8 +20,9 @@ from replay.errors import ReplayError, UsageError
 from replay.histogram import Histogram
 from replay.judge import gates, gating
 from replay.judge.limits import Limits
+from replay.outputs import apart
 from replay.results import ResultsWriter, opened
-from replay.settings import Selection, Settings, Tls, host, methods, network, suffix, target
+from replay.settings import Selection, Settings, Tls, header, host, methods, network, suffix, target
 
 __all__ = ["Capture", "ReadOptions", "Report", "RunOptions", "read", "run"]
 
@@ -188,6 +189,7 @@ def run(*captures: Path, to: str | Iterable[str] = (), progress: Callable[[dict[
     file, log_file = (None if (path := given.pop(name, None)) is None else os.fspath(path) for name in ("results", "access_log"))
     if given:
         raise _unknown(given, RunOptions, "to", "progress")
+    apart([("results", file), ("access_log", log_file)], settings.captures)
     with accesslog.opened(log_file) as log, opened(file) as lines:
         replay = Replay(settings, log=log is not None, results=lines is not None)
         replay.prepare()
@@ -361,7 +363,7 @@ _READ: dict[str, tuple[str, Callable[[Any], Any]]] = {  # option -> (field of Se
     "set_host": ("set_host", host),
     "set_header": ("set_headers", _pairs),
     "add_header": ("add_headers", _pairs),
-    "remove_header": ("remove_headers", lambda value: tuple(name.encode() for name in _many(value))),
+    "remove_header": ("remove_headers", lambda value: tuple(header(name).encode() for name in _many(value))),
     "trace": ("trace", _one_of("keep", "unsample", "drop")),
     "max_head": ("max_head", lambda value: units.size(str(value))),
     "max_body": ("max_body", lambda value: units.size(str(value))),

@@ -228,6 +228,15 @@ def host(text: str) -> str:
     return text
 
 
+def header(text: str) -> str:
+    """The name of a header. Raises ValueError: what is none (`Cookie:`) would match nothing, and the header that was meant stay."""
+    name = text.strip()
+    if not re.fullmatch(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+", name):
+        meant = re.match(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+(?=\s*:)", name)
+        raise ValueError(f"{text!r} is no name of a header (RFC 9110 5.1); write {meant[0] if meant else 'Cookie'}")
+    return name
+
+
 def network(text: str) -> tuple[bytes, int]:
     """A CIDR as 16 bytes (IPv4 mapped into IPv6) and the number of leading bits. Raises ValueError."""
     try:

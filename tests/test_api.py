@@ -134,7 +134,19 @@ WRONG = [
     ({"trace": "x"}, "keep"), ({"split_by_network": "yes"}, "neither True nor False"), ({"limit": 0}, "out of range"), ({"since": 5, "until": 4}, "leaves nothing"),
     ({"path": "("}, "regular expression"), ({"shard": "3/2"}, "shard"), ({"set_header": ["X-A"]}, "set_header: 'X-A' has no colon; write {'Name': 'value'}"),
     ({"add_header": [5]}, "add_header: 5 is no header"), ({"set_header": {"X-A": 1}}, "set_header: ('X-A', 1) is no header"), ({"set_header": 5}, "set_header"),
+    ({"remove_header": "Cookie:"}, "remove_header: 'Cookie:' is no name of a header (RFC 9110 5.1); write Cookie"),
 ]  # fmt: skip
+
+
+def test_an_output_is_not_the_capture(tmp_path):
+    own = tmp_path / "own.json"
+    own.write_bytes(pathlib.Path(DEMO).read_bytes())
+    for option in ("results", "access_log"):
+        with pytest.raises(UsageError, match="is the same file"):
+            replay.run(own, **{option: own})
+    with pytest.raises(UsageError, match="is the same file"):
+        replay.run(DEMO, results=tmp_path / "a.json", access_log=tmp_path / "a.json")
+    assert own.read_bytes() == pathlib.Path(DEMO).read_bytes()
 
 
 @pytest.mark.parametrize("options, word", WRONG, ids=[str(one) for one, _ in WRONG])

@@ -1,5 +1,6 @@
 """The command line as a person meets it: help, errors that say what to do, exit codes, JSON, configuration. Sending is in test_replay_*."""
 
+import itertools
 import json
 import os
 import pathlib
@@ -68,6 +69,10 @@ def test_an_option_with_a_typo_is_answered_with_the_nearest_one(typed, meant):
         (["run", "-H", "Host: x", DEMO], "--set-host"),
         (["run", "-H", "@/nowhere/at/all", DEMO], "No such file"),
         (["run", "--remove-header", "content-length", DEMO], "content-length"),
+        (["run", "--remove-header", "Cookie:", DEMO], "'Cookie:' is no name of a header (RFC 9110 5.1); write Cookie"),
+        (["run", "--remove-header", "Cookie: a=b", DEMO], "write Cookie"),
+        (["show", "--remove-header", "", DEMO], "'' is no name of a header"),
+        (["run", "--remove-header", "x y", DEMO], "'x y' is no name of a header"),
         (["run", "--set-host", "a b", DEMO], "no host"),
         (["run", "--shadow-suffix", "a b", DEMO], "off"),
         (["run", "--trace", "maybe", DEMO], "unsample"),
@@ -398,6 +403,7 @@ def test_config_gives_options_and_the_command_line_wins(tmp_path):
         ("percent: [1, 2\n", "no YAML"),
         ("quiet: perhaps\n", "line 1: quiet: "),
         ("limit: {a: 1}\n", "line 1: limit: "),
+        ('seed: 1\nremove-header: ["Cookie:"]\n', "line 2: remove-header: 'Cookie:' is no name of a header"),
         ("config: x\n", "unknown key"),
     ],
 )
@@ -443,6 +449,70 @@ def test_a_full_standard_output_is_named():
         with open("/dev/full", "wb") as full:
             done = subprocess.run([sys.executable, "-m", "replay", *words, str(DEMO)], stdout=full, stderr=subprocess.PIPE, text=True, timeout=60)
         assert done.returncode == 2 and "standard output: No space left on device" in done.stderr
+
+
+@pytest.mark.parametrize("words", [("run", "-q", DEMO), ("show", DEMO), ("inspect", DEMO), ("--version",), ("policy", "--schema")], ids=lambda words: words[0])
+@pytest.mark.parametrize("closed", [">&-", "2>&-", "<&- >&- 2>&-"])
+def test_a_closed_standard_stream_is_an_empty_one(words, closed, tmp_path):
+    """As `>/dev/null`: the verb does what it does. Its descriptor is not given to the next file that is opened."""
+    line = shlex.join([sys.executable, "-m", "replay", *map(str, words)])
+    done = subprocess.run(f"{line} {closed}", shell=True, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0 and "Traceback" not in done.stderr and "internal" not in done.stderr
+    assert done.stdout == (subprocess.run(line, shell=True, capture_output=True, text=True, timeout=60).stdout if closed == "2>&-" else "")
+
+
+def test_errors_do_not_go_to_standard_output_when_standard_error_is_closed(tmp_path):
+    done = subprocess.run(f"{shlex.quote(sys.executable)} -m replay show {tmp_path}/none.pcap 2>&-", shell=True, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 4 and done.stdout == ""
+
+
+@pytest.mark.parametrize("verb", ["show", "run"])
+def test_a_closed_standard_input_is_an_empty_capture(verb):
+    done = subprocess.run(f"{shlex.quote(sys.executable)} -m replay {verb} - <&-", shell=True, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 4 and "-, offset 0: is empty" in done.stderr
+
+
+# ---- files that are written ----
+
+
+@pytest.mark.parametrize("option, name", [("--report", "own.pcap"), ("--html", "own.pcap"), ("--access-log", "own.pcap"), ("--results", "own.json")])
+@pytest.mark.parametrize("way", ["itself", "link", "hard link", "folder", "standard input"])
+def test_an_output_is_not_the_capture(option, name, way, tmp_path):
+    own = tmp_path / "in" / name
+    own.parent.mkdir()
+    own.write_bytes(DEMO.read_bytes())
+    word, out = own, own
+    if "link" in way:
+        out = tmp_path / f"link-{name}"
+        os.symlink(own, out) if way == "link" else os.link(own, out)
+    elif way == "folder":
+        word = own.parent
+    elif way == "standard input":
+        word = "-"
+    with own.open("rb") as stdin:
+        done = subprocess.run([sys.executable, "-m", "replay", "run", str(word), option, str(out)], stdin=stdin, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 2 and f"{option} {out}: CAPTURE " in done.stderr and "is the same file" in done.stderr
+    assert own.read_bytes() == DEMO.read_bytes()
+
+
+def test_outputs_are_files_of_their_own(tmp_path):
+    one = tmp_path / "x.json"
+    for first, second in itertools.permutations(("--report", "--html", "--results", "--access-log"), 2):
+        code, _, error = replay("run", DEMO, first, one, second, f"{tmp_path}/./x.json")
+        assert code == 2 and first in error and second in error and "is the same file" in error and not one.exists()
+    (tmp_path / "c.yaml").write_text("percent: 5\n")
+    (tmp_path / "t").write_text("token\n")
+    for words in (("--config", tmp_path / "c.yaml"), ("--auth-file", tmp_path / "t")):
+        code, _, error = replay("run", DEMO, *words, "--access-log", words[1])
+        assert code == 2 and f"{words[0]} {words[1]} is the same file" in error and words[1].stat().st_size > 5
+    code, _, error = replay("tap", "lo", "-p", "1", "--dry-run", "--record", tmp_path / "r.json", "--record-files", "3", "--report", tmp_path / "r-1.json")
+    assert code == 2 and "--record" in error and "--report" in error and not list(tmp_path.glob("r*"))
+    assert replay("run", "-q", DEMO, "--report", one, "--html", os.devnull, "--access-log", os.devnull)[0] == 0  # a device may be given twice
+    assert replay("run", "-q", DEMO, "--report", one)[0] == 0
+    for words, other in (((one, "--html", one), "REPORT"), ((one, "--html", tmp_path / "y", "--report", tmp_path / "y"), "--report")):
+        code, _, error = replay("report", *words)
+        assert code == 2 and "--html" in error and other in error and json.loads(one.read_text())["schema"] == 1
+    assert replay("report", "-q", one, one, "--report", one)[0] == 0  # a sum may replace what is in it
 
 
 # ---- what a person is told ----

@@ -4,6 +4,7 @@ import base64
 import http.server
 import json
 import os
+import pathlib
 import random
 import re
 import stat
@@ -213,7 +214,48 @@ WRONG = [  # expression, a word of what is said
     ("(" * 500 + "1", "too many parentheses"),
     ("x" * 3000, "2,000"),
     ("", "ends too early"),
+    ("incomplete.gpa > 0", "did you mean 'incomplete.gap'"),
+    ("ledger.by_reason.unanswered.timout > 0", "did you mean 'ledger.by_reason.unanswered.timeout'"),
+    ("ledger.by_reason.dropped.foo > 0", "there are target_down, guard"),
+    ("ledger.by_reason.filtered.not_mirored > 0", "not_mirrored'"),
+    ("packets.skipped.foo > 0", "names like ip_protocol_47"),
+    ("packets.skipped.arp.x > 0", "nothing below packets.skipped.arp"),
+    ("other.htpp2 > 0", "did you mean 'other.http2'"),
+    ("status.foo > 0", "there are 1xx, 2xx, 3xx, 4xx, 5xx, names like 200"),
+    ("status.20x > 0", "did you mean 'status.2xx'"),
+    ("status.0 > 0", "the report has no 'status.0'"),
+    ("status_captured.6xx > 0", "did you mean"),
+    ("status_change.foo > 0", "names like 200>500"),
+    ("status_change['2xx>5xx'] > 0", "names like 200>500"),
+    ("endpoints.*.status.foo > 1", "there are 1xx"),
+    ("endpoints.*.status.503 > 1", "there are 1xx"),  # endpoints count classes
+    ('endpoints["GET /"].captured.20x > 1', "2xx"),
 ]
+
+
+def test_the_reasons_of_gates_are_those_of_the_engine():
+    """Each name that a report can count is accepted, and no other."""
+    def known(names):
+        return sorted(name for name in names if name)
+
+    assert known(_fastpath.FILTERED) == sorted(gates._REASONS["filtered"].names)
+    assert known(_fastpath.WITHHELD) == sorted(gates._REASONS["withheld"].names)
+    assert known({*_fastpath.SENDER_REASONS, "queue_full"}) == sorted({*gates._REASONS["dropped"].names, *gates._REASONS["unanswered"].names})
+    assert known(_fastpath.INCOMPLETE) == sorted(gates._INCOMPLETE.names)
+    assert known(_fastpath.OTHER) == sorted(gates._OTHER.names)
+    text = (pathlib.Path(__file__).resolve().parents[1] / "replay" / "fastpath" / "decode.pxi").read_text()
+    tables = re.findall(r"(?ms)^cdef (?:tuple|dict) DECODE_(?:SKIPS|PROTOCOLS|ETHERTYPES) = [({](.*?)[)}]\n", text)
+    names = {name for table in tables for name in re.findall(r'"(\w+)"', table)}
+    assert len(tables) == 3 and {*names, "bpf", "other"} - {"ip_protocol_255"} == set(gates._SKIPPED.names)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["packets.skipped.ip_protocol_47", "packets.skipped.ethertype_0x894f", "packets.skipped.link_147", "status.299", "status_captured.5xx",
+     "status_change.200>500", "endpoints.*.status_change.200>500", "endpoints.*.status_change.other", "endpoints.*.captured.2xx"],
+)  # fmt: skip
+def test_what_did_not_occur_is_0(name):
+    assert not gates.parse(f"{name} > 100").check(REPORT).failed
 
 
 @pytest.mark.parametrize("expression, word", WRONG, ids=[row[0][:30] for row in WRONG])
@@ -348,12 +390,33 @@ def decompressed(path):
 
 
 def test_credentials_in_targets_are_masked(tmp_path):
-    targets = [b"/a?token=abc&x=1", b"/a?x=1&API_KEY=k3y&y", b"/b?sig=1;session_id=2", b"/c?access_token=", b"http://u:p@a.example/d?password=a@b", b"/plain?page=2", b"/e?q=\xff\"\\\x80"]
+    targets = [b"/a?token=abc&x=1", b"/a?x=1&API_KEY=k3y&y", b"/b?sig=1;session_id=2", b"/c?access_token=", b"http://u:p@a.example/d?password=a@b", b"/plain?page=2", b"/e?q=\xff\"\\\x80", b"/f?%74oken=a&x%3=1&%6A%77%54=b&%73ig=c&si%67n=1", b"/g?" + b"%61" * 100 + b"=d"]
     capture = endtoend.write(tmp_path / "a.pcap", endtoend.conversation([endtoend.request(target) for target in targets]))
     endtoend.run(capture, "--results", tmp_path / "r.jsonl")
     assert [row["target"] for row in lines_of(tmp_path / "r.jsonl")] == [
-        "/a?token=***&x=1", "/a?x=1&API_KEY=***&y", "/b?sig=***;session_id=***", "/c?access_token=", "http://***@a.example/d?password=***", "/plain?page=2", "/e?q=\xff\"\\\x80",
+        "/a?token=***&x=1", "/a?x=1&API_KEY=***&y", "/b?sig=***;session_id=***", "/c?access_token=", "http://***@a.example/d?password=***", "/plain?page=2", "/e?q=\xff\"\\\x80", "/f?%74oken=***&x%3=1&%6A%77%54=***&%73ig=***&si%67n=1", "/g?" + "%61" * 100 + "=***",
     ]  # fmt: skip
+
+
+def test_the_access_log_is_its_owner_s_and_masked(tmp_path):
+    """As `--results`, whose rule it is."""
+    targets = [b"/a?%74oken=abc&x=1", b"http://u:p@a.example/d?password=a@b", b"/plain?page=2", b"/e?jwt=\xff&q=\xff", b"/f?token=a"]
+    requests = [endtoend.request(target) for target in targets[:-1]]
+    requests.append(endtoend.request(targets[-1], extra=b"X-Envoy-Original-Path: /before?secret=s\r\n"))
+    path = tmp_path / "a.log"
+    path.write_text("as an earlier run left it")
+    path.chmod(0o644)
+    endtoend.run(endtoend.write(tmp_path / "a.pcap", endtoend.conversation(requests)), "--access-log", path)
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    assert [line.split('"')[1].split(" ")[1] for line in path.read_text().splitlines()] == [
+        "/a?%74oken=***&x=1", "/d?password=***", "/plain?page=2", "/e?jwt=***&q=\\xff", "/before?secret=***",
+    ]  # fmt: skip
+
+
+def test_masking_has_room_for_its_stars():
+    for target in (b"?", b"//@", b"http://@", b"?" + b"pwd=x&" * 1000, b"a://u@?sig=1", b""):
+        masked = _fastpath.masked_target(target)
+        assert masked == re.sub(rb"(pwd|sig)=[^&]", rb"\1=***", target.replace(b"//u@", b"//***@").replace(b"p://@", b"p://***@"))
 
 
 def test_results_that_nobody_takes_are_counted_and_nobody_waits(tmp_path):

@@ -432,6 +432,20 @@ BAD = [  # why, policy, messages
         ],
     ),
     (
+        "a name with a colon removed",
+        'routes:\n- mirror: {to: "http://10.0.0.7:80", remove-headers: ["Cookie:"]}\n',
+        [
+            "p.yaml:2: error: routes[0].mirror.remove-headers[0]: 'Cookie:' is no header name (RFC 9110 5.1)",
+        ],
+    ),
+    (
+        "istio: a name with a colon removed",
+        VIRTUAL_SERVICE + '  - mirror: {host: b}\n    headers: {request: {remove: ["Cookie:"]}}\n',
+        [
+            "p.yaml:8: error: spec.http[0].headers.request.remove[0]: 'Cookie:' is no header name (RFC 9110 5.1)",
+        ],
+    ),
+    (
         "istio: both mirror and mirrors",
         VIRTUAL_SERVICE + "  - mirror: {host: b}\n    mirrors: [{destination: {host: c}}]\n",
         [
@@ -537,6 +551,14 @@ BAD = [  # why, policy, messages
         ],
     ),
     (
+        "gateway: a name with a colon removed",
+        HTTP_ROUTE
+        + "  - filters: [{type: RequestHeaderModifier, requestHeaderModifier: {remove: [' x']}}, {type: RequestMirror, requestMirror: {backendRef: {name: b, port: 80}}}]\n",
+        [
+            "p.yaml:6: error: spec.rules[0].filters[0].requestHeaderModifier.remove[0]: ' x' is no header name (RFC 9110 5.1)",
+        ],
+    ),
+    (
         "gateway: filter typo",
         HTTP_ROUTE + "  - filters: [{type: RequestMirrors, requestMirror: {backendRef: {name: b, port: 80}}}]\n",
         [
@@ -576,6 +598,14 @@ BAD = [  # why, policy, messages
         HTTP_ROUTE + "  - matches: [{path: {type: Prefix, value: /a}}]\n",
         [
             "p.yaml:6: error: spec.rules[0].matches[0].path.type: 'Prefix' is none of Exact, PathPrefix, RegularExpression; did you mean 'PathPrefix'?",
+        ],
+    ),
+    (
+        "envoy: a name with a colon removed",
+        ENVOY
+        + "  - {match: {prefix: /}, request_headers_to_remove: ['Cookie:'], route: {cluster: outbound|80||b.n.svc.cluster.local, request_mirror_policies: [{cluster: outbound|80||c.n.svc.cluster.local}]}}\n",
+        [
+            "p.yaml:5: error: virtual_hosts[0].routes[0].request_headers_to_remove[0]: 'Cookie:' is no header name (RFC 9110 5.1)",
         ],
     ),
     (

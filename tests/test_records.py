@@ -139,6 +139,24 @@ def test_framing_is_built_again(tmp_path):
     assert one(tap(path="/a b")) == [] and one(tap(x_a="a\r\nb: c")) == []
 
 
+@pytest.mark.parametrize(
+    "name, value, said",
+    [
+        ("x-t", "1\r\n\r\nDELETE /evil HTTP/1.1\r\nHost: evil", "a trailer holds a line break"), ("x-t", "1\nb: 2", "a trailer holds a line break"),
+        ("x-t\r\nb", "1", "is no header name"), (":path", "/evil", "a trailer has the name of a pseudo-header"),
+    ],
+)  # fmt: skip
+def test_a_trailer_cannot_become_a_request(tmp_path, name, value, said):
+    trace = json.loads(tap())
+    trace["http_buffered_trace"]["request"]["trailers"] = [{"key": name, "value": value}]
+    (tmp_path / "t.json").write_bytes(json.dumps(trace).encode() + tap(path="/b"))
+    rows, listing = listed(tmp_path / "t.json", incomplete=True)
+    assert [row["target"] for row in rows] == [b"/b"]
+    faults: list[Fault] = []
+    list(envoytap.read(io.BytesIO((tmp_path / "t.json").read_bytes()), "t", faults))
+    assert len(faults) == 1 and said in faults[0].message and "passed over" in faults[0].message
+
+
 @needs_taps
 @settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.data())

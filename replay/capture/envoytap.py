@@ -189,14 +189,17 @@ def _http(request: Any, response: Any, connection: Any, *, pieces: list[Any] | N
     lines = [b"%s %s HTTP/1.1\r\n" % (method, path if method != b"CONNECT" else host), b"host: %s\r\n" % host]
     lines += [b"%s: %s\r\n" % (name, value) for name, value in fields if name not in gone]
     lines += [b"transfer-encoding: chunked\r\n"] if chunked else []
+    behind = [b"%s: %s\r\n" % pair for pair in trailers] if chunked else []
     if chunked:
         coded = b"".join(b"%x\r\n%s\r\n" % (len(part), part) for part in parts if part)
-        coded += b"0\r\n" + b"".join(b"%s: %s\r\n" % pair for pair in trailers) + b"\r\n"
+        coded += b"0\r\n" + b"".join(behind) + b"\r\n"
     else:
         coded = body if length is not None else b""
-    for line in lines[1:]:
-        if re.search(rb"[\x00\r\n]", line[:-2]):
-            raise ValueError("a header holds a line break")
+    for what, one in (("header", lines[1:]), ("trailer", behind)):  # it would be a field of its own, or a request
+        if any(re.search(rb"[\x00\r\n]", line[:-2]) for line in one):
+            raise ValueError(f"a {what} holds a line break")
+    if any(line.startswith(b":") for line in behind):
+        raise ValueError("a trailer has the name of a pseudo-header")
     at = _time(request.get("headers_received_time"))
     client = _end((connection or {}).get("remote_address"))
     record = Record(

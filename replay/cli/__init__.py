@@ -11,9 +11,25 @@ def main(arguments: list[str] | None = None) -> None:
     # What is imported stays: looking for garbage among it costs a tenth of the start.
     gc.disable()
     try:
+        _fill_streams()
         from replay.cli import group
 
         code = group.run(arguments)
     except KeyboardInterrupt:
         code = 130
     sys.exit(code)
+
+
+def _fill_streams() -> None:
+    """Makes a standard stream that is closed (`>&-`, some supervisors) one of /dev/null. Left alone, the next file or socket that is opened would
+    be its descriptor, and Python has None in its place."""
+    import os
+    import sys
+
+    for fd, name in enumerate(("stdin", "stdout", "stderr")):
+        try:
+            os.fstat(fd)
+        except OSError:  # the lowest that is free is this one, for those below are filled
+            os.set_inheritable(os.open(os.devnull, os.O_WRONLY if fd else os.O_RDONLY), True)
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(fd, "w" if fd else "r", encoding="utf-8", errors="backslashreplace", closefd=False))

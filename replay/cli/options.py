@@ -12,7 +12,7 @@ from click.core import ParameterSource
 from replay import credentials, extras, units
 from replay.daemon.address import listen_address
 from replay.errors import UsageError
-from replay.settings import Selection, host, methods, network, suffix
+from replay.settings import Selection, header, host, methods, network, suffix
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -136,7 +136,7 @@ _CHANGE = [
     click.option("--set-host", type=Unit("NAME", host), help="This Host for all, without a suffix."),
     click.option("-H", "--set-header", "set_header", multiple=True, metavar="'K: V'", help="Set a header (repeatable; @FILE reads lines)."),
     click.option("--add-header", multiple=True, metavar="'K: V'", help="Add a header, keeping others of its name (repeatable)."),
-    click.option("--remove-header", multiple=True, metavar="NAME", help="Remove a header (repeatable)."),
+    click.option("--remove-header", type=Unit("NAME", header), multiple=True, metavar="NAME", help="Remove a header (repeatable)."),
     click.option(
         "--trace",
         type=Choice("HOW", ("keep", "unsample", "drop")),
@@ -337,7 +337,7 @@ def selection(given: dict[str, Any]) -> Selection:
         set_host=set_host,
         set_headers=_headers("-H", given.pop("set_header", ())),
         add_headers=_headers("--add-header", given.pop("add_header", ())),
-        remove_headers=tuple(name.strip().encode("latin-1", "replace") for name in given.pop("remove_header", ())) + dropped,
+        remove_headers=tuple(name.encode() for name in given.pop("remove_header", ())) + dropped,
         credentials=None if auth_file is None else credentials.load(auth_file),
         trace=given.pop("trace", "keep"),
         max_hops=given.pop("max_hops", 1),

@@ -9,6 +9,7 @@ from typing import Any
 
 import click
 
+from replay import outputs
 from replay import report as reporting
 from replay.errors import UsageError
 from replay.judge import comparing, gating, merging
@@ -39,6 +40,8 @@ def report(
         raise UsageError("--compare sets reports side by side; --report and --fail-if are for their sum")
     if compare and len(reports) < 2:
         raise UsageError("--compare needs two reports or more")
+    outputs.apart([("--report", report_file), ("--html", html_file)])
+    outputs.apart([("--html", html_file)], read=[("REPORT", path) for path in reports])  # the sum may replace one of them: it holds what was in it
     gates = gating.parsed(fail_if, (), allow_empty)
     loaded = [_loaded(path) for path in reports]
     code = 0

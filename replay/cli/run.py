@@ -68,6 +68,7 @@ def run(ctx: click.Context, /, captures: tuple[str, ...], to: tuple[str, ...], q
     """
     if verbose:
         _tell("options:", *options.effective(ctx))
+    sending.apart(ctx, given, captures)
     given["to"] = to
     selection, warnings = options.routed(ctx, given, options.selection(given))
     if not quiet:

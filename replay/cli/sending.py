@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import click
@@ -12,7 +12,7 @@ from replay.cli import options
 from replay.errors import UsageError
 from replay.settings import Target, Tls
 
-__all__ = ["between", "sending", "target_options", "told", "tls"]
+__all__ = ["apart", "between", "sending", "target_options", "told", "tls"]
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -76,6 +76,20 @@ _TOLD = [
 def told(command: F) -> F:
     """What is told of requests, and at the end."""
     return options.apply(_TOLD, command)
+
+
+_WRITTEN = (("--report", "report_file"), ("--html", "html_file"), ("--results", "results"), ("--access-log", "access_log"))
+_READ = (("--auth-file", "auth_file"), ("--cacert", "cacert"), ("--cert", "cert"), ("--key", "key"))
+
+
+def apart(ctx: click.Context, given: dict[str, Any], captures: tuple[str, ...] = (), record: Sequence[str] = ()) -> None:
+    """Files that are written are no captures, none that an option reads, and not each other. record: those of `--record`. Raises UsageError."""
+    written = [*((option, given.get(name)) for option, name in _WRITTEN), *(("--record", path) for path in record)]
+    if any(path is not None for _, path in written):
+        from replay import outputs  # not for a run that writes nothing
+
+        read = [*((option, given[name]) for option, name in _READ), *(("--policy", path) for path in given["policy"])]
+        outputs.apart(written, captures, [*read, ("--config", ctx.meta.get("replay.config"))])
 
 
 def tls(given: dict[str, Any], targets: tuple[Target, ...]) -> Tls:

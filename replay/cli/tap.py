@@ -16,6 +16,7 @@ import click
 
 from replay import extras, report, results, units
 from replay.capture.bpf import compile_filter
+from replay.capture.recording import file_names
 from replay.cli import options, sending
 from replay.cli.again import Words
 from replay.cli.planned import bound_notes
@@ -196,6 +197,7 @@ def tap(ctx: click.Context, /, quiet: bool, verbose: bool, **given: Any) -> None
     if verbose:
         print("options:", *options.effective(ctx, without=("percent",)), sep="\n", file=sys.stderr, flush=True)
     settings = _settings(ctx, given)
+    sending.apart(ctx, given, record=file_names(given["record"], given["record_files"]) if given["record"] else ())
     if given["nice"] is not None:
         try:
             os.setpriority(os.PRIO_PROCESS, 0, given["nice"])

@@ -14,11 +14,12 @@ cdef struct LinesBlock:
 
 cdef bytes LINES_HEX = b"0123456789abcdef"
 cdef const uint8_t* LINES_HEX_BYTES = LINES_HEX
-#: a query key that holds one of these (any case) has a value that is masked
+#: a query key that holds one of these (any case, %74 is t) has a value that is masked
 cdef enum:
-    LINES_SECRETS = 10
+    LINES_SECRETS = 11
+    LINES_KEY = 256               # bytes of a key that percent signs are taken out of; a longer one is masked
 cdef const char* LINES_SECRET[LINES_SECRETS]
-LINES_SECRET[:] = [b"token", b"secret", b"password", b"passwd", b"pwd", b"key", b"auth", b"signature", b"session", b"credential"]
+LINES_SECRET[:] = [b"token", b"secret", b"password", b"passwd", b"pwd", b"key", b"auth", b"signature", b"session", b"credential", b"jwt"]
 cdef const char* LINES_FRAMING[3]
 LINES_FRAMING[:] = [b"none", b"length", b"chunked"]
 cdef const char* LINES_OUTCOME[4]
@@ -112,10 +113,31 @@ cdef uint8_t* line_bytes(uint8_t* o, const uint8_t* p, size_t n, bint utf8) noex
     return o
 
 
+cdef size_t line_key(uint8_t* o, const uint8_t* p, size_t n) noexcept nogil:
+    """A key as its reader has it, `%74oken` as `token`; n bytes of room are enough. How many it takes."""
+    cdef size_t i = 0
+    cdef size_t k = 0
+    while i < n:
+        if p[i] == 37 and i + 2 < n and HTTP1_HEX[p[i + 1]] >= 0 and HTTP1_HEX[p[i + 2]] >= 0:
+            o[k] = <uint8_t>(HTTP1_HEX[p[i + 1]] << 4 | HTTP1_HEX[p[i + 2]])
+            i += 3
+        else:
+            o[k] = p[i]
+            i += 1
+        k += 1
+    return k
+
+
 cdef bint line_secret(const uint8_t* p, size_t n) noexcept nogil:
     """The name of a query key says that its value is a credential."""
+    cdef uint8_t plain[LINES_KEY]
     cdef size_t at, i, k
     cdef int which
+    if memchr(p, 37, n) != NULL:
+        if n > <size_t>LINES_KEY:
+            return True
+        n = line_key(plain, p, n)
+        p = plain
     for which in range(<int>LINES_SECRETS):
         k = 0
         while LINES_SECRET[which][k]:
@@ -131,9 +153,16 @@ cdef bint line_secret(const uint8_t* p, size_t n) noexcept nogil:
     return n == 3 and (p[0] | 32) == 115 and (p[1] | 32) == 105 and (p[2] | 32) == 103    # sig
 
 
-cdef uint8_t* line_target(uint8_t* o, const uint8_t* p, size_t n) noexcept nogil:
-    """A target with user info and the values of query keys that look like credentials masked."""
-    cdef bint utf8 = utf8_valid(p, n)
+cdef inline uint8_t* line_part(uint8_t* o, const uint8_t* p, size_t n, bint utf8, bint bare) noexcept nogil:
+    if not bare:
+        return line_bytes(o, p, n, utf8)
+    memcpy(o, p, n)
+    return o + n
+
+
+cdef uint8_t* line_target(uint8_t* o, const uint8_t* p, size_t n, bint bare) noexcept nogil:
+    """A target with user info and the values of query keys that look like credentials masked. bare: its bytes, else the inside of a JSON string."""
+    cdef bint utf8 = not bare and utf8_valid(p, n)
     cdef size_t i = 0
     cdef size_t begin, eq
     cdef size_t slash = 0
@@ -149,16 +178,15 @@ cdef uint8_t* line_target(uint8_t* o, const uint8_t* p, size_t n) noexcept nogil
                 at = i
             i += 1
         if at:
-            o = line_bytes(o, p, slash, utf8)
-            o = line_text(o, b"***")
+            o = line_text(line_part(o, p, slash, utf8, bare), b"***")
             p += at
             n -= at
     i = 0
     while i < n and p[i] != 63:
         i += 1
-    o = line_bytes(o, p, i, utf8)
+    o = line_part(o, p, i, utf8, bare)
     while i < n:                  # p[i] is ? or &
-        o = line_bytes(o, p + i, 1, utf8)
+        o = line_part(o, p + i, 1, utf8, bare)
         i += 1
         begin = i
         eq = 0
@@ -167,11 +195,18 @@ cdef uint8_t* line_target(uint8_t* o, const uint8_t* p, size_t n) noexcept nogil
                 eq = i
             i += 1
         if eq and eq + 1 < i and line_secret(p + begin, eq - begin):
-            o = line_bytes(o, p + begin, eq + 1 - begin, utf8)
-            o = line_text(o, b"***")
+            o = line_text(line_part(o, p + begin, eq + 1 - begin, utf8, bare), b"***")
         else:
-            o = line_bytes(o, p + begin, i - begin, utf8)
+            o = line_part(o, p + begin, i - begin, utf8, bare)
     return o
+
+
+def masked_target(bytes target not None):
+    """A target as the lines have it, for other logs: its bytes but for what is masked."""
+    cdef size_t n = len(target)
+    cdef bytearray out = bytearray(3 * n + 8)    # `***` stands for a byte at least
+    cdef uint8_t* begin = <uint8_t*><char*>out
+    return bytes(out[:line_target(begin, <const uint8_t*><char*>target, n, True) - begin])
 
 
 cdef uint8_t* line_address(uint8_t* o, const uint8_t* ip, uint16_t port) noexcept nogil:
@@ -347,7 +382,7 @@ cdef class Lines:
         o = line_int(line_text(o, b'","flow":'), <int64_t>r.flow)
         o = line_int(line_text(o, b',"index":'), r.index)
         o = line_bytes(line_text(o, b',"method":"'), r.data, r.method_len, utf8_valid(r.data, r.method_len))
-        o = line_target(line_text(o, b'","target":"'), target, target_len)
+        o = line_target(line_text(o, b'","target":"'), target, target_len, False)
         o = line_text(o, b'","version":"1.0"' if r.version == 10 else b'","version":"1.1"')
         if r.flags & REQUEST_HOST_CAPTURED:
             o = line_bytes(line_text(o, b',"host":"'), host, host_len, utf8_valid(host, host_len))

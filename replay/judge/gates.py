@@ -7,7 +7,8 @@
     PATH = name ("." name | "[" string "]")*        unit = % ns us ms s m h k M
 
 A number of the report knows its unit by its name (`latency_us`), and what it is a part of (`ledger.unanswered` of `ledger.sent`): `1%` compares with that
-part; of nothing there is no percentage, and no value fails. A name that is unknown is an error before the run; a status or a reason that did not occur is 0.
+part; of nothing there is no percentage, and no value fails. A name that is unknown is an error before the run, a reason among them; a status or a reason
+that did not occur is 0.
 """
 
 from __future__ import annotations
@@ -40,26 +41,60 @@ _OPS: dict[str, Callable[[float, float], bool]] = {
 
 _QUANTILES = {"p50": "us", "p90": "us", "p99": "us", "p99_9": "us", "max": "us"}
 _COUNT = "count"
-_FREE = "free"  # any name below it counts something; what did not occur is 0
 
-#: The numbers of a report. A leaf is `count`, `us`, `ns`, `s`, or `rate`; `free` has names that only the run knows.
+
+@dataclass(frozen=True, slots=True)
+class _Names:
+    """Counts by name, of which a report has those that occurred; the others are 0. names: that there are.  more: a pattern of further ones,
+    those of numbers.  example: one of them."""
+
+    names: tuple[str, ...]
+    more: str = ""
+    example: str = ""
+
+
+_CLASSES = ("1xx", "2xx", "3xx", "4xx", "5xx")
+_CODE = r"[1-9]\d\d"
+_STATUS = _Names(_CLASSES, _CODE, "200")
+_CHANGE = _Names((), f"{_CODE}>{_CODE}", "200>500")
+# The engine has these names (`_fastpath.FILTERED` …); tests/test_judge.py compares.
+_REASONS = {
+    "filtered": _Names(("time", "server", "client", "port", "method", "host", "path", "no_route", "not_mirrored")),
+    "sampled_out": _Names(("share", "no_key", "max_cpu", "limit")),
+    "withheld": _Names(("connect", "upgrade", "ambiguous", "unconfirmed", "no_host", "bad_host", "loop", "truncated")),
+    "dropped": _Names(("target_down", "guard", "dry_run", "stopped", "memory", "empty", "expired", "breaker", "max_rate", "queue_full")),
+    "unanswered": _Names(("reset", "closed", "timeout", "garbage", "stopped")),
+}
+_INCOMPLETE = _Names(("gap", "cut_by_snaplen", "cut_at_end", "closed", "malformed", "head_too_large", "too_large", "body_refused", "evicted"))
+_OTHER = _Names(("tls", "http2", "ssh", "upgraded", "connect", "other", "seen_twice", "elsewhere"))
+_SKIPPED = _Names(
+    (
+        "truncated", "malformed_ip", "malformed_tcp", "nesting", "fragment_waiting", "fragment_overlap", "fragment_too_long", "fragment_limit", "llc", "ppp",
+        "mpls", "gre", "nflog", "empty", "null_family", "icmp", "igmp", "udp", "esp", "icmpv6", "no_next_header", "ospf", "pim", "vrrp", "sctp",
+        "arp", "rarp", "lldp", "pppoe_discovery", "eapol", "macsec", "loopback_test", "bpf", "other",
+    ),
+    r"ip_protocol_\d{1,3}|ethertype_0x[0-9a-f]{4}|link_\d+",
+    "ip_protocol_47",
+)  # fmt: skip
+
+#: The numbers of a report. A leaf is `count`, `us`, `ns`, `s`, or `rate`, or counts by name.
 _SCHEMA: dict[str, Any] = {
     "ledger": {
         **dict.fromkeys(("found", "filtered", "sampled_out", "withheld", "selected", "fanout", "sent", "dropped", "answered", "unanswered"), _COUNT),
-        "by_reason": dict.fromkeys(("filtered", "sampled_out", "withheld", "dropped", "unanswered"), _FREE),
+        "by_reason": _REASONS,
     },
-    "incomplete": _FREE,
-    "packets": {"read": _COUNT, "skipped": _FREE, "kernel_drops": _COUNT, "cut_frames": _COUNT},
+    "incomplete": _INCOMPLETE,
+    "packets": {"read": _COUNT, "skipped": _SKIPPED, "kernel_drops": _COUNT, "cut_frames": _COUNT},
     "lost_estimated": _COUNT,
-    "status": _FREE,
-    "status_captured": _FREE,
-    "status_change": _FREE,
+    "status": _STATUS,
+    "status_captured": _STATUS,
+    "status_change": _CHANGE,
     "status_known": _COUNT,
     "status_same": _COUNT,
     **dict.fromkeys(("latency_us", "service_us", "lag_us", "production_us", "response_us"), _QUANTILES),
     "rate": {"asked": "rate", "achieved": "rate", "planned_s": "s"},
     "connections": _COUNT,
-    "other": _FREE,
+    "other": _OTHER,
     "gaps": {"count": _COUNT, "bytes": _COUNT},
     "overlap_conflicts": _COUNT,
     "repeated_segments": _COUNT,
@@ -70,7 +105,8 @@ _SCHEMA: dict[str, Any] = {
     "endpoints": {
         "*": {
             **dict.fromkeys(("requests", "answered", "unanswered", "dropped", "known", "changed", "worse", "compared", "slower"), _COUNT),
-            **dict.fromkeys(("status", "captured", "status_change"), _FREE),
+            **dict.fromkeys(("status", "captured"), _Names(_CLASSES)),
+            "status_change": _Names(("other",), _CHANGE.more, _CHANGE.example),
             **dict.fromkeys(("latency_us", "production_us", "response_us"), _QUANTILES),
         }
     },
@@ -196,7 +232,7 @@ def known_names() -> list[str]:
                 walk(f"{at}.{key}" if at else key, child)
         else:
             found.append(at)
-            if node == _FREE:
+            if isinstance(node, _Names):
                 found.append(f"{at}.NAME")
 
     walk("", _SCHEMA)
@@ -373,9 +409,10 @@ class _Parser:
 
         node: Any = _SCHEMA
         for depth, part in enumerate(parts):
-            if node == _FREE:
+            if isinstance(node, _Names):
                 if depth != len(parts) - 1:
                     raise self.error(f"there is nothing below {'.'.join(parts[:depth + 1])}")
+                self.counted(node, parts)
                 break
             if not isinstance(node, dict):
                 raise self.error(f"{'.'.join(parts[:depth])} is a number, there is nothing below it")
@@ -403,6 +440,19 @@ class _Parser:
         return read
 
 
+    def counted(self, node: _Names, parts: tuple[str, ...]) -> None:
+        """The last part is one of the names that are counted there: one that is not would be 0 for ever, and its gate never fire."""
+        import difflib
+
+        *before, name = parts
+        if name in node.names or re.fullmatch(node.more, name):
+            return
+        near = difflib.get_close_matches(name, node.names, 1)
+        there = ", ".join((*node.names, f"names like {node.example}") if node.names and node.example else node.names or (f"names like {node.example}",))
+        advice = f"did you mean {'.'.join((*before, near[0]))!r}? " if near else ""
+        raise self.error(f"the report has no {'.'.join(parts)!r}; {advice}there are {there}")
+
+
 def _endpoint(parts: tuple[str, ...], node: Any) -> _Node:
     def read(context: _Context) -> _Value:
         if parts[1] == "*":
@@ -411,14 +461,14 @@ def _endpoint(parts: tuple[str, ...], node: Any) -> _Node:
             found = next((one for one in context.report.get("endpoints") or [] if one["endpoint"] == parts[1]), {})
         whole = _ENDPOINT_WHOLE.get(parts[2])
         number = _number(found, parts[2:])
-        if number is None and node in (_COUNT, _FREE):
+        if number is None and (node == _COUNT or isinstance(node, _Names)):
             number = 0
         return _typed(number, node, None if whole is None else _number(found, (whole,)) or 0)
 
     return read
 
 
-def _typed(number: float | None, node: str, whole: float | None) -> _Value:
+def _typed(number: float | None, node: str | _Names, whole: float | None) -> _Value:
     if node == "us":
         return _Value(None if number is None else number * 1000, "ns")
     if node == "s":

@@ -13,7 +13,7 @@ from replay.policy.diagnose import nearest
 from replay.policy.formats import formatted, in_order
 from replay.policy.kubernetes import camel
 from replay.policy.model import MILLION, Block, Change, Destination, Field, Host, Mirror, PathRewrite, Route, Text, Where
-from replay.policy.ours import FIXED, fixed_for
+from replay.policy.ours import FIXED, fixed_for, removals
 from replay.policy.patterns import compile_pattern, substitute
 from replay.policy.templates import pattern, rewrite
 from replay.policy.tree import Node
@@ -308,9 +308,8 @@ class _Reader:
 
     def changes(self, node: Node) -> list[Change]:
         """request_headers_to_add and request_headers_to_remove of a level."""
-        changes: list[Change] = []
-        removed = node.get("requestHeadersToRemove")
-        changes += [("remove", one.text(), "") for one in (removed.items() if removed is not None else ())]
+        names = node.get("requestHeadersToRemove")
+        changes: list[Change] = [*removals(names.items() if names is not None else ())]
         added = node.get("requestHeadersToAdd")
         for one in added.items() if added is not None else ():
             change = self.option(one)
@@ -347,7 +346,7 @@ class _Reader:
         for one in node.items():
             found = _plain(one).fields(("append", "remove", "removeOnMatch"))
             if "remove" in found:
-                yield "remove", found["remove"].text(), ""
+                yield from removals([found["remove"]])
             if "append" in found:
                 change = self.option(found["append"])
                 if change is not None:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from replay.policy.diagnose import nearest
 from replay.policy.kubernetes import Objects, fields, millionths, name_of, short_names
 from replay.policy.model import MILLION, Block, Destination, Field, Host, Mirror, PathRewrite, Route, Text, Where
-from replay.policy.ours import FIXED, fixed_for
+from replay.policy.ours import FIXED, fixed_for, removals
 from replay.policy.patterns import compile_pattern
 from replay.policy.tree import Node
 
@@ -244,7 +244,7 @@ class _Reader:
                     one.warning(f"{name!r} is not changed: it {fixed_for(name)}")
                 elif name:
                     changes.append((how, name, value))
-        return changes + [("remove", one.text(), "") for one in (found["remove"].items() if "remove" in found else ())]
+        return [*changes, *removals(found["remove"].items() if "remove" in found else ())]
 
     def mirror(self, node: Node, namespace: str) -> Mirror | None:
         found = fields(node, ("backendRef", "percent", "fraction"))

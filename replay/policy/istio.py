@@ -10,7 +10,7 @@ from replay.policy import kubernetes
 from replay.policy.formats import formatted, in_order
 from replay.policy.kubernetes import Objects, fields, full_name, millionths, name_of, short_names
 from replay.policy.model import MILLION, Block, Change, Destination, Field, Host, Mirror, PathRewrite, Route, Text, Where
-from replay.policy.ours import FIXED, fixed_for
+from replay.policy.ours import FIXED, fixed_for, removals
 from replay.policy.patterns import compile_pattern, substitute
 from replay.policy.tree import Node
 
@@ -423,7 +423,7 @@ class _Reader:
                         changes += [(how, name, made)] if made is not None else []
                     else:
                         changes.append((how, name, text))
-            changes += [("remove", one.text(), "") for one in (request["remove"].items() if "remove" in request else ())]
+            changes += removals(request["remove"].items() if "remove" in request else ())
         in_order(node, changes)
         return replace(mirror, headers=(*mirror.headers, *changes), authority=authority)
 

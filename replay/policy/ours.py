@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -16,7 +16,7 @@ from replay.policy.patterns import compile_pattern, substitute
 from replay.policy.tree import Node
 from replay.settings import network, target
 
-__all__ = ["FIXED", "dump", "fixed_for", "header_name", "read", "read_text", "sample_by"]
+__all__ = ["FIXED", "dump", "fixed_for", "header_name", "read", "read_text", "removals", "sample_by"]
 
 #: Headers that the sender owns: a policy cannot change them.
 FIXED = frozenset(
@@ -64,6 +64,17 @@ def header_name(text: str) -> str:
         more = "; use `host`" if text.lower() == "host" else ""
         raise ValueError(f"the header {text!r} {fixed_for(text)} and cannot be changed{more}")
     return text
+
+
+def removals(names: Iterable[Node]) -> Iterator[tuple[str, str, str]]:
+    """The changes of headers that another language removes. What is no name of one would remove nothing."""
+    for one in names:
+        if one.kind == "text" and (one.value.startswith(":") or one.value.lower() in FIXED):
+            one.warning(f"{one.value!r} is not removed: it {fixed_for(one.value)}")
+            continue
+        name = one.parsed(header_name)
+        if name is not None:
+            yield "remove", name, ""
 
 
 def header_value(text: str) -> str:
