@@ -454,7 +454,9 @@ def _notes(tap: Tap, found: dict[str, Any]) -> list[str]:
             f" of some {unseen:,} more requests nothing was seen"
         )
     if tapped["noted"] is not None and tapped["noted"]["lost"]:
-        notes.append(f"{tapped['noted']['lost']:,} requests are in neither --results nor --access-log: they could not be written fast enough")
+        full = sum(sender["dropped"].get("queue_full", 0) for sender in found["senders"])
+        why = f"{full:,} found their queue full (queue_full)" if full else "they could not be written fast enough"
+        notes.append(f"{tapped['noted']['lost']:,} requests are in neither --results nor --access-log: {why}")
     for one, changes in zip(found["targets"], tapped["breaker_changes"], strict=True):
         if changes.get("open"):
             notes.append(f"{one.url if one else ''}: sending was stopped {changes['open']:,} times by the breaker")

@@ -56,7 +56,7 @@ class Book:
             self.old = left
 
     def _keep(self, way: Way) -> None:
-        way.sender.sweep()
+        way.sweep()
         counts, old = way.counters(), self._senders.get(way.name)
         self._senders[way.name] = counts if old is None else sum_senders([old, counts])
         one, before = way.sender.histograms(), self._histograms.get(way.name)

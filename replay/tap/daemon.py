@@ -550,7 +550,7 @@ class Tap:
                 self._stop.set()
             return
         for way in self._book.ways():
-            way.sender.sweep()
+            way.sweep()
         if self.recording is not None:
             self.recording.end()
         self.notes.end()
@@ -616,7 +616,7 @@ class Tap:
         if self._failures:
             raise self._failures[0]
         for way in self._book.ways():
-            way.sender.sweep()
+            way.sweep()
         found = self.snapshot()
         return found | {
             "addresses": [self.targets.addresses.get(target.url, []) if target is not None else [] for target in found["targets"]],
