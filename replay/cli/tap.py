@@ -457,6 +457,8 @@ def _notes(tap: Tap, found: dict[str, Any]) -> list[str]:
         full = sum(sender["dropped"].get("queue_full", 0) for sender in found["senders"])
         why = f"{full:,} found their queue full (queue_full)" if full else "they could not be written fast enough"
         notes.append(f"{tapped['noted']['lost']:,} requests are in neither --results nor --access-log: {why}")
+    if tapped["recorded"] is not None and tapped["recorded"]["left_out"]:
+        notes.append(f"{tapped['recorded']['left_out']:,} packets are not in --record: the disk was full or slow")
     for one, changes in zip(found["targets"], tapped["breaker_changes"], strict=True):
         if changes.get("open"):
             notes.append(f"{one.url if one else ''}: sending was stopped {changes['open']:,} times by the breaker")
