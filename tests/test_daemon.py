@@ -237,6 +237,30 @@ def test_a_manager_that_does_not_read_holds_nobody_up(manager):
 # ---- watched files ---------------------------------------------------------------------------------------------------------------
 
 
+def test_a_folder_of_policies_is_watched(tmp_path):
+    """Its files' contents, those that come and go, and folders in it; not what no policy is read from."""
+    folder = tmp_path / "policies"
+    (folder / "more").mkdir(parents=True)
+    (folder / "a.yaml").write_text("one")
+    watch = Watch([str(folder)])
+    assert watch.unreadable() == [] and settled(watch) == []
+    changes = [
+        lambda: (folder / "a.yaml").write_text("two"),
+        lambda: (folder / "more" / "b.json").write_text("new"),
+        lambda: (folder / "more" / "b.json").rename(folder / "more" / "c.yml"),
+        lambda: (folder / "a.yaml").unlink(),
+    ]
+    for change in changes:
+        change()
+        assert settled(watch) == [str(folder)] and settled(watch) == []
+    (folder / "more" / "c.yml").touch()
+    (folder / "README").write_text("no policy")
+    (folder / ".hidden.yaml").write_text("an editor's")
+    assert settled(watch) == []
+    (folder / "more" / "d.yaml").symlink_to("nowhere")
+    assert Watch([str(folder)]).unreadable() == [str(folder)]
+
+
 def settled(watch):
     """Two looks, as a second apart."""
     return watch.changed() + watch.changed()

@@ -254,6 +254,21 @@ def test_a_changed_policy_is_taken_up_and_loses_nothing(nginx, folder):  # noqa:
     assert report["ledger"]["by_reason"]["filtered"] == {"not_mirrored": 3} and report["ledger"]["answered"] == 6
 
 
+def test_a_policy_in_a_folder_is_watched(nginx, folder):  # noqa: F811
+    policies = folder / "policies"
+    policies.mkdir()
+    policy = "routes:\n- mirror: [{{to: 'http://{}', percent: {}}}]\n"
+    with ended(Sink()) as shadow:
+        (policies / "a.yaml").write_text(policy.format(shadow.address, 100))
+        with ended(Tap("lo", "--port", nginx.port, "--policy", policies)) as tap:
+            get(f"{nginx.url}/first")
+            (policies / "a.yaml").write_text(policy.format(shadow.address, 0))
+            tap.wait_for("reloaded")
+            get(f"{nginx.url}/second")
+            code, out, said = tap.end()
+    assert code == 0 and "cannot be read" not in said and balanced(json.loads(out))["ledger"]["selected"] == 1
+
+
 def test_many_reloads_of_a_policy_under_load(nginx, folder):  # noqa: F811
     """Requests all the while, a new policy as fast as it is taken up: each request goes to exactly one of the shadows."""
     with ended(Sink()) as one, ended(Sink()) as two:
