@@ -388,6 +388,21 @@ def test_duration(nginx):  # noqa: F811
             assert tap.process.returncode == 0 and json.loads(out)["ledger"]["answered"] == 1
 
 
+def test_max_rate_lowers_the_share_that_is_taken(nginx):  # noqa: F811
+    """In the metric that the alert ReplayShareLowered looks at; without the option it is what was asked for."""
+    with ended(Sink()) as shadow:
+        for words, least, most in ((("--max-rate", "10/s"), 0.01, 0.3), ((), 0.5, 0.5)):
+            tapped = Tap("lo", "--port", nginx.port, "--to", f"http://{shadow.address}", "-p", 50, "--metrics", "127.0.0.1:0", *words, ready=False)
+            with ended(tapped) as tap:
+                address = tap.wait_for("metrics at").split("/")[2]
+                time.sleep(0.3)
+                pressed(nginx, 400)
+                time.sleep(1.5)
+                text = get(f"http://{address}/metrics").decode()
+            assert least <= float(re.search(r"^replay_effective_share_ratio (\S+)", text, re.M)[1]) <= most
+            assert "replay_share_ratio 0.5" in text
+
+
 def test_max_rate(nginx):  # noqa: F811
     with ended(Sink()) as shadow:
         with ended(Tap("lo", "--port", nginx.port, "--to", f"http://{shadow.address}", "-p", 100, "--max-rate", "10/s")) as tap:
