@@ -339,7 +339,7 @@ def test_other_files_from_now_on(tmp_path):
 # ---- options read anew -----------------------------------------------------------------------------------------------------------
 
 
-MAY_CHANGE = ("percent", "methods", "path", "to", "set_header")
+MAY_CHANGE = ("percent", "methods", "path", "to", "set_header", "since")
 
 
 @pytest.fixture
@@ -361,6 +361,13 @@ def test_a_changed_configuration_is_applied(words, tmp_path):
     assert got[0]["percent"] == 25_000 and got[0]["to"] == ("http://127.0.0.1:1", "http://127.0.0.1:2") and got[0]["methods"] == ("GET",)
     assert said == "--to http://127.0.0.1:1, http://127.0.0.1:2, --percent 2.5 %, --path ^/a"
     assert line.again(got.append) == "the same options, their files read anew"
+
+
+@pytest.mark.parametrize("moment", ["2026-12-31T00:00:00Z", "2026-12-31T23:59:59.25Z", "1969-12-31T23:59:59.5Z"])
+def test_a_moment_is_told_as_a_date(words, moment):
+    config, line = words
+    config.write_text(f"percent: 1\nto: http://127.0.0.1:1\nsince: {moment!r}\n")
+    assert line.again(lambda _: None) == f"--since {moment}"
 
 
 @pytest.mark.parametrize(

@@ -634,6 +634,44 @@ def test_what_sigusr1_tells_is_json_where_the_log_is():
         assert {"part": "ledger", "level": "info"}.items() <= rows[-1].items() and rows[-1]["message"].startswith("found ")
 
 
+REFUSED = [  # words, exit code, what is said
+    (("lo", "--port", "9", "-p", "1", "--nonsense"), 2, "No such option"),
+    (("lo", "--port", "9", "-p", "1", "--pace", "x"), 2, "belongs to `replay run`"),
+    (("lo", "--port", "9", "-p", "101"), 2, "percent"),
+    (("lo", "--port", "9", "--to", "http://127.0.0.1:1"), 2, "has no default share"),
+    (("lo", "--port", "9", "-p", "1", "--to", "http://127.0.0.1:9"), 3, "--allow-production"),
+    (("norsuch9", "--port", "9", "-p", "1", "--to", "http://127.0.0.1:1"), 4, "norsuch9"),
+    (("lo", "--port", "9", "-p", "1", "--to", "http://norsuch.invalid:1"), 5, "norsuch.invalid"),
+]
+
+
+@pytest.mark.parametrize("words, wanted, text", REFUSED, ids=[f"{code} {text}" for _, code, text in REFUSED])
+def test_refusals_are_json_where_the_log_is(words, wanted, text):
+    for form in (("--log-format", "json"), ("--log-format=json",)):
+        code, out, error = said_by(*words, *form)
+        rows = [json.loads(line) for line in error.splitlines()]
+        assert code == wanted and text in rows[-1]["message"] and rows[-1]["level"] == "error" and not out
+    code, _, error = said_by(*words)
+    assert code == wanted and text in error and not error.startswith("{")
+
+
+def test_what_is_told_before_the_log_begins_is_json_where_it_is(tmp_path):
+    """The options of -v and the warnings of a policy, whether it starts or is refused; the format may come from the configuration."""
+    policy, config = tmp_path / "policy.yaml", tmp_path / "tap.yaml"
+    policy.write_text("routes:\n- mirror: [{to: 'http://127.0.0.1:1', percent: 0}]\n")
+    config.write_text("log-format: json\n")
+    words = ("lo", "--policy", str(policy), "--mesh", "envoy", "--config", str(config), "-v", "--duration", "300ms")
+    for more, code in ((("--port", "9"), 0), (("--port", "1"), 3)):
+        found, _, error = said_by(*words, *more)
+        rows = [json.loads(line) for line in error.splitlines()]
+        assert found == code and sum("--mesh envoy has no effect" in row["message"] and row["level"] == "warning" for row in rows) == 1
+        assert any(row["part"] == "options" and row["message"].split()[:2] == ["duration", "300"] for row in rows)
+        assert (rows[-1]["level"] == "error") == (code == 3)
+    config.write_text("no-such-key: 1\n")
+    code, _, error = said_by(*words, "--log-format", "json")
+    assert code == 2 and "no-such-key" in json.loads(error)["message"]
+
+
 def test_only_the_ring_hears_all_protocols(nginx):  # noqa: F811
     """What looked for the check of the target costs production nothing afterwards: no second socket is handed each packet."""
     with ended(Sink()) as shadow, ended(Tap("lo", "--port", nginx.port, "--to", f"http://{shadow.address}", "-p", 100)) as tap:
