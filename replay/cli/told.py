@@ -35,7 +35,7 @@ def say(lines: Iterable[str], *, before: str = "", level: str = "info", part: st
     if is_json():
         from replay.daemon.log import row
 
-        texts = [row(level, part, line) for line in lines]
+        texts = [row(level, part, line.strip()) for line in lines]
     else:
         texts = [f"{before}{line}" for line in lines]
     with contextlib.suppress(OSError, ValueError):
