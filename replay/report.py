@@ -105,7 +105,7 @@ def build(
         "never_connected": found["never_connected"],
         "notes": list(notes),
     }
-    _judged(report, found.get("judged"))
+    _judged(report, found.get("judged"), sum(unqueued))
     if "tap" in found:
         tap = found["tap"]
         report["tap"] = {
@@ -133,17 +133,17 @@ def _lost(ingest: dict[str, Any], senders: list[dict[str, Any]], *, live: bool) 
     return {"lost_estimated": found.lost, "loss": told}
 
 
-def _judged(report: dict[str, Any], judged: dict[str, Any] | None) -> None:
-    """Adds what the judge counted: `response_us`, `endpoints` (worst first), `timeline`, `results`."""
+def _judged(report: dict[str, Any], judged: dict[str, Any] | None, unqueued: int) -> None:
+    """Adds what the judge counted: `response_us`, `endpoints` (worst first), `timeline`, `results`. unqueued: copies that no sender saw."""
     if judged is None:
         report |= {"response_us": Histogram().as_dict(), "endpoints": [], "timeline": judging.timeline(None, 100_000_000, []), "not_judged": 0}
         return
     report["response_us"] = Histogram(judged["response"]).as_dict()
     report["endpoints"] = judging.build(judged["endpoints"], report["targets"])
     report["timeline"] = judging.timeline(*judged["timeline"])
-    report["not_judged"] = judged["not_judged"]
+    report["not_judged"] = judged["not_judged"] + unqueued
     if judged["results"] is not None:
-        lost = judged["results"]["lost"] + sum(target["log_lost"] for target in report["targets"].values())
+        lost = judged["results"]["lost"] + unqueued + sum(target["log_lost"] for target in report["targets"].values())
         report["results"] = {"lines": judged["results"]["lines"], "lost": lost}
 
 
@@ -196,7 +196,7 @@ def _ledger(settings: Settings, ingest: dict[str, Any], senders: list[dict[str, 
         "sampled_out": sum(ingest["sampled_out"].values()),
         "withheld": sum(ingest["withheld"].values()),
         "selected": ingest["selected"],
-        "fanout": ingest["copies"] - ingest["selected"] if live else ingest["selected"] * (fanned - 1) if routed is None else routed["fanout"],
+        "fanout": ingest["fanout"] if live else ingest["selected"] * (fanned - 1) if routed is None else routed["fanout"],
         "sent": sum(sender["sent"] for sender in senders),
         "dropped": sum(dropped.values()),
         "answered": sum(sender["answered"] for sender in senders),
@@ -214,6 +214,9 @@ def check(report: dict[str, Any]) -> None:
         "sent = answered + unanswered": n["sent"] - n["answered"] - n["unanswered"],
         "answered = sum of status": n["answered"] - sum(report["status"].values()),
     }
+    if report["endpoints"] or report["not_judged"]:
+        told = sum(row["requests"] for row in report["endpoints"])
+        identities["selected + fanout = sum of endpoints + not_judged"] = n["selected"] + n["fanout"] - told - report["not_judged"]
     if report["targets"]:
         for name in ("sent", "answered", "dropped", "unanswered"):
             each = [target[name] if isinstance(target[name], int) else sum(target[name].values()) for target in report["targets"].values()]

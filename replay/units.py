@@ -22,6 +22,7 @@ __all__ = [
     "show_bytes",
     "show_count",
     "show_duration",
+    "show_moment",
     "show_rate",
     "show_share",
     "size",
@@ -159,6 +160,12 @@ def show_count(value: int) -> str:
 def show_share(ppm: int) -> str:
     """`5 %`."""
     return f"{Decimal(ppm) / 10_000:f} %"
+
+
+def show_moment(ns: int) -> str:
+    """`2026-08-01T10:00:00Z`, with what is left of a second; as `moment` reads it."""
+    text = f"{datetime.datetime.fromtimestamp(ns // 10**9, datetime.UTC):%Y-%m-%dT%H:%M:%S}"
+    return text + (f".{ns % 10**9:09d}".rstrip("0") if ns % 10**9 else "") + "Z"
 
 
 def show_duration(ns: float | None) -> str:

@@ -237,6 +237,30 @@ def test_a_manager_that_does_not_read_holds_nobody_up(manager):
 # ---- watched files ---------------------------------------------------------------------------------------------------------------
 
 
+def test_a_folder_of_policies_is_watched(tmp_path):
+    """Its files' contents, those that come and go, and folders in it; not what no policy is read from."""
+    folder = tmp_path / "policies"
+    (folder / "more").mkdir(parents=True)
+    (folder / "a.yaml").write_text("one")
+    watch = Watch([str(folder)])
+    assert watch.unreadable() == [] and settled(watch) == []
+    changes = [
+        lambda: (folder / "a.yaml").write_text("two"),
+        lambda: (folder / "more" / "b.json").write_text("new"),
+        lambda: (folder / "more" / "b.json").rename(folder / "more" / "c.yml"),
+        lambda: (folder / "a.yaml").unlink(),
+    ]
+    for change in changes:
+        change()
+        assert settled(watch) == [str(folder)] and settled(watch) == []
+    (folder / "more" / "c.yml").touch()
+    (folder / "README").write_text("no policy")
+    (folder / ".hidden.yaml").write_text("an editor's")
+    assert settled(watch) == []
+    (folder / "more" / "d.yaml").symlink_to("nowhere")
+    assert Watch([str(folder)]).unreadable() == [str(folder)]
+
+
 def settled(watch):
     """Two looks, as a second apart."""
     return watch.changed() + watch.changed()
@@ -315,7 +339,7 @@ def test_other_files_from_now_on(tmp_path):
 # ---- options read anew -----------------------------------------------------------------------------------------------------------
 
 
-MAY_CHANGE = ("percent", "methods", "path", "to", "set_header")
+MAY_CHANGE = ("percent", "methods", "path", "to", "set_header", "since")
 
 
 @pytest.fixture
@@ -337,6 +361,13 @@ def test_a_changed_configuration_is_applied(words, tmp_path):
     assert got[0]["percent"] == 25_000 and got[0]["to"] == ("http://127.0.0.1:1", "http://127.0.0.1:2") and got[0]["methods"] == ("GET",)
     assert said == "--to http://127.0.0.1:1, http://127.0.0.1:2, --percent 2.5 %, --path ^/a"
     assert line.again(got.append) == "the same options, their files read anew"
+
+
+@pytest.mark.parametrize("moment", ["2026-12-31T00:00:00Z", "2026-12-31T23:59:59.25Z", "1969-12-31T23:59:59.5Z"])
+def test_a_moment_is_told_as_a_date(words, moment):
+    config, line = words
+    config.write_text(f"percent: 1\nto: http://127.0.0.1:1\nsince: {moment!r}\n")
+    assert line.again(lambda _: None) == f"--since {moment}"
 
 
 @pytest.mark.parametrize(

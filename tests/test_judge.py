@@ -502,6 +502,18 @@ def test_endpoints_are_counted_and_the_worst_comes_first(tmp_path):
     assert report["status_captured"] == {"200": 300} and report["status_known"] == 300 and report["status_same"] == 300 - orders["requests"]
 
 
+@pytest.mark.parametrize("more", [("--loop", "1000000"), ("--threads", "2", "--loop", "50")])
+def test_what_never_came_into_a_queue_is_not_judged(tmp_path, more):
+    """A run that is stopped: endpoints, and what they lack, are all that was selected; so are the lines of the results."""
+    capture, results = endtoend.unique(tmp_path / "a.pcap", 3000), tmp_path / "r.jsonl"
+    with endtoend.Sink(tmp_path / "log") as sink:
+        report = endtoend.run(capture, "--to", sink.url, "--pace", "20000/s", "--duration", "300ms", "--results", results, *more)
+    selected, told = report["ledger"]["selected"], sum(row["requests"] for row in report["endpoints"])
+    assert told < selected and told + report["not_judged"] == selected
+    assert report["results"] == {"lines": told, "lost": report["not_judged"]} and len(results.read_text().splitlines()) == told
+    assert any("those requests came into no queue" in hint for hint in report["hints"])
+
+
 def test_endpoints_say_what_each_of_several_targets_did(tmp_path):
     """Two shadows of one run: the sums are those of the endpoint, each has its own, and the one that does the harm is named; with one target there is no split."""
     capture = endtoend.write(tmp_path / "a.pcap", *(endtoend.conversation([endtoend.request(b"/a/%d" % i) for i in range(20)], k) for k in range(10)))

@@ -3,10 +3,14 @@
 import collections
 import concurrent.futures
 import ctypes
+import errno
 import json
 import os
+import random
+import re
 import signal
 import socket
+import struct
 import subprocess
 import sys
 import time
@@ -384,6 +388,21 @@ def test_duration(nginx):  # noqa: F811
             assert tap.process.returncode == 0 and json.loads(out)["ledger"]["answered"] == 1
 
 
+def test_max_rate_lowers_the_share_that_is_taken(nginx):  # noqa: F811
+    """In the metric that the alert ReplayShareLowered looks at; without the option it is what was asked for."""
+    with ended(Sink()) as shadow:
+        for words, least, most in ((("--max-rate", "10/s"), 0.01, 0.3), ((), 0.5, 0.5)):
+            tapped = Tap("lo", "--port", nginx.port, "--to", f"http://{shadow.address}", "-p", 50, "--metrics", "127.0.0.1:0", *words, ready=False)
+            with ended(tapped) as tap:
+                address = tap.wait_for("metrics at").split("/")[2]
+                time.sleep(0.3)
+                pressed(nginx, 400)
+                time.sleep(1.5)
+                text = get(f"http://{address}/metrics").decode()
+            assert least <= float(re.search(r"^replay_effective_share_ratio (\S+)", text, re.M)[1]) <= most
+            assert "replay_share_ratio 0.5" in text
+
+
 def test_max_rate(nginx):  # noqa: F811
     with ended(Sink()) as shadow:
         with ended(Tap("lo", "--port", nginx.port, "--to", f"http://{shadow.address}", "-p", 100, "--max-rate", "10/s")) as tap:
@@ -497,6 +516,79 @@ def test_files_that_a_recording_did_not_get_to_are_captures_without_packets(ngin
     assert sorted(tmp_path.glob("tap-*")) == files
 
 
+class Handed:
+    """A recorder that has these packets, one a buffer."""
+
+    def __init__(self):
+        self.waiting, self.added, self.off, self.got_packets, self.got_bytes = [], 0, False, 0, 0
+
+    def add(self, packet):
+        self.waiting.append(struct.pack("=IIIIIII", 6, 32 + len(packet), 0, 0, 0, len(packet), len(packet)) + packet + struct.pack("=I", 32 + len(packet)))
+        self.added += 1
+
+    def get(self):
+        if not self.waiting:
+            return None
+        data = self.waiting.pop(0)
+        self.got_packets, self.got_bytes = 1, len(data) - 32
+        return data
+
+    def give_up(self):
+        self.off = True
+
+    def counters(self):
+        return {"packets": self.added, "left_out": 0, "ended": self.off}
+
+
+@pytest.mark.parametrize("suffix", ["pcapng", "pcapng.zst"])
+def test_quiet_time_leaves_a_recording_as_it_is(tmp_path, suffix):
+    """A file without a packet is not turned over, neither by time nor by SIGHUP: the next one holds what was captured before."""
+    recorder = Handed()
+    recording = Recording(str(tmp_path / f"tap.{suffix}"), [recorder], size=1 << 20, every_ns=60_000_000, files=3)
+    recording.start()
+    recorder.add(bytes(100))
+    eventually(lambda: recording._at == 1)
+    for _ in range(8):
+        recording.rotate()
+        time.sleep(0.06)
+    recorder.add(bytes(40))
+    eventually(lambda: recording._at == 2)
+    time.sleep(0.3)
+    recording.end()
+    assert recording.counters() == {"packets": 2, "bytes": 140, "left_out": 0}
+    shown = [json.loads(subprocess.run([*COMMAND, "run", "--json", tmp_path / f"tap-{n}.{suffix}"], capture_output=True).stdout) for n in (0, 1)]
+    assert [one["packets"]["read"] for one in shown] == [1, 1]
+
+
+@pytest.mark.parametrize("suffix", ["pcapng", "pcapng.zst"])
+def test_what_a_full_disk_did_not_take_is_left_out(tmp_path, monkeypatch, suffix):
+    """Recorded is what is whole in the file, in the middle of a buffer too."""
+    recorder, room = Handed(), 2000
+
+    def write(handle, data, real=os.write):
+        nonlocal room
+        if not room:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        took = real(handle, bytes(data)[:room])
+        room -= took
+        return took
+
+    recording = Recording(str(tmp_path / f"tap.{suffix}"), [recorder], size=1 << 20, every_ns=0, files=1)
+    for _ in range(100):
+        recorder.add(random.randbytes(100))
+    monkeypatch.setattr(os, "write", write)
+    recording.start()
+    eventually(lambda: recorder.off)
+    eventually(lambda: recording.counters()["left_out"])
+    recorder.add(bytes(100))
+    recording.end()
+    monkeypatch.undo()
+    counted = recording.counters()
+    in_file = json.loads(subprocess.run([*COMMAND, "run", "--json", tmp_path / f"tap.{suffix}"], capture_output=True).stdout)["packets"]["read"]
+    assert counted["packets"] + counted["left_out"] == 101 and counted["bytes"] == 100 * counted["packets"]
+    assert counted["packets"] == in_file > 0 if suffix == "pcapng" else counted["packets"] <= in_file
+
+
 def test_files_that_a_recording_did_not_get_to_are_removed(tmp_path):
     (tmp_path / "tap-3.pcapng").write_bytes(b"of yesterday")
     (tmp_path / "tap-4.pcapng").write_bytes(b"")
@@ -540,6 +632,44 @@ def test_what_sigusr1_tells_is_json_where_the_log_is():
     with ended(Tap(*words)) as tap:
         rows = [json.loads(line) for line in tap.ask().splitlines() if line]
         assert {"part": "ledger", "level": "info"}.items() <= rows[-1].items() and rows[-1]["message"].startswith("found ")
+
+
+REFUSED = [  # words, exit code, what is said
+    (("lo", "--port", "9", "-p", "1", "--nonsense"), 2, "No such option"),
+    (("lo", "--port", "9", "-p", "1", "--pace", "x"), 2, "belongs to `replay run`"),
+    (("lo", "--port", "9", "-p", "101"), 2, "percent"),
+    (("lo", "--port", "9", "--to", "http://127.0.0.1:1"), 2, "has no default share"),
+    (("lo", "--port", "9", "-p", "1", "--to", "http://127.0.0.1:9"), 3, "--allow-production"),
+    (("norsuch9", "--port", "9", "-p", "1", "--to", "http://127.0.0.1:1"), 4, "norsuch9"),
+    (("lo", "--port", "9", "-p", "1", "--to", "http://norsuch.invalid:1"), 5, "norsuch.invalid"),
+]
+
+
+@pytest.mark.parametrize("words, wanted, text", REFUSED, ids=[f"{code} {text}" for _, code, text in REFUSED])
+def test_refusals_are_json_where_the_log_is(words, wanted, text):
+    for form in (("--log-format", "json"), ("--log-format=json",)):
+        code, out, error = said_by(*words, *form)
+        rows = [json.loads(line) for line in error.splitlines()]
+        assert code == wanted and text in rows[-1]["message"] and rows[-1]["level"] == "error" and not out
+    code, _, error = said_by(*words)
+    assert code == wanted and text in error and not error.startswith("{")
+
+
+def test_what_is_told_before_the_log_begins_is_json_where_it_is(tmp_path):
+    """The options of -v and the warnings of a policy, whether it starts or is refused; the format may come from the configuration."""
+    policy, config = tmp_path / "policy.yaml", tmp_path / "tap.yaml"
+    policy.write_text("routes:\n- mirror: [{to: 'http://127.0.0.1:1', percent: 0}]\n")
+    config.write_text("log-format: json\n")
+    words = ("lo", "--policy", str(policy), "--mesh", "envoy", "--config", str(config), "-v", "--duration", "300ms")
+    for more, code in ((("--port", "9"), 0), (("--port", "1"), 3)):
+        found, _, error = said_by(*words, *more)
+        rows = [json.loads(line) for line in error.splitlines()]
+        assert found == code and sum("--mesh envoy has no effect" in row["message"] and row["level"] == "warning" for row in rows) == 1
+        assert any(row["part"] == "options" and row["message"].split()[:2] == ["duration", "300"] for row in rows)
+        assert (rows[-1]["level"] == "error") == (code == 3)
+    config.write_text("no-such-key: 1\n")
+    code, _, error = said_by(*words, "--log-format", "json")
+    assert code == 2 and "no-such-key" in json.loads(error)["message"]
 
 
 def test_only_the_ring_hears_all_protocols(nginx):  # noqa: F811
@@ -587,4 +717,6 @@ def test_a_full_disk_ends_the_recording_only(nginx):  # noqa: F811
             time.sleep(0.5)  # the ring is asked for its first block
             pressed(nginx, 30)
             time.sleep(0.3)
-            assert balanced(tap.report())["ledger"]["answered"] == 30
+            report = balanced(tap.report())
+    assert report["ledger"]["answered"] == 30
+    assert any(re.fullmatch(r"[\d,]+ packets are not in --record: the disk was full or slow", note) for note in report["notes"])

@@ -57,6 +57,24 @@ def test_several_workers(nginx):  # noqa: F811
     assert report["ledger"]["withheld"] == 0
 
 
+@pytest.mark.parametrize("targets", [1, 2])
+def test_copies_beyond_the_first_never_become_fewer(nginx, targets):  # noqa: F811
+    """In the metrics, read again and again at speed: with one target there are none, with two as many as were selected, in the end."""
+    with ended(Sink()) as shadow:
+        words = [word for _ in range(targets) for word in ("--to", f"http://{shadow.address}")]
+        with ended(Tap("lo", "--port", nginx.port, *words, "-p", 100, "--metrics", "127.0.0.1:0", ready=False)) as tap:
+            address = tap.wait_for("metrics at").split("/")[2]
+            time.sleep(0.3)
+            load = threading.Thread(target=wrk, args=(nginx, 2, 8))
+            load.start()
+            seen = []
+            while load.is_alive():
+                seen.append(float(re.search(r"^replay_requests_fanout_total (\S+)", get(f"http://{address}/metrics").decode(), re.M)[1]))
+            report = balanced(tap.report())
+    assert len(seen) > 3 and seen == sorted(seen) and seen[0] >= 0
+    assert report["ledger"]["fanout"] == report["ledger"]["selected"] * (targets - 1) and (targets == 1) == (seen[-1] == 0)
+
+
 # ---- a shadow that fails -------------------------------------------------------------------------------------------------------------
 
 

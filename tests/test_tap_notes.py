@@ -81,6 +81,19 @@ def test_results_and_new_senders(nginx, folder):  # noqa: F811
     assert report["ledger"]["answered"] == 60 and report["results"] == {"lines": 60, "lost": 0}
 
 
+def test_what_found_its_queue_full_is_lost_to_the_results(nginx, folder):  # noqa: F811
+    """No sender saw it, so there is no line of it; it is counted, and the report says why."""
+    words = ("-p", 100, "-c", 2, "--max-memory", "4MiB", "--timeout", "60s", "--max-age", "60s", "--drain", "100ms", "--results", folder / "results.jsonl")
+    with ended(Sink("--misbehave", "never")) as stuck, ended(Tap("lo", "--port", nginx.port, "--to", f"http://{stuck.address}", *words)) as tap:
+        for i in range(300):
+            get(f"{nginx.url}/{i}", data=b"x" * 60_000)
+        eventually(lambda: "found 300" in tap.ask(), every=0.2)
+        report = balanced(tap.report())
+    full = report["ledger"]["by_reason"]["dropped"]["queue_full"]
+    assert full > 0 and report["results"] == {"lines": 300 - full, "lost": full} and len(lines(folder / "results.jsonl")) == 300 - full
+    assert f"{full} requests are in neither --results nor --access-log: {full} found their queue full (queue_full)" in report["notes"]
+
+
 def test_a_file_that_cannot_be_made_anew_goes_on(folder, caplog):
     file = NotesFile("--access-log", str(folder / "log"))
     file.write(b"one\n")
@@ -239,6 +252,21 @@ def test_a_changed_policy_is_taken_up_and_loses_nothing(nginx, folder):  # noqa:
     got = [{row["target"]: dict(row["headers"])["x-policy"] for row in rows(log)} for log in logs]
     assert got == [{"/first": "first", "/slow": "first", "/later/1": "later"}, {"/later/0": "later", "/later/2": "later", "/still": "later"}]
     assert report["ledger"]["by_reason"]["filtered"] == {"not_mirrored": 3} and report["ledger"]["answered"] == 6
+
+
+def test_a_policy_in_a_folder_is_watched(nginx, folder):  # noqa: F811
+    policies = folder / "policies"
+    policies.mkdir()
+    policy = "routes:\n- mirror: [{{to: 'http://{}', percent: {}}}]\n"
+    with ended(Sink()) as shadow:
+        (policies / "a.yaml").write_text(policy.format(shadow.address, 100))
+        with ended(Tap("lo", "--port", nginx.port, "--policy", policies)) as tap:
+            get(f"{nginx.url}/first")
+            (policies / "a.yaml").write_text(policy.format(shadow.address, 0))
+            tap.wait_for("reloaded")
+            get(f"{nginx.url}/second")
+            code, out, said = tap.end()
+    assert code == 0 and "cannot be read" not in said and balanced(json.loads(out))["ledger"]["selected"] == 1
 
 
 def test_many_reloads_of_a_policy_under_load(nginx, folder):  # noqa: F811

@@ -95,6 +95,11 @@ class Recording:
         self._packer: Any = None
         self._written = 0
         self._began = self._flushed = 0.0
+        self._holds = False  # the file of now has a packet
+        self._packed = (0, 0)  # packets, and their bytes, that the packer was given and may still hold
+        self._done = (0, 0)  # … that are written
+        self._short = 0  # bytes written of what could not be written whole
+        self._over = False
         self._turn = threading.Event()
         self._ending = threading.Event()
         self.failed: OSError | None = None
@@ -111,6 +116,7 @@ class Recording:
         self._ending.set()
         if self._thread.ident is not None:
             self._thread.join(2.0)
+        self._over = True
         self.close()
 
     def close(self) -> None:
@@ -126,8 +132,11 @@ class Recording:
                         os.unlink(path)
 
     def counters(self) -> dict[str, int]:
+        """What was written, and the packets that were not: nobody had room for them, or the recording ended before they were in a file."""
+        over, (packets, size) = self._over, self._done
         found = [one.counters() for one in self._recorders]
-        return {key: sum(one[key] for one in found) for key in ("packets", "bytes", "left_out")}
+        waiting = sum(one["packets"] for one in found) - packets if over else 0
+        return {"packets": packets, "bytes": size, "left_out": sum(one["left_out"] for one in found) + waiting}
 
     # -- the thread --
 
@@ -139,7 +148,10 @@ class Recording:
                 last = self._ending.is_set()
                 wrote = self._take()
                 now = time.monotonic()
-                if self._turn.is_set() or self._written >= self._size or (self._every_s and now - self._began >= self._every_s):
+                if not self._holds:
+                    self._turn.clear()  # it is a new file already; turning it over would wipe one that holds something, for nothing
+                    self._began = now
+                elif self._turn.is_set() or self._written >= self._size or (self._every_s and now - self._began >= self._every_s):
                     self._turn.clear()
                     self._finish()
                     self._at = (self._at + 1) % len(self._handles)
@@ -155,6 +167,7 @@ class Recording:
             self.failed = error
             for one in self._recorders:
                 one.give_up()
+            self._over = True
             _log.error("%s: %s: the recording ends, the tap goes on", self.paths[self._at], error.strerror)
 
     def _take(self) -> bool:
@@ -163,9 +176,25 @@ class Recording:
         for one in self._recorders:
             data = one.get()
             if data is not None:
-                found = True
-                self._write(data)
+                found = self._holds = True
+                try:
+                    self._write(data)
+                except OSError:
+                    if self._packer is None:
+                        self._count(*_whole(data[: self._short]))
+                    raise
+                self._packed = (self._packed[0] + one.got_packets, self._packed[1] + one.got_bytes)
+                if self._packer is None:
+                    self._written_out()
         return found
+
+    def _count(self, packets: int, size: int) -> None:
+        self._done = (self._done[0] + packets, self._done[1] + size)
+
+    def _written_out(self) -> None:
+        """What was given to the file is in it."""
+        self._count(*self._packed)
+        self._packed = (0, 0)
 
     def _write(self, data: bytes) -> None:
         if self._packer is not None:
@@ -175,6 +204,7 @@ class Recording:
     def _out(self, data: bytes) -> None:
         view = memoryview(data)
         while view:
+            self._short = len(data) - len(view)
             view = view[os.write(self._handles[self._at], view) :]
         self._written += len(data)
 
@@ -183,7 +213,7 @@ class Recording:
         if stat.S_ISREG(os.fstat(handle).st_mode):
             os.ftruncate(handle, 0)
             os.lseek(handle, 0, os.SEEK_SET)
-        self._written = 0
+        self._written, self._holds = 0, False
         self._began = self._flushed = time.monotonic()
         self._packer = self._zstd.ZstdCompressor() if self._zstd is not None else None
         self._write(BEGINNING)
@@ -192,8 +222,21 @@ class Recording:
         self._flushed = now
         if self._packer is not None:
             self._out(self._packer.flush(self._packer.FLUSH_BLOCK))
+            self._written_out()
 
     def _finish(self) -> None:
         if self._packer is not None:
             self._out(self._packer.flush(self._packer.FLUSH_FRAME))
+            self._written_out()
             self._packer = None
+
+
+def _whole(blocks: bytes) -> tuple[int, int]:
+    """The packets that are whole in these blocks of pcapng, and their bytes."""
+    packets = size = at = 0
+    while at + 32 <= len(blocks):
+        total, caplen = struct.unpack_from("=4xI12xI", blocks, at)
+        at += total
+        if at <= len(blocks):
+            packets, size = packets + 1, size + caplen
+    return packets, size

@@ -12,6 +12,7 @@ from typing import Any
 import click
 
 from replay import __version__
+from replay.cli import told
 from replay.errors import ReplayError
 from replay.extras import unbuilt
 
@@ -78,6 +79,7 @@ def cli() -> None:
 def run(arguments: list[str] | None = None) -> int:
     """Runs the command line and gives the exit code. Every error that a person can mend is told here."""
     code: Any
+    told.begin()
     try:
         code = cli.main(arguments, prog_name="replay", standalone_mode=False)
     except click.exceptions.Exit as end:
@@ -85,12 +87,12 @@ def run(arguments: list[str] | None = None) -> int:
     except click.UsageError as error:
         if isinstance(error, click.NoSuchOption) and error.possibilities:
             error = click.NoSuchOption(error.option_name, possibilities=_nearest(error.option_name, error.possibilities), ctx=error.ctx)
-        error.show()
+        _show(error)
         code = 2
     except click.Abort:
         code = 130
     except click.ClickException as error:
-        error.show()
+        _show(error)
         code = error.exit_code
     except KeyboardInterrupt:
         code = 130
@@ -127,7 +129,15 @@ def _nearest(option: str, possibilities: Sequence[str]) -> list[str]:
 
 
 def _say(text: str) -> None:
-    print(f"replay: {text}", file=sys.stderr)
+    told.say([text], before="replay: ", level="error")
+
+
+def _show(error: click.ClickException) -> None:
+    """As click does, with the usage, where a person reads it."""
+    if told.is_json():
+        _say(error.format_message())
+    else:
+        error.show()
 
 
 def _internal(error: BaseException) -> None:

@@ -489,7 +489,9 @@ def shown(param: click.Option, value: Any) -> str:
         return "-"
     if param.type is SHARE:
         return units.show_share(value)
-    if param.type.name == "TIME" and param.type not in (MOMENT, AHEAD):
+    if param.type in (MOMENT, AHEAD):
+        return units.show_moment(value)
+    if param.type.name == "TIME":
         return units.show_duration(value)
     if param.type.name == "SIZE":
         return units.show_bytes(value)

@@ -16,7 +16,7 @@ import click
 
 from replay import accesslog, report, results
 from replay.capture.source import as_error
-from replay.cli import options, planned, sending
+from replay.cli import options, planned, sending, told
 from replay.cli.group import close_stdout
 from replay.cli.progress import Progress
 from replay.engine import Replay
@@ -277,6 +277,4 @@ def _writable(option: str, path: str | None) -> None:
 
 
 def _tell(*lines: str) -> None:
-    for line in lines:
-        print(line, file=sys.stderr)
-    sys.stderr.flush()
+    told.say(lines, level="warning")

@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import importlib
-import json
 import logging
 import os
 import sys
-import time
-from collections.abc import Callable
 from typing import Any
 
 import click
@@ -17,16 +14,16 @@ import click
 from replay import extras, report, results, units
 from replay.capture.bpf import compile_filter
 from replay.capture.recording import file_names
-from replay.cli import options, sending
+from replay.cli import options, sending, told
 from replay.cli.again import Words
 from replay.cli.planned import bound_notes
 from replay.cli.run import _encode, _print
 from replay.cli.sending import between
 from replay.cli.tapped import live_lines, status_line
-from replay.daemon.log import ALWAYS, FORMATS, DaemonLog
+from replay.daemon.log import ALWAYS, FORMATS, DaemonLog, Early
 from replay.daemon.notify import Notifier
 from replay.daemon.service import Reloads, Service
-from replay.errors import UsageError
+from replay.errors import ReplayError, UsageError
 from replay.settings import network, target
 from replay.tap import Tap, TapSettings
 from replay.tap.memory import default_memory
@@ -58,13 +55,24 @@ class _Command(click.Command):
     """Keeps its words, so that a reload can read them, and the configuration they name, again."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        ctx.meta["replay.words"] = list(args)
+        ctx.meta["replay.words"] = words = list(args)
         try:
-            return super().parse_args(ctx, args)
-        except click.NoSuchOption as error:
-            if error.option_name in _OF_A_RUN:
+            rest = super().parse_args(ctx, args)
+            told.known(ctx.params["log_format"])
+            return rest
+        except (click.ClickException, ReplayError) as error:
+            told.known(_log_format(ctx, words))
+            if isinstance(error, click.NoSuchOption) and error.option_name in _OF_A_RUN:
                 raise click.UsageError(f"{error.option_name} belongs to `replay run`: {_OF_A_RUN[error.option_name]}", ctx) from None
             raise
+
+
+def _log_format(ctx: click.Context, words: list[str]) -> str:
+    """Of words that are wrong somewhere, as far as it can be told."""
+    given = [after for word, after in zip(words, words[1:], strict=False) if word == "--log-format"]
+    given += [word.partition("=")[2] for word in words if word.startswith("--log-format=")]
+    found = given[-1] if given else (ctx.default_map or {}).get("log_format")
+    return found if found in FORMATS else "text"
 
 
 def _megabytes(text: str) -> int:
@@ -195,7 +203,17 @@ def tap(ctx: click.Context, /, quiet: bool, verbose: bool, **given: Any) -> None
     SIGTERM drains and ends, SIGUSR1 prints the ledger, SIGHUP (or a change of --config) reloads percentages, filters and targets.
     """
     if verbose:
-        print("options:", *options.effective(ctx, without=("percent",)), sep="\n", file=sys.stderr, flush=True)
+        told.say(["options:", *options.effective(ctx, without=("percent",))], part="options")
+    early = Early()
+    try:
+        ctx.exit(_begun(ctx, given, early, quiet=quiet))
+    finally:
+        for record in early.left():
+            told.say([record.getMessage()], level=record.levelname.lower())
+
+
+def _begun(ctx: click.Context, given: dict[str, Any], early: Early, *, quiet: bool) -> int:
+    """Makes the tap of the options and runs it; the exit code."""
     settings = _settings(ctx, given)
     sending.apart(ctx, given, record=file_names(given["record"], given["record_files"]) if given["record"] else ())
     if given["nice"] is not None:
@@ -205,7 +223,7 @@ def tap(ctx: click.Context, /, quiet: bool, verbose: bool, **given: Any) -> None
             raises = given["nice"] < os.getpriority(os.PRIO_PROCESS, 0)
             why = "only root may raise a priority" if raises else "it may not be changed here; under systemd, set Nice= in the unit"
             raise UsageError(f"--nice {given['nice']}: {why}") from None
-    ctx.exit(_run(ctx, Tap(settings), given, quiet=quiet))
+    return _run(ctx, Tap(settings), given, early, quiet=quiet)
 
 
 _HELP = {
@@ -295,7 +313,7 @@ def _excluded(words: tuple[str, ...]) -> tuple[tuple[bytes, int], ...] | None:
     return tuple(found)
 
 
-def _run(ctx: click.Context, tap: Tap, given: dict[str, Any], *, quiet: bool) -> int:
+def _run(ctx: click.Context, tap: Tap, given: dict[str, Any], early: Early, *, quiet: bool) -> int:
     """Runs it to its end; the exit code."""
     words = ["replay", *sys.argv[1:]]
     if given["metrics"] is not None:
@@ -306,6 +324,7 @@ def _run(ctx: click.Context, tap: Tap, given: dict[str, Any], *, quiet: bool) ->
         file = _Report(given["report_file"])
         tap.prepare()  # no thread may stand before this: rights are a thread's own
         log = stack.enter_context(DaemonLog(sys.stderr, given["log_format"], logging.WARNING if quiet else logging.INFO))
+        early.hand_over(log)
         for line in _introduction(tap):
             _log.info("%s", line, extra=ALWAYS)
         reloads = None
@@ -316,9 +335,8 @@ def _run(ctx: click.Context, tap: Tap, given: dict[str, Any], *, quiet: bool) ->
 
         if again.files():
             reloads = Reloads(lambda: again.again(apply), again.files)
-        tell = _teller(given["log_format"])
         rotate = tap.rotate if given["record"] or given["results"] or given["access_log"] else None
-        service = Service(tap, reloads=reloads, notifier=notifier, status=status_line, ledger=live_lines, flush=log.flush, rotate=rotate, tell=tell)
+        service = Service(tap, reloads=reloads, notifier=notifier, status=status_line, ledger=live_lines, flush=log.flush, rotate=rotate, tell=_tell)
         if given["metrics"] is not None:
             _serve(stack, given["metrics"], _Counted(tap, service, log))
         tap.start()
@@ -330,18 +348,9 @@ def _run(ctx: click.Context, tap: Tap, given: dict[str, Any], *, quiet: bool) ->
     return 3 if tap.guarded else 0
 
 
-def _teller(form: str) -> Callable[[str], None]:
-    """Tells lines that were asked for: past the log, which would leave some out, but in its format, so that whoever reads JSON can go on."""
-
-    def tell(line: str) -> None:
-        if form == "json":
-            text = json.dumps({"time": report.when(time.time()), "level": "info", "part": "ledger", "message": line}, ensure_ascii=False)
-        else:
-            text = f"replay tap: {line}"
-        with contextlib.suppress(OSError, ValueError):
-            print(text, file=sys.stderr, flush=True)
-
-    return tell
+def _tell(line: str) -> None:
+    """Tells a line that was asked for: past the log, which would leave some out, but in its format, so that whoever reads JSON can go on."""
+    told.say([line], before="replay tap: ", part="ledger")
 
 
 def _metrics_there() -> None:
@@ -405,7 +414,7 @@ class _Report:
                         file.truncate(0)
                     file.write(data)
             except OSError as error:
-                print(f"replay tap: --report {self._path}: {error.strerror}", file=sys.stderr)
+                told.say([f"--report {self._path}: {error.strerror}"], before="replay tap: ", level="error")
 
 
 def _introduction(tap: Tap) -> list[str]:
@@ -456,7 +465,11 @@ def _notes(tap: Tap, found: dict[str, Any]) -> list[str]:
             f" of some {unseen:,} more requests nothing was seen"
         )
     if tapped["noted"] is not None and tapped["noted"]["lost"]:
-        notes.append(f"{tapped['noted']['lost']:,} requests are in neither --results nor --access-log: they could not be written fast enough")
+        full = sum(sender["dropped"].get("queue_full", 0) for sender in found["senders"])
+        why = f"{full:,} found their queue full (queue_full)" if full else "they could not be written fast enough"
+        notes.append(f"{tapped['noted']['lost']:,} requests are in neither --results nor --access-log: {why}")
+    if tapped["recorded"] is not None and tapped["recorded"]["left_out"]:
+        notes.append(f"{tapped['recorded']['left_out']:,} packets are not in --record: the disk was full or slow")
     for one, changes in zip(found["targets"], tapped["breaker_changes"], strict=True):
         if changes.get("open"):
             notes.append(f"{one.url if one else ''}: sending was stopped {changes['open']:,} times by the breaker")

@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable
 from typing import IO, Any
 
-__all__ = ["ALWAYS", "DaemonLog", "FORMATS"]
+__all__ = ["ALWAYS", "DaemonLog", "Early", "FORMATS", "row"]
 
 #: Of a record that is not left out however many of its kind there are.
 ALWAYS = {"always": True}
@@ -54,6 +54,40 @@ def _clean(text: str) -> str:
         text = pattern.sub(instead, text)
     text = _CONTROL.sub(lambda found: f"\\x{ord(found[0]):02x}", text)
     return text if len(text) <= LONGEST else text[: LONGEST - 1] + "…"
+
+
+def _when(seconds: float) -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(seconds)) + f".{int(seconds % 1 * 1000):03d}Z"
+
+
+def row(level: str, part: str, text: str, *, at: float | None = None, left_out: int = 0) -> str:
+    """A line of the log as JSON. at: seconds since 1970; None: now."""
+    found: dict[str, Any] = {"time": _when(time.time() if at is None else at), "level": level, "part": part, "message": _clean(text)}
+    return json.dumps(found | ({"left_out": left_out} if left_out else {}), ensure_ascii=False)
+
+
+class Early(logging.Handler):
+    """Keeps what is said before the log can begin, which has a thread: `hand_over` gives it to the log, `left` to whoever ends without one."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self._records: list[logging.LogRecord] = []
+        logging.getLogger("replay").addHandler(self)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._records.append(record)
+
+    def left(self) -> list[logging.LogRecord]:
+        """What was not handed over; nothing more is kept."""
+        logging.getLogger("replay").removeHandler(self)
+        found, self._records = self._records, []
+        return found
+
+    def hand_over(self, log: logging.Handler) -> None:
+        """All of it comes through: it is said once."""
+        for record in self.left():
+            record.__dict__ |= ALWAYS
+            log.handle(record)
 
 
 class _Kind:
@@ -155,16 +189,12 @@ class DaemonLog(logging.Handler):
             text = str(record.msg)
         if record.exc_info and record.exc_info[0] is not None:
             text += f": {record.exc_info[0].__name__}: {record.exc_info[1]}"
-        text, level, part = _clean(text), record.levelname, record.name.removeprefix("replay.")
-        moment = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created)) + f".{int(record.created % 1 * 1000):03d}Z"
+        level, part = record.levelname, record.name.removeprefix("replay.")
         if self._json:
-            row: dict[str, Any] = {"time": moment, "level": level.lower(), "part": part, "message": text}
-            if more:
-                row["left_out"] = more
-            line = json.dumps(row, ensure_ascii=False)
+            line = row(level.lower(), part, text, at=record.created, left_out=more)
         else:
-            line = f"<{_PRIORITY.get(level, 6)}>" if self._journal else f"{moment} {level.lower():<7} "
-            line += f"{part}: {text}" + (f" ({more} more like it left out)" if more else "")
+            line = f"<{_PRIORITY.get(level, 6)}>" if self._journal else f"{_when(record.created)} {level.lower():<7} "
+            line += f"{part}: {_clean(text)}" + (f" ({more} more like it left out)" if more else "")
         try:
             self._lines.put_nowait(line)
         except queue.Full:

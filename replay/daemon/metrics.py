@@ -168,7 +168,7 @@ def _queued(view: View) -> list[tuple[int, int]]:
 
 def _fanout(view: View) -> Samples:
     if view.live:
-        return [((), view.ingest.get("copies", 0) - view.ingest.get("selected", 0))]
+        return [((), view.ingest.get("fanout", 0))]
     routed = view.ingest.get("routed")
     return [((), view.ingest.get("selected", 0) * max(len(view.targets) - 1, 0) if routed is None else routed["fanout"])]
 

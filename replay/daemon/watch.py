@@ -2,20 +2,25 @@
 
 A look is one stat: it follows links, so it sees the swap of a Kubernetes ConfigMap (`..data`), a rename over the file, a mount below it and network
 file systems, and needs none of the inotify instances that a node runs out of. A file counts as changed when it looks the same twice, so one that is
-still being written is left alone, and when its bytes differ, so `touch` is no change.
+still being written is left alone, and when its bytes differ, so `touch` is no change. Of a folder its .yaml, .yml and .json are looked at, deep, as a policy
+in a folder is read; a file that comes or goes is a change too.
 """
 
 from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterable
+import stat
+from collections.abc import Iterable, Iterator
 
 __all__ = ["Watch"]
 
 _MOST = 16 << 20
+#: Of a folder: files that are watched, and names that are looked at for them, once a second.
+_FILES, _LOOKS = 1000, 10_000
+_NAMES = (".yaml", ".yml", ".json")
 
-Identity = tuple[int, ...] | None
+Identity = tuple[object, ...] | None
 
 
 class Watch:
@@ -56,12 +61,39 @@ def _identity(path: str) -> Identity:
         found = os.stat(path)
     except OSError:
         return None
+    if stat.S_ISDIR(found.st_mode):
+        return tuple((inside, _identity(inside)) for inside in _inside(path))
     return found.st_dev, found.st_ino, found.st_mtime_ns, found.st_ctime_ns, found.st_size
 
 
+def _inside(folder: str) -> Iterator[str]:
+    """The files of a folder that a policy is read from, in order."""
+    files = looks = 0
+    for where, folders, names in os.walk(folder):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        for name in sorted(names):
+            looks += 1
+            if name.lower().endswith(_NAMES) and not name.startswith(".") and not os.path.isdir(path := os.path.join(where, name)):
+                files += 1
+                yield path
+            if files == _FILES or looks >= _LOOKS:
+                return
+
+
 def _digest(path: str) -> bytes | None:
+    """Of a file's bytes; of a folder the names and bytes of its files. None: it, or one of them, cannot be read."""
+    found, left = hashlib.blake2b(digest_size=16), _MOST
     try:
-        with open(path, "rb") as file:
-            return hashlib.blake2b(file.read(_MOST), digest_size=16).digest()
+        folder = os.path.isdir(path)
+        if folder:
+            os.close(os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC))  # one that may not be read looks empty
+        for one in _inside(path) if folder else (path,):
+            with open(one, "rb") as file:
+                data = file.read(left)
+            left -= len(data)
+            if folder:
+                found.update(f"{one}\0{len(data)}\0".encode("utf-8", "surrogateescape"))
+            found.update(data)
     except OSError:
         return None
+    return found.digest()

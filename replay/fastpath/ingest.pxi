@@ -48,6 +48,7 @@ cdef struct Counters:             # one thread writes, others read
     int64_t gaps_cut_ns
     int64_t unqueued
     int64_t copies                # selected, times queues
+    int64_t fanout                # … beyond the first of each; a counter of its own: the difference of two that are read one after the other goes up and down
     int64_t packets
     int64_t segments
     int64_t first_packet_ns
@@ -943,7 +944,7 @@ cdef class Ingest:
             "credentials": {"replaced": count_get(&g.rules.auth.replaced), "unknown": count_get(&g.rules.auth.unknown)},
             "writes": count_get(&g.n.writes),
             "unqueued": count_get(&g.n.unqueued),
-            "copies": count_get(&g.n.copies),
+            "copies": count_get(&g.n.copies), "fanout": count_get(&g.n.fanout),
             "incomplete": {INCOMPLETE[i]: g.n.incomplete[i] for i in range(1, INCOMPLETE_COUNT) if g.n.incomplete[i]},
             "packets": {"read": count_get(&g.n.packets), "skipped": skipped, "cut_frames": count_get(&self.decoder.cut_frames)},
             "segments": count_get(&g.n.segments),

@@ -11,6 +11,8 @@ cdef int64_t RECORD_AGE_NS = 500000000       # a packet waits no longer in a buf
 
 cdef struct RecordBuffer:
     uint64_t used
+    int64_t packets
+    int64_t captured              # their bytes, without what pcapng adds
     uint8_t bytes[RECORD_BUFFER]
 
 
@@ -31,7 +33,8 @@ cdef class Recorder:
     cdef int64_t off              # atomic: the writer gave up
     cdef int64_t n_packets
     cdef int64_t n_left_out
-    cdef int64_t n_bytes
+    cdef readonly int64_t got_packets       # in what `get` gave last, and their bytes
+    cdef readonly int64_t got_bytes
 
     def __cinit__(self, int buffers=8):
         cdef int i
@@ -77,6 +80,7 @@ cdef class Recorder:
         cdef uint32_t total
         cdef uint8_t* to
         if atomic_get(&self.off):
+            count_add(&self.n_left_out, 1)
             return
         if not ethernet:
             skip = p.net if p.net < caplen else caplen
@@ -95,7 +99,7 @@ cdef class Recorder:
             if self.now == NULL:
                 count_add(&self.n_left_out, 1)
                 return
-            self.now.used = 0
+            self.now.used = self.now.packets = self.now.captured = 0
             self.since_ns = now_ns()
         to = self.now.bytes + self.now.used
         to = record_put32(to, 6)
@@ -120,8 +124,9 @@ cdef class Recorder:
             to += 1
         record_put32(to, total)
         self.now.used += total
+        self.now.packets += 1
+        self.now.captured += caplen
         count_add(&self.n_packets, 1)
-        count_add(&self.n_bytes, caplen)
 
     cdef void hand_over(self) noexcept nogil:
         if self.now != NULL:
@@ -139,6 +144,7 @@ cdef class Recorder:
         if one == NULL:
             return None
         found = <bytes>one.bytes[:one.used]
+        self.got_packets, self.got_bytes = one.packets, one.captured
         ring_push(&self.empty, one)
         return found
 
@@ -147,5 +153,5 @@ cdef class Recorder:
         atomic_set(&self.off, 1)
 
     def counters(self):
-        return {"packets": count_get(&self.n_packets), "left_out": count_get(&self.n_left_out), "bytes": count_get(&self.n_bytes),
-                "ended": atomic_get(&self.off) != 0}
+        """packets: that were put into a buffer; whether they were written, whoever writes knows.  left_out: that were not."""
+        return {"packets": count_get(&self.n_packets), "left_out": count_get(&self.n_left_out), "ended": atomic_get(&self.off) != 0}

@@ -204,6 +204,7 @@ cdef void window_emit(Engine* g, Message* m) noexcept nogil:
             count_add(&g.n.limited, 1)
             return
         count_add(&m.router.table.fanout, copies_of(m.copies & ~m.dropped_copies) - 1)
+        count_add(&g.n.fanout, copies_of(m.copies & ~m.dropped_copies) - 1)
     count_add(&g.n.selected, 1)
     if m.flags & REQUEST_WRITE:
         count_add(&g.n.writes, 1)
@@ -246,6 +247,7 @@ cdef void batch_publish(Engine* g) noexcept nogil:
         batch_release(batch)
         return
     count_add(&g.n.copies, <int64_t>batch.count * g.queue_count)
+    count_add(&g.n.fanout, <int64_t>batch.count * (g.queue_count - 1))
     g.published += 1
     if not g.wire:
         if g.kept != NULL:
@@ -298,6 +300,7 @@ cdef void row_lost(Engine* g) noexcept nogil:
     if g.kept != NULL:
         kept_give_up(g.kept)
     count_add(&g.n.copies, g.queue_count)
+    count_add(&g.n.fanout, g.queue_count - 1)
     count_add(&g.n.unqueued, g.queue_count)
     for i in range(g.queue_count):
         queue_refuse(<void*>g.queues[i], 1)
@@ -325,6 +328,7 @@ cdef void batch_row(Engine* g, Message* m, uint8_t withheld, int64_t offset, int
         if batch == NULL:
             if g.wire:
                 count_add(&g.n.copies, g.queue_count)
+                count_add(&g.n.fanout, g.queue_count - 1)
                 for i in range(g.queue_count):
                     queue_refuse(<void*>g.queues[i], 1)
             else:

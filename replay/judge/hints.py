@@ -129,4 +129,7 @@ def _slower(report: dict[str, Any]) -> list[str]:
 
 def _results(report: dict[str, Any]) -> list[str]:
     lost = report.get("results", {}).get("lost", 0)
+    dropped = report["ledger"]["by_reason"]["dropped"]
+    if 0 < lost <= dropped.get("stopped", 0) + dropped.get("queue_full", 0):
+        return [f"--results lacks {show_count(lost)} lines: those requests came into no queue: it was full, or the run was stopped"]
     return [f"--results lacks {show_count(lost)} lines: the disk was slower than the run; write to a faster one, or choose a slower --pace"] if lost else []

@@ -20,6 +20,8 @@ Counts = dict[str, Any]
 HISTOGRAMS = ("lag_us", "latency_us", "service_us", "production_us")
 #: The fullest that the ring was is told for so long.
 _RING_MOST_S = 60.0
+#: What --max-rate let pass is of so long.
+_RATED_S = 60.0
 
 
 class Book:
@@ -33,6 +35,7 @@ class Book:
         self._senders: dict[str, Counts] = {}
         self._histograms: dict[str, dict[str, bytes]] = {}
         self._ring_most: deque[tuple[float, float]] = deque()
+        self._rated: deque[tuple[float, int, int]] = deque()
 
     def replace(self, lane: Lane, ways: list[Way]) -> None:
         """The lane goes on with other ways; those of before end when nothing comes to them any more."""
@@ -56,7 +59,7 @@ class Book:
             self.old = left
 
     def _keep(self, way: Way) -> None:
-        way.sender.sweep()
+        way.sweep()
         counts, old = way.counters(), self._senders.get(way.name)
         self._senders[way.name] = counts if old is None else sum_senders([old, counts])
         one, before = way.sender.histograms(), self._histograms.get(way.name)
@@ -79,6 +82,22 @@ class Book:
                 counted.append(self._senders[name])
             found.append(sum_senders(counted))
         return found
+
+    def rate(self, now: float) -> None:
+        """Looks how much --max-rate lets pass; once a second."""
+        with self.lock:
+            counts = self.senders()
+            self._rated.append((now, sum(one["taken"] for one in counts), sum(one["dropped"].get("max_rate", 0) for one in counts)))
+            while self._rated[0][0] < now - _RATED_S:
+                self._rated.popleft()
+
+    @property
+    def passed(self) -> float:
+        """What --max-rate let pass in the last minute of what senders took up, 0 to 1."""
+        if not self._rated:
+            return 1.0
+        (_, taken, over), (_, before, over_before) = self._rated[-1], self._rated[0]
+        return 1.0 - (over - over_before) / (taken - before) if taken > before else 1.0
 
     def histograms(self) -> list[dict[str, bytes]]:
         """Of each of `names`."""

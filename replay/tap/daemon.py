@@ -299,6 +299,7 @@ class Tap:
         if self._due("second", now, 1.0):
             self._going_on(self._expire, time.time())
             self._book.retire()
+            self._book.rate(now)
             self.targets.tell_failures()
             self.targets.let_go(way.name for way in self._book.ways())
             self._drops()
@@ -550,7 +551,7 @@ class Tap:
                 self._stop.set()
             return
         for way in self._book.ways():
-            way.sender.sweep()
+            way.sweep()
         if self.recording is not None:
             self.recording.end()
         self.notes.end()
@@ -583,6 +584,8 @@ class Tap:
         if ingest is not None and shop is not None and shop.routes is not None:
             ingest |= {"routed": shop.routes.counters()}
         effective = shop.effective if shop is not None else s.selection.share
+        if s.max_rate:
+            effective = int(effective * book.passed)
         interfaces = self.place.interfaces if self.place is not None else []
         return {
             "state": self.state,
@@ -616,7 +619,7 @@ class Tap:
         if self._failures:
             raise self._failures[0]
         for way in self._book.ways():
-            way.sender.sweep()
+            way.sweep()
         found = self.snapshot()
         return found | {
             "addresses": [self.targets.addresses.get(target.url, []) if target is not None else [] for target in found["targets"]],

@@ -24,6 +24,7 @@ class Way:
     queue: _fastpath.Queue
     sender: _fastpath.Sender
     thread: threading.Thread
+    swept: bool = False
 
     @property
     def name(self) -> str:
@@ -35,6 +36,11 @@ class Way:
         counts = self.sender.counters()
         full = self.queue.full
         return counts | {"dropped": counts["dropped"] | {"queue_full": full}} if full else counts
+
+    def sweep(self) -> None:
+        """Its thread has ended: what a stop left in the queue is accounted for, and nothing more is told of it."""
+        self.sender.sweep()
+        self.swept = True
 
 
 @dataclass(slots=True)

@@ -1,6 +1,6 @@
 """What a tap tells of each request that ended: the access log, and results; files that a log rotation may take away.
 
-Nobody waits for a disk: what is not written in time is lost, and counted.
+Nobody waits for a disk: what is not written in time is lost, and counted; so is what came into no queue, of which nobody tells.
 """
 
 from __future__ import annotations
@@ -123,9 +123,9 @@ class _Chapter:
     ended: bool = False
 
     def over(self) -> bool:
-        """Its senders are done, and the judge has passed on what they told."""
+        """Its senders are done, a stop accounted for, and the judge has passed on what they told."""
         if not self.ended:
-            if any(way.thread.ident is None or way.thread.is_alive() for way in self.ways):
+            if not all(way.swept for way in self.ways):
                 return False
             self.ended = True
             self.judge.end()
@@ -191,7 +191,7 @@ class Notes:
             self._thread.join(_END_S + 0.5)
 
     def counters(self) -> dict[str, int] | None:
-        """Lines of --results that were made, and what was told of neither there nor in the log: lost on its way. None when nothing is wanted."""
+        """Lines of --results that were made, and what is neither there nor in the log: lost on its way, or in a full queue. None when nothing is wanted."""
         if not self.wanted:
             return None
         with self._lock:
@@ -201,7 +201,8 @@ class Notes:
 
     @staticmethod
     def _lost_of(one: _Chapter) -> int:
-        return one.judge.counters()["not_judged"] + one.judge.forward_lost + (one.lines.lost if one.lines is not None else 0)
+        full = sum(way.queue.full for way in one.ways)  # what found its queue full no sender saw, and so none told of it
+        return full + one.judge.forward_lost + (one.lines.lost if one.lines is not None else 0)
 
     def _run(self) -> None:
         await_turn()
