@@ -218,7 +218,7 @@ WRONG = [  # expression, a word of what is said
     ("ledger.by_reason.unanswered.timout > 0", "did you mean 'ledger.by_reason.unanswered.timeout'"),
     ("ledger.by_reason.dropped.foo > 0", "there are target_down, guard"),
     ("ledger.by_reason.filtered.not_mirored > 0", "not_mirrored'"),
-    ("packets.skipped.foo > 0", "names like ip_protocol_47"),
+    ("packets.skipped.foo > 0", "names like ip_protocol_46"),
     ("packets.skipped.arp.x > 0", "nothing below packets.skipped.arp"),
     ("other.htpp2 > 0", "did you mean 'other.http2'"),
     ("status.foo > 0", "there are 1xx, 2xx, 3xx, 4xx, 5xx, names like 200"),
@@ -251,7 +251,7 @@ def test_the_reasons_of_gates_are_those_of_the_engine():
 
 @pytest.mark.parametrize(
     "name",
-    ["packets.skipped.ip_protocol_47", "packets.skipped.ethertype_0x894f", "packets.skipped.link_147", "status.299", "status_captured.5xx",
+    ["packets.skipped.ip_protocol_46", "packets.skipped.ethertype_0x894f", "packets.skipped.link_147", "status.299", "status_captured.5xx",
      "status_change.200>500", "endpoints.*.status_change.200>500", "endpoints.*.status_change.other", "endpoints.*.captured.2xx"],
 )  # fmt: skip
 def test_what_did_not_occur_is_0(name):
