@@ -1,6 +1,8 @@
 """Link layers, tunnels and IP, built by scapy: the innermost TCP segment comes out whole, whatever it is wrapped in."""
 
+import pathlib
 import random
+import re
 
 import pytest
 
@@ -33,7 +35,7 @@ from scapy.contrib.geneve import GENEVE  # noqa: E402
 from scapy.contrib.mpls import MPLS  # noqa: E402
 from scapy.layers.vxlan import VXLAN  # noqa: E402
 
-from replay._fastpath import DecoderForTests  # noqa: E402
+from replay._fastpath import DECODE_LAYERS, DECODE_LINKS, DecoderForTests  # noqa: E402
 
 DATA = b"GET / HTTP/1.1\r\nHost: a.example\r\n\r\n"
 T = TCP(sport=40000, dport=80, seq=0xFFFFFFF0, ack=77, flags="PA")
@@ -196,6 +198,20 @@ def test_fragments_are_bounded_in_time_and_bytes():
 
 
 FIRST = bytes(IP(src="10.0.0.1", dst="10.0.0.2", id=1, flags="MF") / Raw(b"y" * 64))
+
+
+def test_the_list_of_what_is_read_is_whole():
+    """docs/usage.md names each link type and each layer, and no link type that is not read."""
+    root = pathlib.Path(__file__).resolve().parents[1]
+    text = re.search(r"(?s)## Link types and tunnels\n(.*?)\n## ", (root / "docs" / "usage.md").read_text())[1]
+    links = next(line for line in text.splitlines() if line.startswith("| link types"))
+    assert {int(number) for group in re.findall(r"\(([\d, ]+)\)", links) for number in group.split(",")} == set(DECODE_LINKS)
+    for layer in DECODE_LAYERS:
+        assert layer.replace("_", " ").replace("gtp", "gtp-u") in text.lower(), layer
+    source = (root / "replay" / "fastpath" / "decode.pxi").read_text()
+    ports = re.search(r"bint decode_is_tunnel.*?return (.*?)\n", source, re.DOTALL)[1]
+    udp = next(line for line in text.splitlines() if line.startswith("| UDP"))
+    assert set(re.findall(r"\d{4}", ports)) == set(re.findall(r"\d{4}", udp))
 
 
 def test_depth_is_bounded():

@@ -218,7 +218,7 @@ WRONG = [  # expression, a word of what is said
     ("ledger.by_reason.unanswered.timout > 0", "did you mean 'ledger.by_reason.unanswered.timeout'"),
     ("ledger.by_reason.dropped.foo > 0", "there are target_down, guard"),
     ("ledger.by_reason.filtered.not_mirored > 0", "not_mirrored'"),
-    ("packets.skipped.foo > 0", "names like ip_protocol_47"),
+    ("packets.skipped.foo > 0", "names like ip_protocol_46"),
     ("packets.skipped.arp.x > 0", "nothing below packets.skipped.arp"),
     ("other.htpp2 > 0", "did you mean 'other.http2'"),
     ("status.foo > 0", "there are 1xx, 2xx, 3xx, 4xx, 5xx, names like 200"),
@@ -251,7 +251,7 @@ def test_the_reasons_of_gates_are_those_of_the_engine():
 
 @pytest.mark.parametrize(
     "name",
-    ["packets.skipped.ip_protocol_47", "packets.skipped.ethertype_0x894f", "packets.skipped.link_147", "status.299", "status_captured.5xx",
+    ["packets.skipped.ip_protocol_46", "packets.skipped.ethertype_0x894f", "packets.skipped.link_147", "status.299", "status_captured.5xx",
      "status_change.200>500", "endpoints.*.status_change.200>500", "endpoints.*.status_change.other", "endpoints.*.captured.2xx"],
 )  # fmt: skip
 def test_what_did_not_occur_is_0(name):
@@ -533,6 +533,104 @@ def test_endpoints_say_what_each_of_several_targets_did(tmp_path):
     assert any(f"at {bad.url}" in line for line in hints.worst(report)) and f"at {bad.url}" in (tmp_path / "r.html").read_text()
     whole = merging.merged([report, report])["endpoints"][0]
     assert whole["targets"][bad.url]["changed"] == 2 * got[bad.url] and whole["targets"][bad.url]["response_max_us"] == row["targets"][bad.url]["response_max_us"]
+
+
+# ---- damaged reports ----------------------------------------------------------------------------------------------------------------
+
+GONE = object()
+
+
+@pytest.fixture(scope="module")
+def whole_report(tmp_path_factory):
+    """A report with all that there can be in one: two targets, failed gates, results."""
+    folder = tmp_path_factory.mktemp("whole")
+    with endtoend.Sink(folder / "a") as good, endtoend.Sink(folder / "b", "--status", "503") as bad:
+        words = ("--pace", "max", "--to", good.url, "--to", bad.url, "--results", folder / "r.jsonl", "--fail-if", "status_change > 1%", "--fail-if", "ledger.sent < 1")
+        return endtoend.run(endtoend.DEMO, *words, code=1)
+
+
+def changed(report, at, value):
+    """A copy in which one place has another value, or is gone. at: keys, as a person writes them."""
+    copied = node = json.loads(json.dumps(report))
+    *before, last = at
+    for key in before:
+        node = node[key]
+    if value is GONE:
+        del node[last]
+    else:
+        node[last] = value
+    return copied
+
+
+DAMAGED = [  # where, what stands there, what is said
+    (("targets",), [], "targets is a list, not an object"),
+    (("digest",), None, "digest is null, not 16 hex digits"),
+    (("digest",), "zz", "digest is 'zz', not 16 hex digits"),
+    (("rate",), {}, "rate.asked is missing"),
+    (("ledger", "sent"), "5", "ledger.sent is '5', not a count"),
+    (("ledger", "sent"), -5, "ledger.sent is -5, not a count"),
+    (("ledger", "by_reason", "dropped"), GONE, "ledger.by_reason.dropped is missing"),
+    (("lost_estimated",), float("nan"), "lost_estimated is nan, not a count"),
+    (("ledger", "found"), 10**400, "ledger.found is a number of too many digits, not a count"),
+    (("timeline",), {}, "timeline.start_ns is missing"),
+    (("timeline", "bucket_ms"), 0, "timeline.bucket_ms is 0, not a length in ms"),
+    (("timeline", "columns", "sent"), [1] * 5000, "timeline.columns.sent has 5000 values, and due "),
+    (("endpoints", 0), {"endpoint": 5}, "endpoints[0].requests is missing"),
+    (("endpoints", 1, "status"), {"5xx": None}, "endpoints[1].status.5xx is null, not a count"),
+    (("latency_us", "hdr"), "xx", "latency_us.hdr is 'xx', not an HdrHistogram as it was written"),
+    (("latency_us", "p99"), None, "latency_us has some of p50, p90, p99, p99_9, max, and not others"),
+    (("policy", "shard"), "x", "policy.shard is 'x', not a shard (1/4) or null"),
+    (("status",), {"": 5}, "status has a key without a name"),
+]
+
+
+@pytest.mark.parametrize("at, value, said", DAMAGED, ids=[said for _, _, said in DAMAGED])
+def test_a_damaged_report_is_told_with_file_and_key(tmp_path, whole_report, at, value, said):
+    good, bad = tmp_path / "good.json", tmp_path / "bad.json"
+    good.write_text(json.dumps(whole_report))
+    bad.write_text(json.dumps(changed(whole_report, at, value)))
+    for words in ((bad, "--html", tmp_path / "x.html"), (good, bad), ("--compare", bad, good)):
+        assert f"replay: {bad}: no whole report: {said}" in endtoend.command("report", *words, code=2).stderr.decode()
+    assert not (tmp_path / "x.html").exists()
+
+
+def test_nothing_in_a_report_is_an_internal_error(whole_report):
+    """Anything at any place: an error of usage, or a page, a sum and a table."""
+    from replay import report as reporting
+    from replay.judge import comparing, page
+
+    base = whole_report | {"endpoints": whole_report["endpoints"][:2]}
+    merging.readable(base, "base")
+    places: list[tuple] = []
+
+    def walk(node, at):
+        if at:
+            places.append(at)
+        for key, inner in node.items() if isinstance(node, dict) else enumerate(node[:1]) if isinstance(node, list) else ():
+            walk(inner, (*at, key))
+
+    walk(base, ())
+    values = (None, [], {}, "x", "", -1, 0, 1.5, True, 1 << 62, 10**400, float("nan"), [1], {"a": 1}, {"a": "b"}, GONE)
+    told = drawn = 0
+    for at, value in random.Random(5).sample([(at, value) for at in places for value in values], 600):
+        try:
+            one = merging.readable(changed(base, at, value), "changed")
+        except UsageError as error:
+            told += 1
+            assert str(error).startswith("changed: ")
+            continue
+        drawn += 1
+        other = merging.readable(changed(base, ("notes",), []), "base")
+        for reports in ([one], [one, other], [other, one]):
+            try:
+                whole = merging.merged(reports)
+                reporting.check(whole)
+            except (UsageError, AssertionError):  # a histogram; a ledger that does not add up, which the verb tells
+                continue
+            json.dumps(whole), reporting.summary(whole), page.page(whole)
+        named = [("a", one), ("b", other)]
+        page.compared(named, comparing.table(named), comparing.notes(named))
+    assert told > 300 and drawn > 50
 
 
 def test_many_targets_are_judged_together():

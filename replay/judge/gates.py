@@ -74,7 +74,7 @@ _SKIPPED = _Names(
         "arp", "rarp", "lldp", "pppoe_discovery", "eapol", "macsec", "loopback_test", "bpf", "other",
     ),
     r"ip_protocol_\d{1,3}|ethertype_0x[0-9a-f]{4}|link_\d+",
-    "ip_protocol_47",
+    "ip_protocol_46",
 )  # fmt: skip
 
 #: The numbers of a report. A leaf is `count`, `us`, `ns`, `s`, or `rate`, or counts by name.

@@ -8,7 +8,7 @@ from typing import Any
 
 from replay.errors import UsageError
 from replay.histogram import Histogram
-from replay.judge import endpoints, hints, loss
+from replay.judge import endpoints, hints, loss, shape
 
 __all__ = ["HISTOGRAMS", "merged", "readable"]
 
@@ -22,7 +22,7 @@ _COUNTS = ("credentials", "status", "status_change", "status_captured", "status_
 
 
 def readable(report: Any, where: str) -> dict[str, Any]:
-    """The report, when it is one that this version understands. Raises UsageError."""
+    """The report, when it is one that this version understands, and whole. Raises UsageError that names file and key."""
     if not isinstance(report, dict) or not isinstance(report.get("ledger"), dict) or "latency_us" not in report:
         raise UsageError(f"{where}: no report of replay; name files that --report wrote")
     if report.get("schema") != 1:
@@ -33,7 +33,11 @@ def readable(report: Any, where: str) -> dict[str, Any]:
         "endpoints": [], "timeline": endpoints.timeline(None, 100_000_000, []), "hints": [], "gates": [], "status_captured": {}, "status_known": 0,
         "loss": {"packets": None, "from": None, "orphans": 0, "matched": 0}, "status_same": 0, "not_judged": 0, "response_us": empty,
     }  # fmt: skip
-    return filled | report
+    whole = filled | report
+    wrong = shape.wrong(whole)
+    if wrong is not None:
+        raise UsageError(f"{where}: no whole report: {wrong}")
+    return whole
 
 
 def merged(reports: list[dict[str, Any]]) -> dict[str, Any]:
