@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import os
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -122,8 +121,10 @@ class Tap:
         shop.pool = _fastpath.Pool(max(s.selection.batch_budget, 4 * BATCH_BYTES * max(len(s.targets), 1) * s.workers))
         if s.selection.routing is not None:
             shop.routes = routes_of(s.selection)
-        tapped = [self._open(n) for n in range(s.workers)]
+        tapped: list[Tapped] = []
         try:
+            for n in range(s.workers):
+                tapped.append(self._open(tapped[0] if n else s.workers > 1))
             targets.check()
             recorders = self._record()
             self.dropped_rights = privileges.drop(s.user)
@@ -135,14 +136,13 @@ class Tap:
                 one.close()
             raise
 
-    def _open(self, n: int) -> Tapped:
+    def _open(self, fanout: Tapped | bool) -> Tapped:
         s, place = self.settings, self.place
         assert place is not None
-        group = os.getpid() & 0xFFFF
         return in_namespace(
             s.netns,
             lambda: open_socket(
-                place.single, REJECT_ALL, ring_bytes=s.ring_bytes // s.workers, block_ms=s.block_ms, fanout=(group, s.workers),
+                place.single, REJECT_ALL, ring_bytes=s.ring_bytes // s.workers, block_ms=s.block_ms, fanout=fanout,
             ),
         )  # fmt: skip
 
