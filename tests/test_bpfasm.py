@@ -19,6 +19,7 @@ from replay.capture.bpfasm import Rules, build, run
 from replay.settings import network
 
 A, B, C = (b"\x0a\0\0\x01", 40000), (b"\x0a\0\0\x02", 80), (b"\x0a\x01\0\x03", 8080)
+V4 = bytes(10) + b"\xff\xff"
 A6, B6 = (bytes.fromhex("20010db8" + "00" * 11 + "01"), 40000), (bytes.fromhex("20010db8" + "00" * 11 + "02"), 80)
 
 
@@ -76,6 +77,13 @@ CASES = [  # rules, source, target, passes, reason
     (Rules(own=nets("10.0.0.1"), own_ports=(30000, 39999)), A, B, True, "above our ports"),
     (Rules(own=nets("10.0.0.7"), own_ports=(40000, 40100)), A, B, True, "our port, somebody else's address"),
     (Rules(own=nets("2001:db8::1"), own_ports=(40000, 40100)), A6, B6, False, "our own connection over IPv6"),
+    (Rules(own=nets("10.0.0.1"), own_ports=(40000, 65535), own_to=[(V4 + B[0], 80)]), A, B, False, "our own connection to the target"),
+    (Rules(own=nets("10.0.0.1"), own_ports=(40000, 65535), own_to=[(V4 + C[0], 8080), (V4 + B[0], 80)]), B, A, False, "a reply on it"),
+    (Rules(own=nets("10.0.0.1"), own_ports=(40000, 65535), own_to=[(V4 + B[0], 81)]), A, B, True, "our port, to another port of the target"),
+    (Rules(own=nets("10.0.0.1"), own_ports=(40000, 65535), own_to=[(V4 + C[0], 80)]), A, B, True, "our port, to another address"),
+    (Rules(own=nets("10.0.0.1"), own_ports=(40000, 65535), own_to=[(V4 + C[0], 80)]), B, A, True, "a service on one of our ports"),
+    (Rules(own=nets("2001:db8::1"), own_ports=(40000, 65535), own_to=[(V4 + B[0], 80), (B6[0], 80)]), A6, B6, False, "our own connection to the target over IPv6"),
+    (Rules(own=nets("2001:db8::1"), own_ports=(40000, 65535), own_to=[(A6[0], 80)]), A6, B6, True, "to another address over IPv6"),
 ]
 
 WRAPPED = [

@@ -50,7 +50,8 @@ class Rules:
     local: networks of this node; None: every server is taken.  inside: interfaces (the host's ends of veths) where a server is local also when requests to
     it go out there.  elsewhere: servers that are not local are taken, instead of those that are.
     not_clients: whose requests do not pass.  mark: SO_MARK of packets that never pass; 0: none.
-    own: networks, and own_ports: (first, last), of connections that never pass.  ethernet: packets begin with an Ethernet header, else with IP.
+    own: networks, and own_ports: (first, last), of connections that never pass where they go to one of own_to (address, port).
+    ethernet: packets begin with an Ethernet header, else with IP.
     loopback_once: what leaves on a loopback interface is left out, for it comes in again.  connects: only the first packets of connections.
     sample: (below, seed): only connections whose hash is below, so many of 2**32; None: all.  replies: of what the server says so many bytes are kept where
     a reply begins, and nothing but headers elsewhere; 0: everything, None: it does not pass, and of the client's what only acknowledges does not either.
@@ -68,6 +69,7 @@ class Rules:
     mark: int = 0
     own: Sequence[Network] = ()
     own_ports: tuple[int, int] | None = None
+    own_to: Sequence[tuple[bytes, int]] = ()
     ethernet: bool = True
     loopback_once: bool = True
     connects: bool = False
@@ -423,18 +425,33 @@ def _shortened(a: _Assembler, most: int, version: int, accept: str) -> None:
 
 
 def _not_own(a: _Assembler, rules: Rules, version: int, source: int, target: int, reject: str) -> None:
-    """Connections of this program itself: one end has an address of this node and a port of ours."""
+    """Connections of this program itself: one end has an address of this node and a port of ours, the other is where we connect to. The ports alone would
+    not do: somebody else's service or client may have one of them, and address translation takes any."""
     if rules.own_ports is None:
         return
     first, last = rules.own_ports
-    for port, address in ((0, source), (2, target)):
-        other = a.label()
-        a.put(_LDX_MEM, _L4)
+    ports = list(dict.fromkeys(port for _, port in rules.own_to))
+    addresses = [(one, 128) for one in dict.fromkeys(one for one, _ in rules.own_to)]
+    a.put(_LDX_MEM, _L4)
+    for (port, address), (far_port, far_address) in (((0, source), (2, target)), ((2, target), (0, source))):
+        other, anew, ours, there = (a.label() for _ in range(4))
         a.put(_LDX_H, port)
         a.when(_JGE, first, None, other)
-        a.when(_JGT, last, other)
+        if last < 0xFFFF:
+            a.when(_JGT, last, other)
+        if rules.own_to:
+            a.put(_LDX_H, far_port)
+            _one_of(a, ports, ours)
+            a.jump(other)
+            a.here(ours)
         a.put(_LDX_MEM, _IP)
+        if rules.own_to:
+            _networks(a, addresses, version, far_address, there)
+            a.jump(anew)
+            a.here(there)
         _networks(a, rules.own, version, address, reject)
+        a.here(anew)
+        a.put(_LDX_MEM, _L4)
         a.here(other)
     a.put(_LDX_MEM, _IP)
 

@@ -32,7 +32,7 @@ REJECT_ALL: list[bpfasm.Instruction] = [(0x06, 0, 0, 0)]
 def own_ports(path: str = "/proc/sys/net/ipv4/ip_local_port_range") -> tuple[int, int]:
     """(first, last) of the local ports that connections to shadows are made from: those that the kernel never picks for anybody else's connections.
 
-    They tell our connections from all others where marks do not: after the rights were dropped, behind NAT, on replies."""
+    They tell our connections from all others to the same targets where marks do not: after the rights were dropped, on replies."""
     try:
         with open(path, encoding="ascii") as file:
             first, last = map(int, file.read().split()[:2])
@@ -119,10 +119,10 @@ class Place:
 
     def program(
         self, excluded: Sequence[Network], *, ethernet: bool = True, connects: bool = False, sample: tuple[int, int] | None = None,
-        replies: int | None = 0,
+        replies: int | None = 0, ends: Sequence[tuple[bytes, int]] = (),
     ) -> list[bpfasm.Instruction]:
         """The filter. excluded: clients that are left out.  connects: for the check of the target: the first packets of all connections, ours too.
-        sample, replies: as `bpfasm.Rules` has them.
+        sample, replies: as `bpfasm.Rules` has them.  ends: where our own connections go, which are left out.
 
         Raises TapError when there are more interfaces or networks than the kernel's filters hold."""
         s = self.settings
@@ -138,7 +138,8 @@ class Place:
             elsewhere=s.direction == "out",
             mark=0 if connects else MARK,
             own=() if connects else self.own,
-            own_ports=None if connects else OWN_PORTS,
+            own_ports=None if connects or not ends else OWN_PORTS,
+            own_to=ends,
             ethernet=ethernet,
             loopback_once=True,
             connects=connects,
