@@ -161,6 +161,56 @@ def test_many_networks_jump_far():
         build(Rules(servers=nets(*(f"10.{n // 256}.{n % 256}.7" for n in range(4000)))))
 
 
+WIDE = st.one_of(
+    st.tuples(st.sampled_from([7, 0x0A000000, 0x0A0001FE]), st.integers(0, 600), st.integers(24, 32)).map(lambda t: (V4 + (t[0] + t[1]).to_bytes(4, "big"), 96 + t[2])),
+    st.tuples(st.sampled_from(["fd00:100::", "fd00:100::ffff:ff00", "fd00:100:0:1::", "fe80::", "::"]), st.integers(0, 600), st.integers(100, 128)).map(
+        lambda t: ((int(ipaddress.IPv6Address(t[0])) + t[1]).to_bytes(16, "big"), t[2])
+    ),
+    st.tuples(st.binary(min_size=16, max_size=16), st.integers(0, 128)),
+)
+
+
+def has(networks, address):
+    return any(int.from_bytes(address, "big") >> 128 - bits == int.from_bytes(one, "big") >> 128 - bits for one, bits in networks)
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.lists(WIDE, min_size=1, max_size=150), st.integers(1, 20), st.data())
+def test_many_networks_are_searched(networks, most, data):
+    program = build(Rules(servers=networks, ports=[80]))
+    wider = bpfasm.widened(networks, most)
+    assert len(bpfasm._ranges(wider, 4)) <= most and len(bpfasm._ranges(wider, 6)) <= most
+    for _ in range(20):
+        one, bits = data.draw(st.sampled_from(networks))
+        near = (int.from_bytes(one, "big") + data.draw(st.sampled_from([-1, 0, 1, 1 << (128 - bits)]))) % 2**128
+        address = near.to_bytes(16, "big")
+        plain = address[12:] if address.startswith(V4) else address
+        client = A if len(plain) == 4 else A6
+        assert bool(run(program, net.ethernet(packet(client, (plain, 80))))) == has(networks, address), address.hex()
+        assert has(wider, address) or not has(networks, address)
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.sets(st.integers(1, 200), max_size=150), st.sets(st.integers(1, 200)))
+def test_many_interfaces_are_searched(wanted, others):
+    """Each interface that there is is told; of a number that none has it does not matter."""
+    program = build(Rules(interfaces=sorted(wanted), known=sorted(wanted | others)))
+    for number in wanted | others:
+        assert bool(run(program, net.ethernet(packet(A, B)), ifindex=number)) == (number in wanted)
+
+
+@pytest.mark.parametrize("replies", [None, 512])
+def test_a_thousand_pods_fit(replies):
+    pods = [f"10.100.{i // 250}.{i % 250 + 1}" for i in range(1000)] + [f"fd00:100::{i * 7 + 1:x}" for i in range(1000)]
+    inside = [5 + 2 * i for i in range(1000)]
+    rules = Rules(ports=[8080], local=nets("127.0.0.0/8", "::1", *pods), inside=inside, known=[1, 2, *inside], replies=replies)
+    program = build(rules)
+    assert len(program) < 3200
+    pod = bytes([10, 100, 3, 250]), 8080
+    assert run(program, net.ethernet(packet(A, pod))) and not run(program, net.ethernet(packet(A, (bytes([10, 100, 3, 251]), 8080))))
+    assert run(program, net.ethernet(packet(A, C)), ifindex=1003, pkttype=4) and not run(program, net.ethernet(packet(A, C)), ifindex=2, pkttype=4)
+
+
 def test_an_expression_decides_about_the_rest():
     then = [(0x30, 0, 0, 22), (0x15, 0, 1, 64), (0x06, 0, 0, 100), (0x06, 0, 0, 0)]  # time to live is 64
     program = build(Rules(ports=[80]), then)

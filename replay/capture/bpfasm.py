@@ -7,13 +7,16 @@ know more. Source of the instruction set and its ancillary loads: the kernel's D
 
 from __future__ import annotations
 
+import ipaddress
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-__all__ = ["ACCEPT", "Instruction", "Rules", "build", "run"]
+__all__ = ["ACCEPT", "Instruction", "Rules", "build", "run", "widened"]
 
 #: (code, jump if true, jump if false, k) as in struct sock_filter.
 Instruction = tuple[int, int, int, int]
+Range = tuple[int, int]  # first and last
 Network = tuple[bytes, int]  # 16 bytes, IPv4 mapped into IPv6, and the number of leading bits
 
 ACCEPT = 0x40000  # bytes of a packet that are kept: all of them
@@ -31,6 +34,14 @@ _OUTGOING, _LOOPBACK = 4, 772
 
 _MOST = 4096  # BPF_MAXINSNS
 _MAPPED = bytes(10) + b"\xff\xff"
+_MAPPED_FIRST, _MAPPED_LAST = 0xFFFF << 32, (0xFFFF << 32) + 0xFFFFFFFF
+
+# Of a search: what is asked for one after the other, what a short jump leads out of, and when that shares a long one.
+_LEAF, _REACH, _HOPS = 4, 80, 8
+#: Of interfaces so many are told from any other number, more only from those that there are.
+_EXACT = 16
+#: With more networks and interfaces than that a later fragment passes without being asked for them: they are in the program once less.
+_MANY = 64
 
 # Scratch cells.
 _IP, _L4 = 0, 1  # where the IP header and the one behind it begin
@@ -47,6 +58,7 @@ class Rules:
     """What passes. Empty means any.
 
     ports, servers: of the answering side.  clients: of the asking side.  interfaces: numbers, for a socket that hears them all; None: whatever it hears.
+    known: numbers of all interfaces that there are: with many of them a number that none of them has may count as one that is wanted.
     local: networks of this node; None: every server is taken.  inside: interfaces (the host's ends of veths) where a server is local also when requests to
     it go out there.  elsewhere: servers that are not local are taken, instead of those that are.
     not_clients: whose requests do not pass.  mark: SO_MARK of packets that never pass; 0: none.
@@ -63,6 +75,7 @@ class Rules:
     clients: Sequence[Network] = ()
     not_clients: Sequence[Network] = ()
     interfaces: Sequence[int] | None = None
+    known: Sequence[int] = ()
     inside: Sequence[int] = ()
     local: Sequence[Network] | None = None
     elsewhere: bool = False
@@ -192,7 +205,7 @@ def _who(a: _Assembler, rules: Rules, reject: str) -> None:
     if rules.interfaces is not None:
         known = a.label()
         a.put(_LD_W, _IFINDEX)
-        _one_of(a, rules.interfaces, known)
+        _one_of(a, rules.interfaces, known, rules.known)
         a.jump(reject)
         a.here(known)
 
@@ -273,6 +286,8 @@ def _family(a: _Assembler, rules: Rules, accept: str, reject: str, version: int)
         # a later fragment: it has no ports; the addresses must do
         if rules.connects:
             a.jump(reject)
+        elif len(rules.servers) + len(rules.clients) + len(rules.not_clients) + len(rules.local or ()) + len(rules.inside) > _MANY:
+            a.jump(accept)
         else:
             _direction(a, rules, version, target, source, None, accept, accept, reject)
         a.here(whole)
@@ -458,55 +473,150 @@ def _not_own(a: _Assembler, rules: Rules, version: int, source: int, target: int
 
 def _networks(a: _Assembler, networks: Sequence[Network], version: int, at: int, inside: str) -> None:
     """Jumps to `inside` when the address at X + at is in one of the networks; else goes on."""
-    if version == 6:
-        for address, bits in networks:
-            if not (address.startswith(_MAPPED) and bits >= 96):
-                _network_six(a, address, bits, at, inside)
-        return
-    by_mask: dict[int, list[int]] = {}
+    miss = a.label()
+    parts = [(0, _ranges(networks, version), a.label())]  # for each word of the address what is left to be looked at, behind those that are equal
+    for word, ranges, label in parts:
+        rest = (96 if version == 6 else 0) - 32 * word
+        every = (1 << rest) - 1
+        hits: list[Range] = []
+        deeper: dict[int, list[Range]] = {}
+        for low, high in ranges:
+            first, last = low >> rest, high >> rest
+            if low & every or (first == last and high & every != every):
+                deeper.setdefault(first, []).append((low & every, high & every if first == last else every))
+                first += 1
+            if first <= last and high & every != every:
+                deeper.setdefault(last, []).append((0, high & every))
+                last -= 1
+            if first <= last:
+                hits.append((first, last))
+        below = {value: a.label() for value in deeper}
+        parts += [(word + 1, some, below[value]) for value, some in deeper.items()]
+        a.here(label)
+        if hits == [(0, 0xFFFFFFFF)]:
+            a.jump(inside)
+            continue
+        if not ranges:  # of this family there is none
+            continue
+        a.put(_LDX_W, at + 4 * word)
+        _search(a, sorted([*((low, high, inside) for low, high in _joined(hits)), *((value, value, name) for value, name in below.items())]), miss)
+    a.here(miss)
+
+
+def _ranges(networks: Sequence[Network], version: int) -> list[Range]:
+    """Addresses of one family as numbers: first and last of each run, in order."""
+    found = []
     for address, bits in networks:
-        if bits < 96 and any(address[: bits // 8]):
-            continue
-        if bits >= 96 and not address.startswith(_MAPPED):
-            continue
-        width = max(0, bits - 96)
-        mask = (0xFFFFFFFF << (32 - width)) & 0xFFFFFFFF
-        by_mask.setdefault(mask, []).append(int.from_bytes(address[12:], "big") & mask)
-    if 0 in by_mask:
-        a.jump(inside)
+        host = (1 << (128 - bits)) - 1
+        low = int.from_bytes(address, "big") & ~host
+        high = low | host
+        if version == 6 and not (low >> 32 == 0xFFFF and bits >= 96):
+            found.append((low, high))
+        elif version == 4 and low <= _MAPPED_LAST and high >= _MAPPED_FIRST:
+            found.append((max(low, _MAPPED_FIRST) - _MAPPED_FIRST, min(high, _MAPPED_LAST) - _MAPPED_FIRST))
+    return _joined(sorted(found))
+
+
+def _joined(ranges: Sequence[Range]) -> list[Range]:
+    """Sorted ones, those that touch or overlap as one."""
+    found: list[Range] = []
+    for low, high in ranges:
+        if found and low <= found[-1][1] + 1:
+            found[-1] = found[-1][0], max(high, found[-1][1])
+        else:
+            found.append((low, high))
+    return found
+
+
+def _one_of(a: _Assembler, values: Sequence[int], inside: str, known: Sequence[int] = ()) -> None:
+    """Jumps to `inside` when A is one of the values; else goes on. known: all that there are: many values need not be told from what is between them and
+    is none of these."""
+    runs: list[Range] = []
+    wanted = set(values)
+    if len(wanted) > _EXACT and known:
+        before = None
+        for value in sorted(wanted | set(known)):
+            if value in wanted and before in wanted:
+                runs[-1] = runs[-1][0], value
+            elif value in wanted:
+                runs.append((value, value))
+            before = value
+    else:
+        runs = _joined([(value, value) for value in sorted(wanted)])
+    miss = a.label()
+    _search(a, [(low, high, inside) for low, high in runs], miss)
+    a.here(miss)
+
+
+def _search(a: _Assembler, entries: Sequence[tuple[int, int, str]], miss: str, low: int = 0, high: int = 0xFFFFFFFF, *, leaf: int = 0) -> None:
+    """Jumps to the label of the range that A lies in, or to `miss`. Sorted, disjoint; A is known to be between low and high.
+
+    Few are asked one after the other, of more the half is left out with each question.  leaf: how few, in a part of which the labels are at hand."""
+    few = leaf or (_LEAF if len(entries) <= _REACH else 2 * _LEAF)
+    if len(entries) > few:
+        shares = not leaf and _HOPS < len(entries) <= _REACH  # these jumps share a long one
+        hops = {name: a.label() if shares else name for name in dict.fromkeys([*(name for _, _, name in entries), miss])}
+        entries = [(first, last, hops[name]) for first, last, name in entries]
+        leaf = few if leaf or len(entries) <= _REACH else 0
+        middle, right = len(entries) // 2, a.label()
+        a.when(_JGE, entries[middle][0], right)
+        _search(a, entries[:middle], hops[miss], low, entries[middle][0] - 1, leaf=leaf)
+        a.here(right)
+        _search(a, entries[middle:], hops[miss], entries[middle][0], high, leaf=leaf)
+        for name, hop in hops.items():
+            if hop != name:
+                a.here(hop)
+                a.jump(name)
         return
-    for mask, values in by_mask.items():
-        a.put(_LDX_W, at)
-        if mask != 0xFFFFFFFF:
-            a.put(_AND_K, mask)
-        _one_of(a, list(dict.fromkeys(values)), inside)
+    for first, last, name in entries:
+        if first == last and low != high:
+            if last == entries[-1][1]:
+                a.when(_JEQ, first, name, miss)
+                return
+            a.when(_JEQ, first, name)
+            continue
+        if first > low:
+            a.when(_JGE, first, None, miss)
+        low = last + 1
+        if last >= high:
+            a.jump(name)
+            return
+        if last == entries[-1][1]:
+            a.when(_JGT, last, miss, name)
+            return
+        on = a.label()
+        a.when(_JGT, last, on, name)
+        a.here(on)
+    a.jump(miss)
 
 
-def _one_of(a: _Assembler, values: Sequence[int], inside: str) -> None:
-    """Jumps to `inside` when A is one of the values. Runs that a short jump can leave share a long one."""
-    for first in range(0, len(values), 200):
-        hit, after = a.label(), a.label()
-        for value in values[first : first + 200]:
-            a.when(_JEQ, value, hit)
-        a.jump(after)
-        a.here(hit)
-        a.jump(inside)
-        a.here(after)
+def widened(networks: Sequence[Network], most: int) -> list[Network]:
+    """Networks with all of these addresses, in at most so many runs of each family: what lies between the nearest ones counts too."""
+    found: list[Network] = []
+    for version in (4, 6):
+        ranges = _ranges(networks, version)
+        while len(ranges) > most:
+            gaps = sorted(after[0] - before[1] for before, after in itertools.pairwise(ranges))
+            widest = gaps[len(ranges) - most - 1]
+            ranges = _bridged(ranges, widest, len(ranges) - most)
+        kind = ipaddress.IPv4Address if version == 4 else ipaddress.IPv6Address
+        for low, high in ranges:
+            for one in ipaddress.summarize_address_range(kind(low), kind(high)):
+                packed = one.network_address.packed
+                found.append((_MAPPED + packed, 96 + one.prefixlen) if version == 4 else (packed, one.prefixlen))
+    return found
 
 
-def _network_six(a: _Assembler, address: bytes, bits: int, at: int, inside: str) -> None:
-    after = a.label()
-    words = [(i, int.from_bytes(address[i : i + 4], "big"), max(0, min(32, bits - 8 * i))) for i in range(0, 16, 4)]
-    words = [word for word in words if word[2]]
-    if not words:
-        a.jump(inside)
-    for n, (i, value, width) in enumerate(words):
-        mask = (0xFFFFFFFF << (32 - width)) & 0xFFFFFFFF
-        a.put(_LDX_W, at + i)
-        if mask != 0xFFFFFFFF:
-            a.put(_AND_K, mask)
-        a.when(_JEQ, value & mask, inside if n == len(words) - 1 else None, after)
-    a.here(after)
+def _bridged(ranges: Sequence[Range], gap: int, most: int) -> list[Range]:
+    """Those that are no farther apart are one, so many times at most."""
+    found = [ranges[0]]
+    for low, high in ranges[1:]:
+        if most and low - found[-1][1] <= gap:
+            found[-1] = found[-1][0], high
+            most -= 1
+        else:
+            found.append((low, high))
+    return found
 
 
 def _direction(
@@ -516,6 +626,8 @@ def _direction(
 
     ports: offsets of (destination, source) behind it."""
     for towards in (True, False):
+        if not towards and reply == reject:
+            break
         no, accept = a.label(), request if towards else reply
         to, by = (server, client) if towards else (client, server)
         if ports is not None and rules.ports:
@@ -555,7 +667,7 @@ def _locality(a: _Assembler, rules: Rules, version: int, server: int, towards: b
     if rules.inside:
         within = a.label()
         a.put(_LD_W, _IFINDEX)
-        _one_of(a, rules.inside, within)
+        _one_of(a, rules.inside, within, rules.known)
         a.jump(address)
         a.here(within)
         a.put(_LD_W, _PKTTYPE)

@@ -195,7 +195,9 @@ class Tap:
             return [REJECT_ALL] * len(self._book.lanes)
         excluded, sample, ends = self.targets.excluded(), shop.kernel_sample(), self.targets.ends()
         replies = shop.reply_bytes if self._needs_replies else None
-        return [place.program(excluded, ethernet=lane.tapped.ethernet, sample=sample, replies=replies, ends=ends) for lane in self._book.lanes]
+        kinds = {lane.tapped.ethernet for lane in self._book.lanes}
+        made = {ethernet: place.program(excluded, ethernet=ethernet, sample=sample, replies=replies, ends=ends) for ethernet in kinds}
+        return [made[lane.tapped.ethernet] for lane in self._book.lanes]
 
     def _attach(self) -> None:
         """The filter of now, on each socket. Raises TapError, UsageError; then that of before stays, until `_mend`."""

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import struct
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from replay import _fastpath
 from replay.capture import bpfasm
@@ -16,6 +17,8 @@ from replay.tap.settings import TapSettings
 
 __all__ = ["MARK", "OWN_PORTS", "Place", "REJECT_ALL", "own_ports", "within"]
 
+_log = logging.getLogger("replay.tap")
+
 #: SO_MARK of every connection to a shadow ("SHDW"), as the sender sets it.
 MARK = 0x53484457
 
@@ -24,6 +27,12 @@ REPLY_BYTES = 512
 
 #: Networks that were this node's so lately still count as that, where a filter has let a packet pass.
 LATELY_S = 60.0
+
+#: Runs of addresses that a filter says instead of this node's networks, when these are too many.
+_WIDER = (256, 32)
+
+#: With more addresses than that, what lies between them counts as our own too: ports and targets tell our connections as well.
+_OWN_MOST = 64
 
 #: Nothing passes.
 REJECT_ALL: list[bpfasm.Instruction] = [(0x06, 0, 0, 0)]
@@ -55,6 +64,7 @@ class Place:
     interfaces: those that are meant, now.  moving: they may come and go, so that one socket hears all and the filter tells them apart.
     local: networks of this node's servers, in the tapped namespace.  locality: the same, and those that were until lately (an
     interface that goes down takes its routes along), for the engine; None when it does not matter.  own: addresses that our own connections may come from.
+    known: numbers of all interfaces that there are.  wide: the filter lets more pass than is meant, because all of it would not fit.
     """
 
     settings: TapSettings
@@ -67,6 +77,8 @@ class Place:
     own: list[Network] = field(default_factory=list)
     locality: _fastpath.Locality | None = None
     lately: dict[Network, float] = field(default_factory=dict)
+    known: list[int] = field(default_factory=list)
+    wide: bool = False
 
     @classmethod
     def find(cls, settings: TapSettings) -> Place:
@@ -91,6 +103,7 @@ class Place:
             self.moving = True
         every, addresses, routes = self.netlink.interfaces(), self.netlink.addresses(), self.netlink.routes()
         self.local, self.inside = local_networks(every, addresses, routes)
+        self.known = [one.number for one in every]
         now = time.monotonic()
         self.lately = {network: seen for network, seen in self.lately.items() if now - seen < LATELY_S} | dict.fromkeys(self.local, now)
         elsewhere = self.settings.direction == "out"
@@ -132,12 +145,13 @@ class Place:
             servers=s.selection.server,
             clients=() if connects else s.selection.client,
             not_clients=() if connects else excluded,
-            interfaces=[one.number for one in self.interfaces] if self.moving else None,
+            interfaces=[one.number for one in self.interfaces] if self.moving and "any" not in s.captures else None,
+            known=self.known,
             inside=() if every else sorted(self.inside & {one.number for one in self.interfaces}),
             local=None if every else self.local,
             elsewhere=s.direction == "out",
             mark=0 if connects else MARK,
-            own=() if connects else self.own,
+            own=() if connects else self.own if len(self.own) <= _OWN_MOST else bpfasm.widened(self.own, _OWN_MOST // 2),
             own_ports=None if connects or not ends else OWN_PORTS,
             own_to=ends,
             ethernet=ethernet,
@@ -149,10 +163,26 @@ class Place:
         then: list[bpfasm.Instruction] = []
         if s.selection.bpf is not None and not connects:
             then = compiled(s.selection.bpf, ethernet)
-        try:
-            return bpfasm.build(wanted, then)
-        except ValueError as error:
-            raise TapError(str(error)) from None
+        return self._fitting(wanted, then)
+
+    def _fitting(self, wanted: bpfasm.Rules, then: list[bpfasm.Instruction]) -> list[bpfasm.Instruction]:
+        """The program; where all networks of this node would make it too long, one that lets more pass: the engine, which knows who asks, has the last word."""
+        for rules in (wanted, *(_wider(wanted, most) for most in _WIDER)):
+            try:
+                program = bpfasm.build(rules, then)
+            except ValueError as error:
+                fault = str(error)
+                continue
+            if wanted.connects:  # for the check of the target, which looks at what it finds
+                return program
+            if rules is not wanted and not self.wide:
+                _log.warning(
+                    "the filter would be too long with the %d networks and %d interfaces of this node's containers: it lets more pass, told apart later"
+                    " at some cost. What this node only forwards, to an address near its own, may be mirrored too", len(self.local), len(wanted.inside),
+                )  # fmt: skip
+            self.wide = rules is not wanted
+            return program
+        raise TapError(fault)
 
     def rebind(self, tapped: Tapped) -> str | None:
         """After `look`: a single interface that came back under another number is listened to again. Says so, or None."""
@@ -163,6 +193,15 @@ class Place:
             tapped.bind(one.number)
             return f"{one.name} is back"
         return None
+
+
+def _wider(rules: bpfasm.Rules, most: int) -> bpfasm.Rules:
+    """Lets everything pass that `rules` does, with less to say: this node's networks in so many runs, and servers behind any interface when it is the last."""
+    if rules.local is None:
+        return rules
+    if rules.elsewhere:
+        return replace(rules, local=(), inside=())
+    return replace(rules, local=bpfasm.widened(rules.local, most), inside=rules.known if most == _WIDER[-1] else rules.inside)
 
 
 def within(address: bytes, networks: Sequence[Network]) -> bool:
