@@ -226,6 +226,7 @@ def test_excluded_clients(nginx):  # noqa: F811
         (["lo", "-p", "1", "--to", "http://no.such.name.invalid"], 5, "cannot be resolved"),
         (["lo", "-p", "1", "--to", "http://127.0.0.1:1", "--netns", "nosuch"], 2, "ip netns"),
         (["lo", "-p", "1", "--to", "http://127.0.0.1:1", "-f", "port (", "--port", "2"], 2, "pcap-filter"),
+        (["lo", "-p", "1", "--to", "http://127.0.0.1:1", "-f", "tcp and (vlan 7)", "--port", "2"], 2, "the VLAN's own interface"),
         (["lo", "-p", "1", "--to", "http://127.0.0.1:1", "--user", "no-such-user", "--port", "2"], 2, "--user"),
         (["lo", "-p", "1", "--to", "http://127.0.0.1:1", "--ring", "1k"], 2, "1MiB"),
     ],
