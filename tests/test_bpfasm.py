@@ -27,9 +27,9 @@ def packet(source, target, flags=net.ACK, payload=b"x", options=b""):
     return net.ip(source[0], target[0], 6, net.tcp(source, target, 1, 1, flags, payload, options))
 
 
-def vxlan(inner, port=4789, tag=b""):
+def vxlan(inner, port=4789, tag=b"", ends=(b"\xac\x10\0\x01", b"\xac\x10\0\x02")):
     udp = struct.pack(">HHHH", 50000, port, 16 + 14 + len(inner), 0) + b"\x08\0\0\0\0\0\x07\0" + net.MACS + tag + net.ethertype(inner) + inner
-    return net.ip(b"\xac\x10\0\x01", b"\xac\x10\0\x02", 17, udp)
+    return net.ip(*ends, 17, udp)
 
 
 def nets(*texts):
@@ -93,6 +93,7 @@ WRAPPED = [
     (lambda p: net.ethernet(vxlan(p)), "VXLAN"),
     (lambda p: net.vlan(vxlan(p, 8472)), "VXLAN at flannel's port in a VLAN"),
     (lambda p: net.ethernet(vxlan(p, tag=b"\x81\0\0\3")), "VLAN in VXLAN"),
+    (lambda p: net.ethernet(vxlan(p, ends=(A6[0], B6[0]))), "VXLAN over IPv6"),
 ]
 
 
@@ -116,6 +117,19 @@ def test_surroundings():
     some = build(Rules(interfaces=[3, 5]))
     assert [bool(run(some, frame, ifindex=n)) for n in range(1, 7)] == [False, False, True, False, True, False]
     assert not run(build(Rules(interfaces=[])), frame)
+
+
+def test_interfaces_with_and_without_a_link_layer():
+    """What a packet begins with is its interface's affair where both kinds are heard; so is which expression decides about it."""
+    bare, ether = packet(A, B), net.ethernet(packet(A, B))
+    program = build(Rules(ports=[80], ethernet=None))
+    for hatype in (0xFFFE, 512, 768):  # tun, WireGuard; PPP; IPIP
+        assert run(program, bare, hatype=hatype) and not run(program, ether, hatype=hatype)
+        assert not run(program, packet(A, C), hatype=hatype) and run(program, packet(A6, B6), hatype=hatype)
+    for hatype in (1, 772):
+        assert run(program, ether, hatype=hatype) and not run(program, bare, hatype=hatype)
+    then = build(Rules(ports=[80], ethernet=None), [(0x06, 0, 0, 1)] * 300, [(0x06, 0, 0, 2)])
+    assert [run(then, ether), run(then, ether, hatype=772), run(then, bare, hatype=512), run(then, packet(A, C), hatype=512)] == [1, 1, 2, 0]
 
 
 def test_a_server_behind_a_veth():
@@ -350,7 +364,7 @@ def test_the_kernel_runs_it_alike():
         tapped = Tapped(tap, 0, True, 0, 0)
         tapped.attach([(0x06, 0, 0, 0)])
         tap.bind(("lo", 3))
-        tap.settimeout(1)
+        tap.settimeout(10)
         last = net.ethernet(net.ip(b"\x0b\x0b\x0b\x0b", b"\x0c\x0c\x0c\x0c", 6, net.tcp((b"", 7), (b"", 9), 1, 1, net.ACK, b"the end")))
         ending = build(Rules(servers=nets("12.12.12.12")))
         for rules, source, target, passes, _ in CASES:

@@ -30,7 +30,8 @@ _RET, _RET_A, _TAX, _TXA = 0x06, 0x16, 0x07, 0x87
 
 _ANCILLARY = 0xFFFFF000  # SKF_AD_OFF
 _PKTTYPE, _IFINDEX, _MARK, _HATYPE = _ANCILLARY + 4, _ANCILLARY + 8, _ANCILLARY + 20, _ANCILLARY + 28
-_OUTGOING, _LOOPBACK = 4, 772
+_OUTGOING, _ETHERNET, _LOOPBACK = 4, 1, 772
+_TCP, _UDP = 6, 17
 
 _MOST = 4096  # BPF_MAXINSNS
 _MAPPED = bytes(10) + b"\xff\xff"
@@ -63,7 +64,7 @@ class Rules:
     it go out there.  elsewhere: servers that are not local are taken, instead of those that are.
     not_clients: whose requests do not pass.  mark: SO_MARK of packets that never pass; 0: none.
     own: networks, and own_ports: (first, last), of connections that never pass where they go to one of own_to (address, port).
-    ethernet: packets begin with an Ethernet header, else with IP.
+    ethernet: packets begin with an Ethernet header, else with IP; None: each as its interface has them.
     loopback_once: what leaves on a loopback interface is left out, for it comes in again.  connects: only the first packets of connections.
     sample: (below, seed): only connections whose hash is below, so many of 2**32; None: all.  replies: of what the server says so many bytes are kept where
     a reply begins, and nothing but headers elsewhere; 0: everything, None: it does not pass, and of the client's what only acknowledges does not either.
@@ -83,12 +84,22 @@ class Rules:
     own: Sequence[Network] = ()
     own_ports: tuple[int, int] | None = None
     own_to: Sequence[tuple[bytes, int]] = ()
-    ethernet: bool = True
+    ethernet: bool | None = True
     loopback_once: bool = True
     connects: bool = False
     vxlan_ports: Sequence[int] = (4789, 8472)
     sample: tuple[int, int] | None = None
     replies: int | None = 0
+
+
+@dataclass(frozen=True, slots=True)
+class _Starts:
+    """Labels of what is said of either family: X is at the header; with the protocol it is in A already."""
+
+    four: str
+    four_protocol: str
+    six: str
+    six_protocol: str
 
 
 class _Assembler:
@@ -134,8 +145,7 @@ class _Assembler:
                     continue
                 code, true, false, k = line
                 here = len(out) + 1
-                if code == _JA:
-                    assert true is not None
+                if code == _JA and true is not None:
                     out.append((code, 0, 0, places[true] - here))
                     widened.append(line)
                     continue
@@ -161,30 +171,32 @@ class _Assembler:
             lines = widened
 
 
-def build(rules: Rules, then: Sequence[Instruction] = ()) -> list[Instruction]:
-    """The program. then: a program for Ethernet packets that decides about those that pass this one (a compiled tcpdump expression).
+def build(rules: Rules, then: Sequence[Instruction] = (), then_bare: Sequence[Instruction] = ()) -> list[Instruction]:
+    """The program. then: one that decides about packets that pass this one (a compiled tcpdump expression); where there are packets of both kinds
+    (ethernet None), about those with an Ethernet header, and then_bare about the others.
 
     Raises ValueError when it would be too long for the kernel."""
     a = _Assembler()
     accept, reject = "accept", "reject"
     _who(a, rules, reject)
-    _find_ip(a, rules, accept, reject)
-    four, six = a.label(), a.label()
-    a.put(_LDX_MEM, _IP)
-    a.put(_LDX_B, 0)
-    a.put(_RSH_K, 4)
-    a.when(_JEQ, 4, four)
-    a.when(_JEQ, 6, six, reject)
-    a.here(four)
-    _family(a, rules, accept, reject, 4)
-    a.here(six)
-    _family(a, rules, accept, reject, 6)
+    starts = _Starts(*(a.label() for _ in range(4)))
+    _find_ip(a, rules, reject, starts)
+    _family(a, rules, accept, reject, 4, starts)
+    _family(a, rules, accept, reject, 6, starts)
     a.here(reject)
     a.put(_RET, 0)
     a.here(accept)
     if not then:
         a.put(_RET, ACCEPT)
-    found = a.done() + list(then)
+    elif rules.ethernet is None:
+        go, bare = a.label(), a.label()
+        a.put(_LD_W, _HATYPE)
+        a.when(_JEQ, _ETHERNET, go)
+        a.when(_JEQ, _LOOPBACK, go, bare)
+        a.here(bare)
+        a.put(_JA, len(then))
+        a.here(go)
+    found = a.done() + list(then) + (list(then_bare) if rules.ethernet is None else [])
     if len(found) > _MOST:
         raise ValueError(f"the filter has {len(found)} instructions, the kernel takes {_MOST}: name fewer networks or interfaces")
     return found
@@ -210,39 +222,63 @@ def _who(a: _Assembler, rules: Rules, reject: str) -> None:
         a.here(known)
 
 
-def _find_ip(a: _Assembler, rules: Rules, accept: str, reject: str) -> None:
-    """Where the innermost IP header begins, into the scratch cell: behind the link, VLAN tags, and VXLAN."""
+def _find_ip(a: _Assembler, rules: Rules, reject: str, starts: _Starts) -> None:
+    """Where the innermost IP header begins, into the scratch cell and X: behind the link, VLAN tags, and VXLAN. Goes on at one of `starts`."""
     found = a.label()
-    if rules.ethernet:
+    if rules.ethernet is None:
+        ether = a.label()
+        a.put(_LD_W, _HATYPE)
+        for hatype in (_ETHERNET, _LOOPBACK):
+            a.when(_JEQ, hatype, ether)
+        a.put(_LDX_IMM, 0)
+        a.jump(found)
+        a.here(ether)
+    if rules.ethernet is not False:
         _behind_type(a, 12, found, reject)
     else:
         a.put(_LDX_IMM, 0)
         a.here(found)
     a.put(_STX, _IP)
-    if not rules.vxlan_ports:
-        return
-    done, inner = a.label(), a.label()
-    # IPv4, UDP, not a fragment, to a VXLAN port, flags that say that a VNI is there
+    if rules.vxlan_ports:
+        other, six, inner = a.label(), a.label(), a.label()
+        a.put(_LDX_B, 0)
+        a.when(_JEQ, 0x45, None, other)
+        _behind_vxlan(a, rules, 20, inner, reject, starts.four_protocol)
+        a.here(other)
+        a.put(_RSH_K, 4)
+        a.when(_JEQ, 6, six)
+        a.when(_JEQ, 4, starts.four, reject)
+        a.here(six)
+        _behind_vxlan(a, rules, 40, inner, reject, starts.six_protocol)
+        a.here(inner)
+        _behind_type(a, 12, a.label(), reject, indirect=True)
+        a.put(_STX, _IP)
     a.put(_LDX_B, 0)
-    a.when(_JEQ, 0x45, None, done)
-    a.put(_LDX_B, 9)
-    a.when(_JEQ, 17, None, done)
-    a.put(_LDX_H, 6)
-    a.when(_JSET, 0x1FFF, done)
-    a.put(_LDX_H, 22)
+    a.put(_RSH_K, 4)
+    a.when(_JEQ, 4, starts.four)
+    a.when(_JEQ, 6, starts.six, reject)
+
+
+def _behind_vxlan(a: _Assembler, rules: Rules, size: int, inner: str, reject: str, no_udp: str) -> None:
+    """UDP, not a fragment, to a VXLAN port, flags that say that a VNI is there: to `inner`, X at the Ethernet header behind. size: of the IP header at X.
+    To `no_udp` with the protocol in A."""
+    inside = a.label()
+    a.put(_LDX_B, 9 if size == 20 else 6)
+    a.when(_JEQ, _UDP, None, no_udp)
+    if size == 20:
+        a.put(_LDX_H, 6)
+        a.when(_JSET, 0x1FFF, reject)
+    a.put(_LDX_H, size + 2)
     for port in rules.vxlan_ports:
-        a.when(_JEQ, port, inner)
-    a.jump(done)
-    a.here(inner)
-    a.put(_LDX_B, 28)
-    a.when(_JSET, 8, None, done)
+        a.when(_JEQ, port, inside)
+    a.jump(reject)
+    a.here(inside)
+    a.put(_LDX_B, size + 8)
+    a.when(_JSET, 8, None, reject)
     a.put(_TXA)
-    a.put(_ADD_K, 36)
+    a.put(_ADD_K, size + 16)
     a.put(_TAX)
-    found = a.label()
-    _behind_type(a, 12, found, reject, indirect=True)
-    a.put(_STX, _IP)
-    a.here(done)
+    a.jump(inner)
 
 
 def _behind_type(a: _Assembler, at: int, found: str, reject: str, *, indirect: bool = False) -> None:
@@ -273,14 +309,16 @@ def _behind_type(a: _Assembler, at: int, found: str, reject: str, *, indirect: b
     a.here(found)
 
 
-def _family(a: _Assembler, rules: Rules, accept: str, reject: str, version: int) -> None:
+def _family(a: _Assembler, rules: Rules, accept: str, reject: str, version: int, starts: _Starts) -> None:
     """Everything about an IPv4 or IPv6 header (at X) and the ports behind it."""
     source, target = (12, 16) if version == 4 else (8, 24)
     ports = a.label()
     if version == 4:
         whole = a.label()
+        a.here(starts.four)
         a.put(_LDX_B, 9)
-        a.when(_JEQ, 6, None, reject)
+        a.here(starts.four_protocol)
+        a.when(_JEQ, _TCP, None, reject)
         a.put(_LDX_H, 6)
         a.when(_JSET, 0x1FFF, None, whole)
         # a later fragment: it has no ports; the addresses must do
@@ -297,8 +335,10 @@ def _family(a: _Assembler, rules: Rules, accept: str, reject: str, version: int)
         a.put(_ADD_X)
     else:
         tcp = a.label()
+        a.here(starts.six)
         a.put(_LDX_B, 6)
-        a.when(_JEQ, 6, tcp)
+        a.here(starts.six_protocol)
+        a.when(_JEQ, _TCP, tcp)
         for extension in (0, 43, 44, 60):
             a.when(_JEQ, extension, reject if rules.connects else accept)
         a.jump(reject)

@@ -13,6 +13,7 @@ from replay import _fastpath
 from replay.capture import bpfasm
 from replay.capture.afpacket import TapError, Tapped, choose, in_namespace
 from replay.capture.netlink import Interface, Netlink, Network, local_networks
+from replay.errors import UsageError
 from replay.tap.settings import TapSettings
 
 __all__ = ["MARK", "OWN_PORTS", "Place", "REJECT_ALL", "own_ports", "within"]
@@ -140,6 +141,7 @@ class Place:
         Raises TapError when there are more interfaces or networks than the kernel's filters hold."""
         s = self.settings
         every = s.direction == "both"
+        bare = self.moving and not all(one.hatype in (1, 772) for one in self.interfaces)  # some without an Ethernet header
         wanted = bpfasm.Rules(
             ports=s.selection.ports,
             servers=s.selection.server,
@@ -154,22 +156,28 @@ class Place:
             own=() if connects else self.own if len(self.own) <= _OWN_MOST else bpfasm.widened(self.own, _OWN_MOST // 2),
             own_ports=None if connects or not ends else OWN_PORTS,
             own_to=ends,
-            ethernet=ethernet,
+            ethernet=None if ethernet and bare else ethernet,
             loopback_once=True,
             connects=connects,
             sample=None if connects else sample,
             replies=0 if connects else replies,
         )
         then: list[bpfasm.Instruction] = []
+        then_bare: list[bpfasm.Instruction] = []
         if s.selection.bpf is not None and not connects:
             then = compiled(s.selection.bpf, ethernet)
-        return self._fitting(wanted, then)
+            if ethernet and bare:
+                try:
+                    then_bare = compiled(s.selection.bpf, False)
+                except UsageError:  # it has no meaning without an Ethernet header
+                    then_bare = REJECT_ALL
+        return self._fitting(wanted, then, then_bare)
 
-    def _fitting(self, wanted: bpfasm.Rules, then: list[bpfasm.Instruction]) -> list[bpfasm.Instruction]:
+    def _fitting(self, wanted: bpfasm.Rules, then: list[bpfasm.Instruction], then_bare: list[bpfasm.Instruction]) -> list[bpfasm.Instruction]:
         """The program; where all networks of this node would make it too long, one that lets more pass: the engine, which knows who asks, has the last word."""
         for rules in (wanted, *(_wider(wanted, most) for most in _WIDER)):
             try:
-                program = bpfasm.build(rules, then)
+                program = bpfasm.build(rules, then, then_bare)
             except ValueError as error:
                 fault = str(error)
                 continue
