@@ -135,6 +135,19 @@ def test_translated_on_the_node(net):
 
 
 @needs("nft")
+def test_translated_on_the_node_with_several_workers(net):
+    """The kernel shares connections out by addresses, which are others behind the translation: the two views of one may come to two workers."""
+    net.nft("add table ip nat", "add chain ip nat pre { type nat hook prerouting priority -100; }", "add rule ip nat pre tcp dport 9000 dnat to 10.78.0.2:8080")
+    with net.tap("any", "--port", 9000, "--port", 8080, "--workers", 3) as tap:
+        for i in range(30):
+            net.get("c", f"http://10.77.0.1:9000/{i}")
+        time.sleep(0.3)
+        report = balanced(tap.report())
+        assert report["ledger"]["sent"] == report["other"]["seen_twice"] == 30
+    assert sorted(net.seen()) == sorted(f"/{i}" for i in range(30))
+
+
+@needs("nft")
 def test_a_target_that_is_translated_to_production_is_refused(net):
     """The address is another one, outside; only the connection itself shows where it leads."""
     net.nft(
