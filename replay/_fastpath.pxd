@@ -11,6 +11,7 @@ cdef extern from "fastpath/atomics.h" nogil:
         pass
     int64_t atomic_get(const int64_t* p)
     void atomic_set(int64_t* p, int64_t v)
+    int atomic_take(int64_t* p)
     int64_t atomic_add(int64_t* p, int64_t v)
     void count_add(int64_t* p, int64_t v)
     void count_set(int64_t* p, int64_t v)

@@ -34,6 +34,9 @@ class Locality:
     def set(self, networks: Iterable[tuple[bytes, int]]) -> None: ...
 
 @disjoint_base
+class Twins: ...
+
+@disjoint_base
 class PacketSource: ...
 
 @disjoint_base
@@ -161,7 +164,7 @@ class Ingest:
         slack_ns: int = ...,
         batch_ns: int = ...,
         marker: bool | None = ...,
-        twins: bool = ...,
+        twins: Twins | None = ...,
         locality: Locality | None = ...,
         kept: Kept | None = ...,
     ) -> None: ...

@@ -19,6 +19,7 @@ from replay.capture.bpfasm import Rules, build, run
 from replay.settings import network
 
 A, B, C = (b"\x0a\0\0\x01", 40000), (b"\x0a\0\0\x02", 80), (b"\x0a\x01\0\x03", 8080)
+V4 = bytes(10) + b"\xff\xff"
 A6, B6 = (bytes.fromhex("20010db8" + "00" * 11 + "01"), 40000), (bytes.fromhex("20010db8" + "00" * 11 + "02"), 80)
 
 
@@ -26,9 +27,9 @@ def packet(source, target, flags=net.ACK, payload=b"x", options=b""):
     return net.ip(source[0], target[0], 6, net.tcp(source, target, 1, 1, flags, payload, options))
 
 
-def vxlan(inner, port=4789, tag=b""):
+def vxlan(inner, port=4789, tag=b"", ends=(b"\xac\x10\0\x01", b"\xac\x10\0\x02")):
     udp = struct.pack(">HHHH", 50000, port, 16 + 14 + len(inner), 0) + b"\x08\0\0\0\0\0\x07\0" + net.MACS + tag + net.ethertype(inner) + inner
-    return net.ip(b"\xac\x10\0\x01", b"\xac\x10\0\x02", 17, udp)
+    return net.ip(*ends, 17, udp)
 
 
 def nets(*texts):
@@ -76,6 +77,13 @@ CASES = [  # rules, source, target, passes, reason
     (Rules(own=nets("10.0.0.1"), own_ports=(30000, 39999)), A, B, True, "above our ports"),
     (Rules(own=nets("10.0.0.7"), own_ports=(40000, 40100)), A, B, True, "our port, somebody else's address"),
     (Rules(own=nets("2001:db8::1"), own_ports=(40000, 40100)), A6, B6, False, "our own connection over IPv6"),
+    (Rules(own=nets("10.0.0.1"), own_ports=(40000, 65535), own_to=[(V4 + B[0], 80)]), A, B, False, "our own connection to the target"),
+    (Rules(own=nets("10.0.0.1"), own_ports=(40000, 65535), own_to=[(V4 + C[0], 8080), (V4 + B[0], 80)]), B, A, False, "a reply on it"),
+    (Rules(own=nets("10.0.0.1"), own_ports=(40000, 65535), own_to=[(V4 + B[0], 81)]), A, B, True, "our port, to another port of the target"),
+    (Rules(own=nets("10.0.0.1"), own_ports=(40000, 65535), own_to=[(V4 + C[0], 80)]), A, B, True, "our port, to another address"),
+    (Rules(own=nets("10.0.0.1"), own_ports=(40000, 65535), own_to=[(V4 + C[0], 80)]), B, A, True, "a service on one of our ports"),
+    (Rules(own=nets("2001:db8::1"), own_ports=(40000, 65535), own_to=[(V4 + B[0], 80), (B6[0], 80)]), A6, B6, False, "our own connection to the target over IPv6"),
+    (Rules(own=nets("2001:db8::1"), own_ports=(40000, 65535), own_to=[(A6[0], 80)]), A6, B6, True, "to another address over IPv6"),
 ]
 
 WRAPPED = [
@@ -85,6 +93,7 @@ WRAPPED = [
     (lambda p: net.ethernet(vxlan(p)), "VXLAN"),
     (lambda p: net.vlan(vxlan(p, 8472)), "VXLAN at flannel's port in a VLAN"),
     (lambda p: net.ethernet(vxlan(p, tag=b"\x81\0\0\3")), "VLAN in VXLAN"),
+    (lambda p: net.ethernet(vxlan(p, ends=(A6[0], B6[0]))), "VXLAN over IPv6"),
 ]
 
 
@@ -108,6 +117,19 @@ def test_surroundings():
     some = build(Rules(interfaces=[3, 5]))
     assert [bool(run(some, frame, ifindex=n)) for n in range(1, 7)] == [False, False, True, False, True, False]
     assert not run(build(Rules(interfaces=[])), frame)
+
+
+def test_interfaces_with_and_without_a_link_layer():
+    """What a packet begins with is its interface's affair where both kinds are heard; so is which expression decides about it."""
+    bare, ether = packet(A, B), net.ethernet(packet(A, B))
+    program = build(Rules(ports=[80], ethernet=None))
+    for hatype in (0xFFFE, 512, 768):  # tun, WireGuard; PPP; IPIP
+        assert run(program, bare, hatype=hatype) and not run(program, ether, hatype=hatype)
+        assert not run(program, packet(A, C), hatype=hatype) and run(program, packet(A6, B6), hatype=hatype)
+    for hatype in (1, 772):
+        assert run(program, ether, hatype=hatype) and not run(program, bare, hatype=hatype)
+    then = build(Rules(ports=[80], ethernet=None), [(0x06, 0, 0, 1)] * 300, [(0x06, 0, 0, 2)])
+    assert [run(then, ether), run(then, ether, hatype=772), run(then, bare, hatype=512), run(then, packet(A, C), hatype=512)] == [1, 1, 2, 0]
 
 
 def test_a_server_behind_a_veth():
@@ -151,6 +173,56 @@ def test_many_networks_jump_far():
     assert not run(program, net.ethernet(packet(A, (b"\x0a\x09\0\x07", 80))))
     with pytest.raises(ValueError, match="kernel takes"):
         build(Rules(servers=nets(*(f"10.{n // 256}.{n % 256}.7" for n in range(4000)))))
+
+
+WIDE = st.one_of(
+    st.tuples(st.sampled_from([7, 0x0A000000, 0x0A0001FE]), st.integers(0, 600), st.integers(24, 32)).map(lambda t: (V4 + (t[0] + t[1]).to_bytes(4, "big"), 96 + t[2])),
+    st.tuples(st.sampled_from(["fd00:100::", "fd00:100::ffff:ff00", "fd00:100:0:1::", "fe80::", "::"]), st.integers(0, 600), st.integers(100, 128)).map(
+        lambda t: ((int(ipaddress.IPv6Address(t[0])) + t[1]).to_bytes(16, "big"), t[2])
+    ),
+    st.tuples(st.binary(min_size=16, max_size=16), st.integers(0, 128)),
+)
+
+
+def has(networks, address):
+    return any(int.from_bytes(address, "big") >> 128 - bits == int.from_bytes(one, "big") >> 128 - bits for one, bits in networks)
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.lists(WIDE, min_size=1, max_size=150), st.integers(1, 20), st.data())
+def test_many_networks_are_searched(networks, most, data):
+    program = build(Rules(servers=networks, ports=[80]))
+    wider = bpfasm.widened(networks, most)
+    assert len(bpfasm._ranges(wider, 4)) <= most and len(bpfasm._ranges(wider, 6)) <= most
+    for _ in range(20):
+        one, bits = data.draw(st.sampled_from(networks))
+        near = (int.from_bytes(one, "big") + data.draw(st.sampled_from([-1, 0, 1, 1 << (128 - bits)]))) % 2**128
+        address = near.to_bytes(16, "big")
+        plain = address[12:] if address.startswith(V4) else address
+        client = A if len(plain) == 4 else A6
+        assert bool(run(program, net.ethernet(packet(client, (plain, 80))))) == has(networks, address), address.hex()
+        assert has(wider, address) or not has(networks, address)
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.sets(st.integers(1, 200), max_size=150), st.sets(st.integers(1, 200)))
+def test_many_interfaces_are_searched(wanted, others):
+    """Each interface that there is is told; of a number that none has it does not matter."""
+    program = build(Rules(interfaces=sorted(wanted), known=sorted(wanted | others)))
+    for number in wanted | others:
+        assert bool(run(program, net.ethernet(packet(A, B)), ifindex=number)) == (number in wanted)
+
+
+@pytest.mark.parametrize("replies", [None, 512])
+def test_a_thousand_pods_fit(replies):
+    pods = [f"10.100.{i // 250}.{i % 250 + 1}" for i in range(1000)] + [f"fd00:100::{i * 7 + 1:x}" for i in range(1000)]
+    inside = [5 + 2 * i for i in range(1000)]
+    rules = Rules(ports=[8080], local=nets("127.0.0.0/8", "::1", *pods), inside=inside, known=[1, 2, *inside], replies=replies)
+    program = build(rules)
+    assert len(program) < 3200
+    pod = bytes([10, 100, 3, 250]), 8080
+    assert run(program, net.ethernet(packet(A, pod))) and not run(program, net.ethernet(packet(A, (bytes([10, 100, 3, 251]), 8080))))
+    assert run(program, net.ethernet(packet(A, C)), ifindex=1003, pkttype=4) and not run(program, net.ethernet(packet(A, C)), ifindex=2, pkttype=4)
 
 
 def test_an_expression_decides_about_the_rest():
@@ -292,7 +364,7 @@ def test_the_kernel_runs_it_alike():
         tapped = Tapped(tap, 0, True, 0, 0)
         tapped.attach([(0x06, 0, 0, 0)])
         tap.bind(("lo", 3))
-        tap.settimeout(1)
+        tap.settimeout(10)
         last = net.ethernet(net.ip(b"\x0b\x0b\x0b\x0b", b"\x0c\x0c\x0c\x0c", 6, net.tcp((b"", 7), (b"", 9), 1, 1, net.ACK, b"the end")))
         ending = build(Rules(servers=nets("12.12.12.12")))
         for rules, source, target, passes, _ in CASES:

@@ -2,6 +2,7 @@
 
 import collections
 import concurrent.futures
+import contextlib
 import ctypes
 import errno
 import json
@@ -17,7 +18,7 @@ import time
 
 import pytest
 from endtoend import balanced
-from tapmake import COMMAND, Sink, Tap, ended, eventually, get, needs, needs_root, nginx  # noqa: F401
+from tapmake import COMMAND, Nginx, Sink, Tap, ended, eventually, get, needs, needs_root, nginx  # noqa: F401
 
 from replay.capture.recording import Recording
 
@@ -174,6 +175,27 @@ def test_our_own_connections_are_left_out_by_their_ports(nginx, tmp_path):  # no
             tap.report()
 
 
+def test_clients_and_services_with_one_of_our_ports_are_heard(nginx, tmp_path):  # noqa: F811
+    """Only what goes to the target is ours."""
+    log = tmp_path / "shadow.jsonl"
+    first = int(read("/proc/sys/net/ipv4/ip_local_port_range").split()[1]) + 1
+    (tmp_path / "service").mkdir()
+    with ended(Sink("--access-log", log)) as shadow, contextlib.closing(Nginx(tmp_path / "service", port=first + 700)) as service:
+        words = ("lo", "--port", nginx.port, "--port", service.port, "--to", f"http://{shadow.address}", "-p", 100)
+        with ended(Tap(*words)) as tap:
+            tap.wait_for("our own connections to the target are made from ports")
+            for i in range(3):
+                with socket.socket() as one:
+                    one.bind(("127.0.0.1", first + 500 + i))
+                    one.connect(("127.0.0.1", nginx.port))
+                    one.sendall(b"GET /%d HTTP/1.1\r\nHost: a\r\n\r\n" % i)
+                    assert one.recv(1000)
+            get(f"http://127.0.0.1:{service.port}/service")
+            time.sleep(0.3)
+            assert balanced(tap.report())["ledger"]["found"] == 4
+    assert sorted(json.loads(line)["target"] for line in log.read_text().splitlines()) == ["/0", "/1", "/2", "/service"]
+
+
 def test_marked_requests_are_withheld(nginx):  # noqa: F811
     with ended(Sink()) as shadow, ended(Tap("lo", "--port", nginx.port, "--to", f"http://{shadow.address}", "-p", 100)) as tap:
         get(f"{nginx.url}/1", headers={"x-shadow-replay": "1"})
@@ -208,6 +230,7 @@ def test_excluded_clients(nginx):  # noqa: F811
         (["lo", "-p", "1", "--to", "http://no.such.name.invalid"], 5, "cannot be resolved"),
         (["lo", "-p", "1", "--to", "http://127.0.0.1:1", "--netns", "nosuch"], 2, "ip netns"),
         (["lo", "-p", "1", "--to", "http://127.0.0.1:1", "-f", "port (", "--port", "2"], 2, "pcap-filter"),
+        (["lo", "-p", "1", "--to", "http://127.0.0.1:1", "-f", "tcp and (vlan 7)", "--port", "2"], 2, "the VLAN's own interface"),
         (["lo", "-p", "1", "--to", "http://127.0.0.1:1", "--user", "no-such-user", "--port", "2"], 2, "--user"),
         (["lo", "-p", "1", "--to", "http://127.0.0.1:1", "--ring", "1k"], 2, "1MiB"),
     ],

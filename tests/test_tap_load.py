@@ -13,7 +13,7 @@ import time
 
 import pytest
 from endtoend import balanced
-from tapmake import Sink, Tap, ended, eventually, get, needs, needs_root, nginx  # noqa: F401
+from tapmake import COMMAND, Process, Sink, Tap, ended, eventually, get, needs, needs_root, nginx  # noqa: F401
 
 pytestmark = [needs_root, needs("nginx", "wrk")]
 
@@ -73,6 +73,22 @@ def test_copies_beyond_the_first_never_become_fewer(nginx, targets):  # noqa: F8
             report = balanced(tap.report())
     assert len(seen) > 3 and seen == sorted(seen) and seen[0] >= 0
     assert report["ledger"]["fanout"] == report["ledger"]["selected"] * (targets - 1) and (targets == 1) == (seen[-1] == 0)
+
+
+@needs("unshare")
+def test_two_taps_with_the_same_process_number(nginx):  # noqa: F811
+    """Two containers in the host's network namespace, each with workers: both see everything."""
+    with ended(Sink()) as shadow, contextlib.ExitStack() as stack:
+        words = [*COMMAND, "tap", "lo", "--port", str(nginx.port), "--to", f"http://{shadow.address}", "-p", "100", "--workers", "2", "--json", "--duration", "4s"]
+        taps = [stack.enter_context(ended(Process(["unshare", "--pid", "--fork", "--kill-child", *words]))) for _ in range(2)]
+        for tap in taps:
+            tap.wait_for("rights:")
+        time.sleep(0.3)
+        for i in range(40):
+            get(f"{nginx.url}/{i}")
+        for tap in taps:
+            out, err = tap.process.communicate(timeout=20)
+            assert balanced(json.loads(out))["ledger"]["found"] == 40, err
 
 
 # ---- a shadow that fails -------------------------------------------------------------------------------------------------------------

@@ -6,6 +6,7 @@ client 10.77.0.2 ---- eth0 10.77.0.1 [node] 10.78.0.1 pod0 ---- 10.78.0.2 eth0 [
 
 import contextlib
 import json
+import os
 import subprocess
 import sys
 import time
@@ -134,6 +135,19 @@ def test_translated_on_the_node(net):
 
 
 @needs("nft")
+def test_translated_on_the_node_with_several_workers(net):
+    """The kernel shares connections out by addresses, which are others behind the translation: the two views of one may come to two workers."""
+    net.nft("add table ip nat", "add chain ip nat pre { type nat hook prerouting priority -100; }", "add rule ip nat pre tcp dport 9000 dnat to 10.78.0.2:8080")
+    with net.tap("any", "--port", 9000, "--port", 8080, "--workers", 3) as tap:
+        for i in range(30):
+            net.get("c", f"http://10.77.0.1:9000/{i}")
+        time.sleep(0.3)
+        report = balanced(tap.report())
+        assert report["ledger"]["sent"] == report["other"]["seen_twice"] == 30
+    assert sorted(net.seen()) == sorted(f"/{i}" for i in range(30))
+
+
+@needs("nft")
 def test_a_target_that_is_translated_to_production_is_refused(net):
     """The address is another one, outside; only the connection itself shows where it leads."""
     net.nft(
@@ -211,3 +225,44 @@ def test_frames_of_every_size(net, mtu):
         report = balanced(tap.report())
     assert report["ledger"]["answered"] == 1 and report["packets"]["cut_frames"] == 0
     assert json.loads(net.log.read_text().splitlines()[0])["target"] == "/large"
+
+
+TUNNEL = """
+import ctypes, fcntl, os, select, struct, sys
+ends = []
+for name in sys.argv[1:]:
+    with open(f"/run/netns/{name}") as there:
+        assert ctypes.CDLL(None).setns(there.fileno(), 0x40000000) == 0
+    ends.append(os.open("/dev/net/tun", os.O_RDWR))
+    fcntl.ioctl(ends[-1], 0x400454CA, struct.pack("16sH", b"tunx0", 0x1001))  # TUNSETIFF: IFF_TUN, IFF_NO_PI
+print("ready", flush=True)
+while True:
+    for end in select.select(ends, [], [])[0]:
+        packet = os.read(end, 70000)
+        try:
+            os.write(ends[end == ends[0]], packet)
+        except OSError:
+            pass
+"""
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/net/tun"), reason="needs /dev/net/tun")
+def test_interfaces_without_an_ethernet_header(net):
+    """Beside others, and alone: what their packets begin with the filter asks the interface."""
+    tunnel = subprocess.Popen([sys.executable, "-c", TUNNEL, net.names["n"], net.names["c"]], stdout=subprocess.PIPE, text=True)
+    try:
+        assert tunnel.stdout.readline() == "ready\n"
+        for name, address in (("n", "10.90.0.1/30"), ("c", "10.90.0.2/30")):
+            net.names.ip("-n", net.names[name], "addr", "add", address, "dev", "tunx0")
+            net.names.ip("-n", net.names[name], "link", "set", "tunx0", "up")
+        for words in (["tunx0"], ["tun*"], ["any"], ["eth0", "tunx0"], ["any", "-f", "tcp and not port 81"]):
+            with net.tap(*words, "--port", 8080) as tap:
+                net.get("c", "http://10.90.0.1:8080/tunnelled")
+                net.get("c", "http://10.77.0.1:8080/plain")
+                plain = ["/plain"] if words[0] in ("any", "eth0") else []
+                eventually(lambda plain=plain: len(net.log.read_text().splitlines()) >= net.known + 1 + len(plain))
+                assert sorted(net.seen()) == [*plain, "/tunnelled"], words
+                balanced(tap.report())
+    finally:
+        tunnel.kill()
+        tunnel.communicate()

@@ -110,11 +110,12 @@ def open_socket(
     ring_bytes: int,
     block_ms: int,
     block_size: int = BLOCK,
-    fanout: tuple[int, int] | None = None,
+    fanout: Tapped | bool = False,
 ) -> Tapped:
     """A socket with a ring that hears one interface, or with None all of them, through a filter; nothing else was heard before the filter stood.
 
-    ring_bytes: of the whole ring.  block_ms: a block that is not full is handed over after so long.  fanout: (group, how many share it).  Raises TapError.
+    ring_bytes: of the whole ring.  block_ms: a block that is not full is handed over after so long.  fanout: True: the first of several sockets that
+    share connections out; of the others, that first one.  Raises TapError.
     """
     where = interface.name if interface is not None else "all interfaces"
     try:
@@ -133,16 +134,22 @@ def open_socket(
         tapped.attach(program)
         tapped.block_count = _ring(tap, ring_bytes, block_size, block_ms, where)
         _bind(tap, tapped.number)
-        if fanout is not None:
-            group, many = fanout
-            if many > 1:
-                tap.setsockopt(_SOL_PACKET, _FANOUT, struct.pack("=HH", group, _FANOUT_HASH | _FANOUT_DEFRAG))
+        if fanout is not False:
+            tap.setsockopt(_SOL_PACKET, _FANOUT, _group(None if fanout is True else fanout))
     except BaseException as error:
         tap.close()
         if isinstance(error, OSError):
             raise TapError(f"tap {where}: {error.strerror}") from None
         raise
     return tapped
+
+
+def _group(first: Tapped | None) -> bytes:
+    """What PACKET_FANOUT takes: a group that nobody has, or that of another socket. The kernel chooses: groups are those of a network namespace, where two
+    taps may have the same number of a process (containers with hostNetwork)."""
+    if first is None:
+        return struct.pack("=HH", 0, _FANOUT_HASH | _FANOUT_DEFRAG | _FANOUT_UNIQUE)
+    return first.socket.getsockopt(_SOL_PACKET, _FANOUT, 4)
 
 
 def _ring(tap: socket.socket, ring_bytes: int, block_size: int, block_ms: int, where: str) -> int:

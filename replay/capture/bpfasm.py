@@ -7,13 +7,16 @@ know more. Source of the instruction set and its ancillary loads: the kernel's D
 
 from __future__ import annotations
 
+import ipaddress
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-__all__ = ["ACCEPT", "Instruction", "Rules", "build", "run"]
+__all__ = ["ACCEPT", "Instruction", "Rules", "build", "run", "widened"]
 
 #: (code, jump if true, jump if false, k) as in struct sock_filter.
 Instruction = tuple[int, int, int, int]
+Range = tuple[int, int]  # first and last
 Network = tuple[bytes, int]  # 16 bytes, IPv4 mapped into IPv6, and the number of leading bits
 
 ACCEPT = 0x40000  # bytes of a packet that are kept: all of them
@@ -27,10 +30,19 @@ _RET, _RET_A, _TAX, _TXA = 0x06, 0x16, 0x07, 0x87
 
 _ANCILLARY = 0xFFFFF000  # SKF_AD_OFF
 _PKTTYPE, _IFINDEX, _MARK, _HATYPE = _ANCILLARY + 4, _ANCILLARY + 8, _ANCILLARY + 20, _ANCILLARY + 28
-_OUTGOING, _LOOPBACK = 4, 772
+_OUTGOING, _ETHERNET, _LOOPBACK = 4, 1, 772
+_TCP, _UDP = 6, 17
 
 _MOST = 4096  # BPF_MAXINSNS
 _MAPPED = bytes(10) + b"\xff\xff"
+_MAPPED_FIRST, _MAPPED_LAST = 0xFFFF << 32, (0xFFFF << 32) + 0xFFFFFFFF
+
+# Of a search: what is asked for one after the other, what a short jump leads out of, and when that shares a long one.
+_LEAF, _REACH, _HOPS = 4, 80, 8
+#: Of interfaces so many are told from any other number, more only from those that there are.
+_EXACT = 16
+#: With more networks and interfaces than that a later fragment passes without being asked for them: they are in the program once less.
+_MANY = 64
 
 # Scratch cells.
 _IP, _L4 = 0, 1  # where the IP header and the one behind it begin
@@ -47,10 +59,12 @@ class Rules:
     """What passes. Empty means any.
 
     ports, servers: of the answering side.  clients: of the asking side.  interfaces: numbers, for a socket that hears them all; None: whatever it hears.
+    known: numbers of all interfaces that there are: with many of them a number that none of them has may count as one that is wanted.
     local: networks of this node; None: every server is taken.  inside: interfaces (the host's ends of veths) where a server is local also when requests to
     it go out there.  elsewhere: servers that are not local are taken, instead of those that are.
     not_clients: whose requests do not pass.  mark: SO_MARK of packets that never pass; 0: none.
-    own: networks, and own_ports: (first, last), of connections that never pass.  ethernet: packets begin with an Ethernet header, else with IP.
+    own: networks, and own_ports: (first, last), of connections that never pass where they go to one of own_to (address, port).
+    ethernet: packets begin with an Ethernet header, else with IP; None: each as its interface has them.
     loopback_once: what leaves on a loopback interface is left out, for it comes in again.  connects: only the first packets of connections.
     sample: (below, seed): only connections whose hash is below, so many of 2**32; None: all.  replies: of what the server says so many bytes are kept where
     a reply begins, and nothing but headers elsewhere; 0: everything, None: it does not pass, and of the client's what only acknowledges does not either.
@@ -62,18 +76,30 @@ class Rules:
     clients: Sequence[Network] = ()
     not_clients: Sequence[Network] = ()
     interfaces: Sequence[int] | None = None
+    known: Sequence[int] = ()
     inside: Sequence[int] = ()
     local: Sequence[Network] | None = None
     elsewhere: bool = False
     mark: int = 0
     own: Sequence[Network] = ()
     own_ports: tuple[int, int] | None = None
-    ethernet: bool = True
+    own_to: Sequence[tuple[bytes, int]] = ()
+    ethernet: bool | None = True
     loopback_once: bool = True
     connects: bool = False
     vxlan_ports: Sequence[int] = (4789, 8472)
     sample: tuple[int, int] | None = None
     replies: int | None = 0
+
+
+@dataclass(frozen=True, slots=True)
+class _Starts:
+    """Labels of what is said of either family: X is at the header; with the protocol it is in A already."""
+
+    four: str
+    four_protocol: str
+    six: str
+    six_protocol: str
 
 
 class _Assembler:
@@ -119,8 +145,7 @@ class _Assembler:
                     continue
                 code, true, false, k = line
                 here = len(out) + 1
-                if code == _JA:
-                    assert true is not None
+                if code == _JA and true is not None:
                     out.append((code, 0, 0, places[true] - here))
                     widened.append(line)
                     continue
@@ -146,30 +171,32 @@ class _Assembler:
             lines = widened
 
 
-def build(rules: Rules, then: Sequence[Instruction] = ()) -> list[Instruction]:
-    """The program. then: a program for Ethernet packets that decides about those that pass this one (a compiled tcpdump expression).
+def build(rules: Rules, then: Sequence[Instruction] = (), then_bare: Sequence[Instruction] = ()) -> list[Instruction]:
+    """The program. then: one that decides about packets that pass this one (a compiled tcpdump expression); where there are packets of both kinds
+    (ethernet None), about those with an Ethernet header, and then_bare about the others.
 
     Raises ValueError when it would be too long for the kernel."""
     a = _Assembler()
     accept, reject = "accept", "reject"
     _who(a, rules, reject)
-    _find_ip(a, rules, accept, reject)
-    four, six = a.label(), a.label()
-    a.put(_LDX_MEM, _IP)
-    a.put(_LDX_B, 0)
-    a.put(_RSH_K, 4)
-    a.when(_JEQ, 4, four)
-    a.when(_JEQ, 6, six, reject)
-    a.here(four)
-    _family(a, rules, accept, reject, 4)
-    a.here(six)
-    _family(a, rules, accept, reject, 6)
+    starts = _Starts(*(a.label() for _ in range(4)))
+    _find_ip(a, rules, reject, starts)
+    _family(a, rules, accept, reject, 4, starts)
+    _family(a, rules, accept, reject, 6, starts)
     a.here(reject)
     a.put(_RET, 0)
     a.here(accept)
     if not then:
         a.put(_RET, ACCEPT)
-    found = a.done() + list(then)
+    elif rules.ethernet is None:
+        go, bare = a.label(), a.label()
+        a.put(_LD_W, _HATYPE)
+        a.when(_JEQ, _ETHERNET, go)
+        a.when(_JEQ, _LOOPBACK, go, bare)
+        a.here(bare)
+        a.put(_JA, len(then))
+        a.here(go)
+    found = a.done() + list(then) + (list(then_bare) if rules.ethernet is None else [])
     if len(found) > _MOST:
         raise ValueError(f"the filter has {len(found)} instructions, the kernel takes {_MOST}: name fewer networks or interfaces")
     return found
@@ -190,44 +217,68 @@ def _who(a: _Assembler, rules: Rules, reject: str) -> None:
     if rules.interfaces is not None:
         known = a.label()
         a.put(_LD_W, _IFINDEX)
-        _one_of(a, rules.interfaces, known)
+        _one_of(a, rules.interfaces, known, rules.known)
         a.jump(reject)
         a.here(known)
 
 
-def _find_ip(a: _Assembler, rules: Rules, accept: str, reject: str) -> None:
-    """Where the innermost IP header begins, into the scratch cell: behind the link, VLAN tags, and VXLAN."""
+def _find_ip(a: _Assembler, rules: Rules, reject: str, starts: _Starts) -> None:
+    """Where the innermost IP header begins, into the scratch cell and X: behind the link, VLAN tags, and VXLAN. Goes on at one of `starts`."""
     found = a.label()
-    if rules.ethernet:
+    if rules.ethernet is None:
+        ether = a.label()
+        a.put(_LD_W, _HATYPE)
+        for hatype in (_ETHERNET, _LOOPBACK):
+            a.when(_JEQ, hatype, ether)
+        a.put(_LDX_IMM, 0)
+        a.jump(found)
+        a.here(ether)
+    if rules.ethernet is not False:
         _behind_type(a, 12, found, reject)
     else:
         a.put(_LDX_IMM, 0)
         a.here(found)
     a.put(_STX, _IP)
-    if not rules.vxlan_ports:
-        return
-    done, inner = a.label(), a.label()
-    # IPv4, UDP, not a fragment, to a VXLAN port, flags that say that a VNI is there
+    if rules.vxlan_ports:
+        other, six, inner = a.label(), a.label(), a.label()
+        a.put(_LDX_B, 0)
+        a.when(_JEQ, 0x45, None, other)
+        _behind_vxlan(a, rules, 20, inner, reject, starts.four_protocol)
+        a.here(other)
+        a.put(_RSH_K, 4)
+        a.when(_JEQ, 6, six)
+        a.when(_JEQ, 4, starts.four, reject)
+        a.here(six)
+        _behind_vxlan(a, rules, 40, inner, reject, starts.six_protocol)
+        a.here(inner)
+        _behind_type(a, 12, a.label(), reject, indirect=True)
+        a.put(_STX, _IP)
     a.put(_LDX_B, 0)
-    a.when(_JEQ, 0x45, None, done)
-    a.put(_LDX_B, 9)
-    a.when(_JEQ, 17, None, done)
-    a.put(_LDX_H, 6)
-    a.when(_JSET, 0x1FFF, done)
-    a.put(_LDX_H, 22)
+    a.put(_RSH_K, 4)
+    a.when(_JEQ, 4, starts.four)
+    a.when(_JEQ, 6, starts.six, reject)
+
+
+def _behind_vxlan(a: _Assembler, rules: Rules, size: int, inner: str, reject: str, no_udp: str) -> None:
+    """UDP, not a fragment, to a VXLAN port, flags that say that a VNI is there: to `inner`, X at the Ethernet header behind. size: of the IP header at X.
+    To `no_udp` with the protocol in A."""
+    inside = a.label()
+    a.put(_LDX_B, 9 if size == 20 else 6)
+    a.when(_JEQ, _UDP, None, no_udp)
+    if size == 20:
+        a.put(_LDX_H, 6)
+        a.when(_JSET, 0x1FFF, reject)
+    a.put(_LDX_H, size + 2)
     for port in rules.vxlan_ports:
-        a.when(_JEQ, port, inner)
-    a.jump(done)
-    a.here(inner)
-    a.put(_LDX_B, 28)
-    a.when(_JSET, 8, None, done)
+        a.when(_JEQ, port, inside)
+    a.jump(reject)
+    a.here(inside)
+    a.put(_LDX_B, size + 8)
+    a.when(_JSET, 8, None, reject)
     a.put(_TXA)
-    a.put(_ADD_K, 36)
+    a.put(_ADD_K, size + 16)
     a.put(_TAX)
-    found = a.label()
-    _behind_type(a, 12, found, reject, indirect=True)
-    a.put(_STX, _IP)
-    a.here(done)
+    a.jump(inner)
 
 
 def _behind_type(a: _Assembler, at: int, found: str, reject: str, *, indirect: bool = False) -> None:
@@ -258,19 +309,23 @@ def _behind_type(a: _Assembler, at: int, found: str, reject: str, *, indirect: b
     a.here(found)
 
 
-def _family(a: _Assembler, rules: Rules, accept: str, reject: str, version: int) -> None:
+def _family(a: _Assembler, rules: Rules, accept: str, reject: str, version: int, starts: _Starts) -> None:
     """Everything about an IPv4 or IPv6 header (at X) and the ports behind it."""
     source, target = (12, 16) if version == 4 else (8, 24)
     ports = a.label()
     if version == 4:
         whole = a.label()
+        a.here(starts.four)
         a.put(_LDX_B, 9)
-        a.when(_JEQ, 6, None, reject)
+        a.here(starts.four_protocol)
+        a.when(_JEQ, _TCP, None, reject)
         a.put(_LDX_H, 6)
         a.when(_JSET, 0x1FFF, None, whole)
         # a later fragment: it has no ports; the addresses must do
         if rules.connects:
             a.jump(reject)
+        elif len(rules.servers) + len(rules.clients) + len(rules.not_clients) + len(rules.local or ()) + len(rules.inside) > _MANY:
+            a.jump(accept)
         else:
             _direction(a, rules, version, target, source, None, accept, accept, reject)
         a.here(whole)
@@ -280,8 +335,10 @@ def _family(a: _Assembler, rules: Rules, accept: str, reject: str, version: int)
         a.put(_ADD_X)
     else:
         tcp = a.label()
+        a.here(starts.six)
         a.put(_LDX_B, 6)
-        a.when(_JEQ, 6, tcp)
+        a.here(starts.six_protocol)
+        a.when(_JEQ, _TCP, tcp)
         for extension in (0, 43, 44, 60):
             a.when(_JEQ, extension, reject if rules.connects else accept)
         a.jump(reject)
@@ -423,73 +480,183 @@ def _shortened(a: _Assembler, most: int, version: int, accept: str) -> None:
 
 
 def _not_own(a: _Assembler, rules: Rules, version: int, source: int, target: int, reject: str) -> None:
-    """Connections of this program itself: one end has an address of this node and a port of ours."""
+    """Connections of this program itself: one end has an address of this node and a port of ours, the other is where we connect to. The ports alone would
+    not do: somebody else's service or client may have one of them, and address translation takes any."""
     if rules.own_ports is None:
         return
     first, last = rules.own_ports
-    for port, address in ((0, source), (2, target)):
-        other = a.label()
-        a.put(_LDX_MEM, _L4)
+    ports = list(dict.fromkeys(port for _, port in rules.own_to))
+    addresses = [(one, 128) for one in dict.fromkeys(one for one, _ in rules.own_to)]
+    a.put(_LDX_MEM, _L4)
+    for (port, address), (far_port, far_address) in (((0, source), (2, target)), ((2, target), (0, source))):
+        other, anew, ours, there = (a.label() for _ in range(4))
         a.put(_LDX_H, port)
         a.when(_JGE, first, None, other)
-        a.when(_JGT, last, other)
+        if last < 0xFFFF:
+            a.when(_JGT, last, other)
+        if rules.own_to:
+            a.put(_LDX_H, far_port)
+            _one_of(a, ports, ours)
+            a.jump(other)
+            a.here(ours)
         a.put(_LDX_MEM, _IP)
+        if rules.own_to:
+            _networks(a, addresses, version, far_address, there)
+            a.jump(anew)
+            a.here(there)
         _networks(a, rules.own, version, address, reject)
+        a.here(anew)
+        a.put(_LDX_MEM, _L4)
         a.here(other)
     a.put(_LDX_MEM, _IP)
 
 
 def _networks(a: _Assembler, networks: Sequence[Network], version: int, at: int, inside: str) -> None:
     """Jumps to `inside` when the address at X + at is in one of the networks; else goes on."""
-    if version == 6:
-        for address, bits in networks:
-            if not (address.startswith(_MAPPED) and bits >= 96):
-                _network_six(a, address, bits, at, inside)
-        return
-    by_mask: dict[int, list[int]] = {}
+    miss = a.label()
+    parts = [(0, _ranges(networks, version), a.label())]  # for each word of the address what is left to be looked at, behind those that are equal
+    for word, ranges, label in parts:
+        rest = (96 if version == 6 else 0) - 32 * word
+        every = (1 << rest) - 1
+        hits: list[Range] = []
+        deeper: dict[int, list[Range]] = {}
+        for low, high in ranges:
+            first, last = low >> rest, high >> rest
+            if low & every or (first == last and high & every != every):
+                deeper.setdefault(first, []).append((low & every, high & every if first == last else every))
+                first += 1
+            if first <= last and high & every != every:
+                deeper.setdefault(last, []).append((0, high & every))
+                last -= 1
+            if first <= last:
+                hits.append((first, last))
+        below = {value: a.label() for value in deeper}
+        parts += [(word + 1, some, below[value]) for value, some in deeper.items()]
+        a.here(label)
+        if hits == [(0, 0xFFFFFFFF)]:
+            a.jump(inside)
+            continue
+        if not ranges:  # of this family there is none
+            continue
+        a.put(_LDX_W, at + 4 * word)
+        _search(a, sorted([*((low, high, inside) for low, high in _joined(hits)), *((value, value, name) for value, name in below.items())]), miss)
+    a.here(miss)
+
+
+def _ranges(networks: Sequence[Network], version: int) -> list[Range]:
+    """Addresses of one family as numbers: first and last of each run, in order."""
+    found = []
     for address, bits in networks:
-        if bits < 96 and any(address[: bits // 8]):
-            continue
-        if bits >= 96 and not address.startswith(_MAPPED):
-            continue
-        width = max(0, bits - 96)
-        mask = (0xFFFFFFFF << (32 - width)) & 0xFFFFFFFF
-        by_mask.setdefault(mask, []).append(int.from_bytes(address[12:], "big") & mask)
-    if 0 in by_mask:
-        a.jump(inside)
+        host = (1 << (128 - bits)) - 1
+        low = int.from_bytes(address, "big") & ~host
+        high = low | host
+        if version == 6 and not (low >> 32 == 0xFFFF and bits >= 96):
+            found.append((low, high))
+        elif version == 4 and low <= _MAPPED_LAST and high >= _MAPPED_FIRST:
+            found.append((max(low, _MAPPED_FIRST) - _MAPPED_FIRST, min(high, _MAPPED_LAST) - _MAPPED_FIRST))
+    return _joined(sorted(found))
+
+
+def _joined(ranges: Sequence[Range]) -> list[Range]:
+    """Sorted ones, those that touch or overlap as one."""
+    found: list[Range] = []
+    for low, high in ranges:
+        if found and low <= found[-1][1] + 1:
+            found[-1] = found[-1][0], max(high, found[-1][1])
+        else:
+            found.append((low, high))
+    return found
+
+
+def _one_of(a: _Assembler, values: Sequence[int], inside: str, known: Sequence[int] = ()) -> None:
+    """Jumps to `inside` when A is one of the values; else goes on. known: all that there are: many values need not be told from what is between them and
+    is none of these."""
+    runs: list[Range] = []
+    wanted = set(values)
+    if len(wanted) > _EXACT and known:
+        before = None
+        for value in sorted(wanted | set(known)):
+            if value in wanted and before in wanted:
+                runs[-1] = runs[-1][0], value
+            elif value in wanted:
+                runs.append((value, value))
+            before = value
+    else:
+        runs = _joined([(value, value) for value in sorted(wanted)])
+    miss = a.label()
+    _search(a, [(low, high, inside) for low, high in runs], miss)
+    a.here(miss)
+
+
+def _search(a: _Assembler, entries: Sequence[tuple[int, int, str]], miss: str, low: int = 0, high: int = 0xFFFFFFFF, *, leaf: int = 0) -> None:
+    """Jumps to the label of the range that A lies in, or to `miss`. Sorted, disjoint; A is known to be between low and high.
+
+    Few are asked one after the other, of more the half is left out with each question.  leaf: how few, in a part of which the labels are at hand."""
+    few = leaf or (_LEAF if len(entries) <= _REACH else 2 * _LEAF)
+    if len(entries) > few:
+        shares = not leaf and _HOPS < len(entries) <= _REACH  # these jumps share a long one
+        hops = {name: a.label() if shares else name for name in dict.fromkeys([*(name for _, _, name in entries), miss])}
+        entries = [(first, last, hops[name]) for first, last, name in entries]
+        leaf = few if leaf or len(entries) <= _REACH else 0
+        middle, right = len(entries) // 2, a.label()
+        a.when(_JGE, entries[middle][0], right)
+        _search(a, entries[:middle], hops[miss], low, entries[middle][0] - 1, leaf=leaf)
+        a.here(right)
+        _search(a, entries[middle:], hops[miss], entries[middle][0], high, leaf=leaf)
+        for name, hop in hops.items():
+            if hop != name:
+                a.here(hop)
+                a.jump(name)
         return
-    for mask, values in by_mask.items():
-        a.put(_LDX_W, at)
-        if mask != 0xFFFFFFFF:
-            a.put(_AND_K, mask)
-        _one_of(a, list(dict.fromkeys(values)), inside)
+    for first, last, name in entries:
+        if first == last and low != high:
+            if last == entries[-1][1]:
+                a.when(_JEQ, first, name, miss)
+                return
+            a.when(_JEQ, first, name)
+            continue
+        if first > low:
+            a.when(_JGE, first, None, miss)
+        low = last + 1
+        if last >= high:
+            a.jump(name)
+            return
+        if last == entries[-1][1]:
+            a.when(_JGT, last, miss, name)
+            return
+        on = a.label()
+        a.when(_JGT, last, on, name)
+        a.here(on)
+    a.jump(miss)
 
 
-def _one_of(a: _Assembler, values: Sequence[int], inside: str) -> None:
-    """Jumps to `inside` when A is one of the values. Runs that a short jump can leave share a long one."""
-    for first in range(0, len(values), 200):
-        hit, after = a.label(), a.label()
-        for value in values[first : first + 200]:
-            a.when(_JEQ, value, hit)
-        a.jump(after)
-        a.here(hit)
-        a.jump(inside)
-        a.here(after)
+def widened(networks: Sequence[Network], most: int) -> list[Network]:
+    """Networks with all of these addresses, in at most so many runs of each family: what lies between the nearest ones counts too."""
+    found: list[Network] = []
+    for version in (4, 6):
+        ranges = _ranges(networks, version)
+        while len(ranges) > most:
+            gaps = sorted(after[0] - before[1] for before, after in itertools.pairwise(ranges))
+            widest = gaps[len(ranges) - most - 1]
+            ranges = _bridged(ranges, widest, len(ranges) - most)
+        kind = ipaddress.IPv4Address if version == 4 else ipaddress.IPv6Address
+        for low, high in ranges:
+            for one in ipaddress.summarize_address_range(kind(low), kind(high)):
+                packed = one.network_address.packed
+                found.append((_MAPPED + packed, 96 + one.prefixlen) if version == 4 else (packed, one.prefixlen))
+    return found
 
 
-def _network_six(a: _Assembler, address: bytes, bits: int, at: int, inside: str) -> None:
-    after = a.label()
-    words = [(i, int.from_bytes(address[i : i + 4], "big"), max(0, min(32, bits - 8 * i))) for i in range(0, 16, 4)]
-    words = [word for word in words if word[2]]
-    if not words:
-        a.jump(inside)
-    for n, (i, value, width) in enumerate(words):
-        mask = (0xFFFFFFFF << (32 - width)) & 0xFFFFFFFF
-        a.put(_LDX_W, at + i)
-        if mask != 0xFFFFFFFF:
-            a.put(_AND_K, mask)
-        a.when(_JEQ, value & mask, inside if n == len(words) - 1 else None, after)
-    a.here(after)
+def _bridged(ranges: Sequence[Range], gap: int, most: int) -> list[Range]:
+    """Those that are no farther apart are one, so many times at most."""
+    found = [ranges[0]]
+    for low, high in ranges[1:]:
+        if most and low - found[-1][1] <= gap:
+            found[-1] = found[-1][0], high
+            most -= 1
+        else:
+            found.append((low, high))
+    return found
 
 
 def _direction(
@@ -499,6 +666,8 @@ def _direction(
 
     ports: offsets of (destination, source) behind it."""
     for towards in (True, False):
+        if not towards and reply == reject:
+            break
         no, accept = a.label(), request if towards else reply
         to, by = (server, client) if towards else (client, server)
         if ports is not None and rules.ports:
@@ -538,7 +707,7 @@ def _locality(a: _Assembler, rules: Rules, version: int, server: int, towards: b
     if rules.inside:
         within = a.label()
         a.put(_LD_W, _IFINDEX)
-        _one_of(a, rules.inside, within)
+        _one_of(a, rules.inside, within, rules.known)
         a.jump(address)
         a.here(within)
         a.put(_LD_W, _PKTTYPE)

@@ -6,6 +6,7 @@ import contextlib
 import importlib
 import logging
 import os
+import re
 import sys
 from typing import Any
 
@@ -256,6 +257,11 @@ def _settings(ctx: click.Context, given: dict[str, Any]) -> TapSettings:
     for line in warnings:
         _log.warning("%s", line)
     if selection.bpf is not None:
+        if re.search(r"(?<![\w.-])vlan(?![\w.-])", selection.bpf):
+            raise UsageError(
+                "-f: `vlan` means another packet to a tap than to tcpdump: the kernel takes the outer tag off before it asks the filter. Name the VLAN's own"
+                " interface (replay tap eth0.7), or leave `vlan` out: what stands behind one tag is found without it"
+            )
         compile_filter(selection.bpf)  # says what is wrong with it
     routing = selection.routing
     targets = tuple(target(text) for text in given["to"]) if routing is None else routing.targets

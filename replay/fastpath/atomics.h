@@ -8,6 +8,13 @@
 #include <stdlib.h>
 
 static inline int64_t atomic_get(const int64_t *p) { return __atomic_load_n(p, __ATOMIC_SEQ_CST); }
+/* True when nobody else has it; then atomic_set(p, 0) gives it back. It is held for some stores: whoever finds it held tries again, but not for ever. */
+static inline int atomic_take(int64_t *p) {
+    int i;
+    for (i = 0; i < 1000; i++)
+        if (!__atomic_load_n(p, __ATOMIC_RELAXED) && !__atomic_exchange_n(p, 1, __ATOMIC_SEQ_CST)) return 1;
+    return 0;
+}
 static inline void atomic_set(int64_t *p, int64_t v) { __atomic_store_n(p, v, __ATOMIC_SEQ_CST); }
 static inline int64_t atomic_add(int64_t *p, int64_t v) { return __atomic_add_fetch(p, v, __ATOMIC_ACQ_REL); }
 /* A counter with one writing thread and readers that only want a whole, recent value. */

@@ -127,7 +127,7 @@ cdef struct Engine:               # owned by one Ingest; one thread writes, othe
     int64_t slack_ns              # by so much the capture clock stays behind the wall clock: what is in the ring must not be late
     int64_t batch_ns              # an open batch is handed on after so long
     int64_t batch_since_ns
-    Twin* twins                   # owns; NULL: one interface, where nothing is seen twice
+    Twin* twins                   # borrows: Ingest holds them; NULL: one interface, where nothing is seen twice
     # out
     BatchPool* pool
     PyObject** queues             # borrows: Ingest holds them
@@ -317,6 +317,7 @@ cdef class Ingest:
     cdef Guard guard
     cdef Kept kept_for_later
     cdef Locality locality
+    cdef Twins twins
     cdef PacketFilter packet_filter
     cdef bint scouting            # with a second thread, `scout_ahead`
     cdef Group* groups            # owns
@@ -358,7 +359,7 @@ cdef class Ingest:
                  uint64_t max_body=64 << 20, uint64_t max_connections=262144, uint64_t max_memory=64 << 20,
                  int64_t max_gap_ns=10_000_000_000, Guard guard=None, PacketFilter packet_filter=None,
                  int64_t offset_ns=0, int64_t loop=0, bint last=True, int threads=1, Routes routes=None, bint live=False,
-                 int64_t slack_ns=50_000_000, int64_t batch_ns=1_000_000, marker=None, int max_hops=1, bint twins=False, Locality locality=None, records=None, bint replies=True, int64_t low=1_000_000, Kept kept=None):
+                 int64_t slack_ns=50_000_000, int64_t batch_ns=1_000_000, marker=None, int max_hops=1, Twins twins=None, Locality locality=None, records=None, bint replies=True, int64_t low=1_000_000, Kept kept=None):
         cdef Engine* g = &self.g
         cdef Rules* r = &g.rules
         cdef int i
@@ -401,10 +402,9 @@ cdef class Ingest:
         if not 0 <= low <= 1_000_000:
             raise ValueError("low: parts per million of the share")
         g.low = <uint32_t>(low * LOW_ALL // 1_000_000)
-        if twins:
-            g.twins = <Twin*>calloc(LIVE_TWINS, sizeof(Twin))
-            if g.twins == NULL:
-                raise MemoryError
+        self.twins = twins
+        if twins is not None:
+            g.twins = twins.slots
         g.pool = &pool.pool
         g.stop = &stop.flag
         self.locality = locality
@@ -533,7 +533,6 @@ cdef class Ingest:
             router = g.retired
             g.retired = router.after
             router_free(router)
-        free(g.twins)
         if self.has_decoder:
             decoder_free(&self.decoder)
         lane_free(&self.full)

@@ -12,8 +12,23 @@ cdef int64_t LIVE_TWIN_NS = 1000000000       # so far apart two views of one pac
 
 cdef struct Twin:                 # a request's head, as it was seen last
     uint64_t hash                 # of its first bytes, length, sequence and acknowledgement number, which address translation leaves alone
-    uint64_t flow
+    uint64_t flow                 # of its connection and engine
     int64_t ts_ns
+    int64_t held                  # atomic: a thread looks at it
+
+
+cdef class Twins:
+    """Requests that were read last, for all engines of one tap: the kernel shares connections out by their addresses, so that the two views of one that is
+    translated may come to different ones."""
+    cdef Twin* slots              # owns
+
+    def __cinit__(self):
+        self.slots = <Twin*>calloc(LIVE_TWINS, sizeof(Twin))
+        if self.slots == NULL:
+            raise MemoryError
+
+    def __dealloc__(self):
+        free(self.slots)
 
 
 cdef enum:
@@ -99,18 +114,23 @@ cdef bint live_elsewhere(Engine* g, const Conn* c, int side) noexcept nogil:
 cdef bint live_twin(Engine* g, Conn* c, const Flow* f, const uint8_t* p, size_t n) noexcept nogil:
     """This very request was just read on a connection with other addresses: before and behind a translation."""
     cdef uint64_t hash
+    cdef uint64_t flow = (<uint64_t>g << 16) ^ c.id
+    cdef bint found
     cdef Twin* one
     if not f.msg_has_ack:
         return False
     # Sequence and acknowledgement tell requests apart; some bytes tell them from what has the same by chance.
     hash = xxh64(p, n if n < LIVE_TWIN_BYTES else LIVE_TWIN_BYTES, ((<uint64_t>f.msg_seq << 32) | f.msg_ack) + n)
     one = &g.twins[hash & (LIVE_TWINS - 1)]
-    if one.hash == hash and one.flow != c.id and -LIVE_TWIN_NS < f.msg_ts - one.ts_ns < LIVE_TWIN_NS:
-        return True
-    one.hash = hash
-    one.flow = c.id
-    one.ts_ns = f.msg_ts
-    return False
+    if not atomic_take(&one.held):                 # whoever has it does not run: rather twice than never
+        return False
+    found = one.hash == hash and one.flow != flow and -LIVE_TWIN_NS < f.msg_ts - one.ts_ns < LIVE_TWIN_NS
+    if not found:
+        one.hash = hash
+        one.flow = flow
+        one.ts_ns = f.msg_ts
+    atomic_set(&one.held, 0)
+    return found
 
 
 cdef inline bint live_settled(Engine* g, Message* m) noexcept nogil:

@@ -127,7 +127,7 @@ def look(seconds: float, ports: tuple[int, ...] = ()) -> dict[str, Seen]:
     with socket.socket(socket.AF_PACKET, socket.SOCK_RAW | socket.SOCK_CLOEXEC, 0) as tap:
         with contextlib.suppress(OSError):
             tap.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 8 << 20)
-        Tapped(tap, 0, True, 0, 0).attach(build(Rules(ports=ports, loopback_once=True), []))
+        Tapped(tap, 0, True, 0, 0).attach(build(Rules(ports=ports, loopback_once=True, ethernet=None), []))
         Tapped(tap, 0, True, 0, 0).bind(0)
         end = time.monotonic() + seconds
         for _ in range(LOOK_PACKETS):

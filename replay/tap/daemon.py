@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import os
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -27,7 +26,7 @@ from replay.tap.counts import Book
 from replay.tap.hearing import Hearing
 from replay.tap.lanes import Lane, Way
 from replay.tap.notes import Notes, notes_of
-from replay.tap.place import REJECT_ALL, Place
+from replay.tap.place import OWN_PORTS, REJECT_ALL, Place
 from replay.tap.settings import TapSettings
 from replay.tap.sums import sum_senders
 from replay.tap.targets import Targets
@@ -64,6 +63,17 @@ def _take(program: list[Instruction], by: Callable[[list[Instruction]], None]) -
             f"the kernel does not take a filter of {len(program)} instructions: {error.strerror}; raise net.core.optmem_max (sysctl),"
             " or name fewer addresses and ports, or networks in place of addresses"
         ) from None
+
+
+def _warn_of_ports(settings: TapSettings) -> None:
+    first, last = OWN_PORTS
+    shared = [port for port in settings.selection.ports if first <= port <= last]
+    if shared:
+        _log.warning(
+            "--port %s: our own connections to the target are made from ports %d to %d, and may have this one when its service starts;"
+            " give the service a lower port, or let net.ipv4.ip_local_port_range end above it: ours are those behind",
+            ", ".join(map(str, shared)), first, last,
+        )  # fmt: skip
 
 
 class Tap:
@@ -122,8 +132,10 @@ class Tap:
         shop.pool = _fastpath.Pool(max(s.selection.batch_budget, 4 * BATCH_BYTES * max(len(s.targets), 1) * s.workers))
         if s.selection.routing is not None:
             shop.routes = routes_of(s.selection)
-        tapped = [self._open(n) for n in range(s.workers)]
+        tapped: list[Tapped] = []
         try:
+            for n in range(s.workers):
+                tapped.append(self._open(tapped[0] if n else s.workers > 1))
             targets.check()
             recorders = self._record()
             self.dropped_rights = privileges.drop(s.user)
@@ -135,14 +147,13 @@ class Tap:
                 one.close()
             raise
 
-    def _open(self, n: int) -> Tapped:
+    def _open(self, fanout: Tapped | bool) -> Tapped:
         s, place = self.settings, self.place
         assert place is not None
-        group = os.getpid() & 0xFFFF
         return in_namespace(
             s.netns,
             lambda: open_socket(
-                place.single, REJECT_ALL, ring_bytes=s.ring_bytes // s.workers, block_ms=s.block_ms, fanout=(group, s.workers),
+                place.single, REJECT_ALL, ring_bytes=s.ring_bytes // s.workers, block_ms=s.block_ms, fanout=fanout,
             ),
         )  # fmt: skip
 
@@ -182,9 +193,11 @@ class Tap:
         assert place is not None
         if idle:
             return [REJECT_ALL] * len(self._book.lanes)
-        excluded, sample = self.targets.excluded(), shop.kernel_sample()
+        excluded, sample, ends = self.targets.excluded(), shop.kernel_sample(), self.targets.ends()
         replies = shop.reply_bytes if self._needs_replies else None
-        return [place.program(excluded, ethernet=lane.tapped.ethernet, sample=sample, replies=replies) for lane in self._book.lanes]
+        kinds = {lane.tapped.ethernet for lane in self._book.lanes}
+        made = {ethernet: place.program(excluded, ethernet=ethernet, sample=sample, replies=replies, ends=ends) for ethernet in kinds}
+        return [made[lane.tapped.ethernet] for lane in self._book.lanes]
 
     def _attach(self) -> None:
         """The filter of now, on each socket. Raises TapError, UsageError; then that of before stays, until `_mend`."""
@@ -198,6 +211,7 @@ class Tap:
 
     def start(self) -> None:
         """Starts the threads, and lets packets in."""
+        _warn_of_ports(self.settings)
         self._began = self._ticked = time.monotonic()
         self._cpu = (time.process_time(), self._began)
         if self.recording is not None:
@@ -421,12 +435,12 @@ class Tap:
         shop = self.shop
         hears, before = shop.hears, self._hears
         until = time.monotonic() + (_ADOPT_S if new_ways or before is not None else 0.2)
-        if hears and not self._heard:
-            self._attach()  # before a request may wait for a reply
-        self._hears = None
         if new_ways:
             shop.guard = self.targets.new_guard()
             self._behind = list(self._book.lanes)
+        if new_ways or (hears and not self._heard):
+            self._attach()  # before a request may wait for a reply, and before we connect to somebody else
+        self._hears = None
         late, ready = False, []
         for lane in self._book.lanes:
             if lane.ingest.changing:  # what it was given last time
@@ -511,6 +525,8 @@ class Tap:
                     way.sender.set_rate(settings.max_rate / settings.workers)
         self.breakers = shop.breakers = {url: one for url, one in self.breakers.items() if url in targets.addresses}
         self._reloads += 1
+        if settings.selection.ports != before.selection.ports:
+            _warn_of_ports(settings)
         self._going_on(self._expire, time.time())
         return fixed
 

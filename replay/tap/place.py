@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import struct
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from replay import _fastpath
 from replay.capture import bpfasm
 from replay.capture.afpacket import TapError, Tapped, choose, in_namespace
 from replay.capture.netlink import Interface, Netlink, Network, local_networks
+from replay.errors import UsageError
 from replay.tap.settings import TapSettings
 
 __all__ = ["MARK", "OWN_PORTS", "Place", "REJECT_ALL", "own_ports", "within"]
+
+_log = logging.getLogger("replay.tap")
 
 #: SO_MARK of every connection to a shadow ("SHDW"), as the sender sets it.
 MARK = 0x53484457
@@ -25,6 +29,12 @@ REPLY_BYTES = 512
 #: Networks that were this node's so lately still count as that, where a filter has let a packet pass.
 LATELY_S = 60.0
 
+#: Runs of addresses that a filter says instead of this node's networks, when these are too many.
+_WIDER = (256, 32)
+
+#: With more addresses than that, what lies between them counts as our own too: ports and targets tell our connections as well.
+_OWN_MOST = 64
+
 #: Nothing passes.
 REJECT_ALL: list[bpfasm.Instruction] = [(0x06, 0, 0, 0)]
 
@@ -32,7 +42,7 @@ REJECT_ALL: list[bpfasm.Instruction] = [(0x06, 0, 0, 0)]
 def own_ports(path: str = "/proc/sys/net/ipv4/ip_local_port_range") -> tuple[int, int]:
     """(first, last) of the local ports that connections to shadows are made from: those that the kernel never picks for anybody else's connections.
 
-    They tell our connections from all others where marks do not: after the rights were dropped, behind NAT, on replies."""
+    They tell our connections from all others to the same targets where marks do not: after the rights were dropped, on replies."""
     try:
         with open(path, encoding="ascii") as file:
             first, last = map(int, file.read().split()[:2])
@@ -55,6 +65,7 @@ class Place:
     interfaces: those that are meant, now.  moving: they may come and go, so that one socket hears all and the filter tells them apart.
     local: networks of this node's servers, in the tapped namespace.  locality: the same, and those that were until lately (an
     interface that goes down takes its routes along), for the engine; None when it does not matter.  own: addresses that our own connections may come from.
+    known: numbers of all interfaces that there are.  wide: the filter lets more pass than is meant, because all of it would not fit.
     """
 
     settings: TapSettings
@@ -67,6 +78,8 @@ class Place:
     own: list[Network] = field(default_factory=list)
     locality: _fastpath.Locality | None = None
     lately: dict[Network, float] = field(default_factory=dict)
+    known: list[int] = field(default_factory=list)
+    wide: bool = False
 
     @classmethod
     def find(cls, settings: TapSettings) -> Place:
@@ -91,6 +104,7 @@ class Place:
             self.moving = True
         every, addresses, routes = self.netlink.interfaces(), self.netlink.addresses(), self.netlink.routes()
         self.local, self.inside = local_networks(every, addresses, routes)
+        self.known = [one.number for one in every]
         now = time.monotonic()
         self.lately = {network: seen for network, seen in self.lately.items() if now - seen < LATELY_S} | dict.fromkeys(self.local, now)
         elsewhere = self.settings.direction == "out"
@@ -119,39 +133,64 @@ class Place:
 
     def program(
         self, excluded: Sequence[Network], *, ethernet: bool = True, connects: bool = False, sample: tuple[int, int] | None = None,
-        replies: int | None = 0,
+        replies: int | None = 0, ends: Sequence[tuple[bytes, int]] = (),
     ) -> list[bpfasm.Instruction]:
         """The filter. excluded: clients that are left out.  connects: for the check of the target: the first packets of all connections, ours too.
-        sample, replies: as `bpfasm.Rules` has them.
+        sample, replies: as `bpfasm.Rules` has them.  ends: where our own connections go, which are left out.
 
         Raises TapError when there are more interfaces or networks than the kernel's filters hold."""
         s = self.settings
         every = s.direction == "both"
+        bare = self.moving and not all(one.hatype in (1, 772) for one in self.interfaces)  # some without an Ethernet header
         wanted = bpfasm.Rules(
             ports=s.selection.ports,
             servers=s.selection.server,
             clients=() if connects else s.selection.client,
             not_clients=() if connects else excluded,
-            interfaces=[one.number for one in self.interfaces] if self.moving else None,
+            interfaces=[one.number for one in self.interfaces] if self.moving and "any" not in s.captures else None,
+            known=self.known,
             inside=() if every else sorted(self.inside & {one.number for one in self.interfaces}),
             local=None if every else self.local,
             elsewhere=s.direction == "out",
             mark=0 if connects else MARK,
-            own=() if connects else self.own,
-            own_ports=None if connects else OWN_PORTS,
-            ethernet=ethernet,
+            own=() if connects else self.own if len(self.own) <= _OWN_MOST else bpfasm.widened(self.own, _OWN_MOST // 2),
+            own_ports=None if connects or not ends else OWN_PORTS,
+            own_to=ends,
+            ethernet=None if ethernet and bare else ethernet,
             loopback_once=True,
             connects=connects,
             sample=None if connects else sample,
             replies=0 if connects else replies,
         )
         then: list[bpfasm.Instruction] = []
+        then_bare: list[bpfasm.Instruction] = []
         if s.selection.bpf is not None and not connects:
             then = compiled(s.selection.bpf, ethernet)
-        try:
-            return bpfasm.build(wanted, then)
-        except ValueError as error:
-            raise TapError(str(error)) from None
+            if ethernet and bare:
+                try:
+                    then_bare = compiled(s.selection.bpf, False)
+                except UsageError:  # it has no meaning without an Ethernet header
+                    then_bare = REJECT_ALL
+        return self._fitting(wanted, then, then_bare)
+
+    def _fitting(self, wanted: bpfasm.Rules, then: list[bpfasm.Instruction], then_bare: list[bpfasm.Instruction]) -> list[bpfasm.Instruction]:
+        """The program; where all networks of this node would make it too long, one that lets more pass: the engine, which knows who asks, has the last word."""
+        for rules in (wanted, *(_wider(wanted, most) for most in _WIDER)):
+            try:
+                program = bpfasm.build(rules, then, then_bare)
+            except ValueError as error:
+                fault = str(error)
+                continue
+            if wanted.connects:  # for the check of the target, which looks at what it finds
+                return program
+            if rules is not wanted and not self.wide:
+                _log.warning(
+                    "the filter would be too long with the %d networks and %d interfaces of this node's containers: it lets more pass, told apart later"
+                    " at some cost. What this node only forwards, to an address near its own, may be mirrored too", len(self.local), len(wanted.inside),
+                )  # fmt: skip
+            self.wide = rules is not wanted
+            return program
+        raise TapError(fault)
 
     def rebind(self, tapped: Tapped) -> str | None:
         """After `look`: a single interface that came back under another number is listened to again. Says so, or None."""
@@ -162,6 +201,15 @@ class Place:
             tapped.bind(one.number)
             return f"{one.name} is back"
         return None
+
+
+def _wider(rules: bpfasm.Rules, most: int) -> bpfasm.Rules:
+    """Lets everything pass that `rules` does, with less to say: this node's networks in so many runs, and servers behind any interface when it is the last."""
+    if rules.local is None:
+        return rules
+    if rules.elsewhere:
+        return replace(rules, local=(), inside=())
+    return replace(rules, local=bpfasm.widened(rules.local, most), inside=rules.known if most == _WIDER[-1] else rules.inside)
 
 
 def within(address: bytes, networks: Sequence[Network]) -> bool:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import threading
+import time
 from collections.abc import Iterable
 
 from replay import _fastpath
@@ -28,6 +29,8 @@ Address = tuple[bytes, int]
 _log = logging.getLogger("replay.tap")
 
 _RESOLVE_S, _DOWN_S = 30.0, 5.0
+#: What is on its way to addresses that were a target's is over after so long.
+_LATELY_S = 120.0
 
 
 class Targets:
@@ -43,6 +46,8 @@ class Targets:
         self._resolving: threading.Thread | None = None
         self._resolved: dict[str, list[Address]] | None = None
         self._next = 0.0
+        self._ends: list[Address] = []
+        self._left: dict[Address, float] = {}  # ends that are none any more, and since when
         self.prepare_relays()
 
     def every(self) -> list[Address]:
@@ -53,6 +58,14 @@ class Targets:
         if self.settings.exclude_clients is not None:
             return list(self.settings.exclude_clients)
         return [(packed, 128) for packed, _ in dict.fromkeys(self.every()) if not self.place.is_own(packed)]
+
+    def ends(self) -> list[Address]:
+        """Where our own connections go, and went until lately: the filter tells them by that."""
+        now = time.monotonic()
+        left = {end: since for end, since in self._left.items() if now - since < _LATELY_S} | dict.fromkeys(self._ends, now)
+        self._ends = [*self.every(), *(relay.address for relay in self._relays.values() if relay.port)]
+        self._left = {end: since for end, since in left.items() if end not in self._ends}
+        return list(dict.fromkeys([*self._ends, *self._left]))
 
     # -- guards --------------------------------------------------------------------------------------------------------------
 

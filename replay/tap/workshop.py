@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from replay import _fastpath
@@ -47,6 +47,10 @@ class Workshop:
     guard: _fastpath.Guard | None = None
     routes: _fastpath.Routes | None = None
     share: float = 1.0
+    twins: _fastpath.Twins | None = field(init=False)  # None: one interface, where nothing is seen twice
+
+    def __post_init__(self) -> None:
+        self.twins = _fastpath.Twins() if self.place.moving else None
 
     def thread(self, name: str, body: Callable[[], None], *, patient: bool) -> threading.Thread:
         """patient: production does not lose its core to this thread's waking up. The ring has room for what comes meanwhile; a sender's queue has not."""
@@ -99,7 +103,7 @@ class Workshop:
         try:
             return _fastpath.Ingest(
                 source, [way.queue for way in ways], self.pool, self.stop, guard=self.guard, live=True, last=False, marker=True,
-                twins=self.place.moving, locality=self.place.locality, record=self.notes.results is not None,
+                twins=self.twins, locality=self.place.locality, record=self.notes.results is not None,
                 slack_ns=3 * s.block_ms * 10**6 + 20 * 10**6, batch_ns=max(s.block_ms, 1) * 10**6, limit=s.selection.limit or 0, **rules,
             )  # fmt: skip
         except ValueError as error:
