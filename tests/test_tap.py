@@ -559,14 +559,12 @@ from replay.capture import afpacket
 def set(state):
     subprocess.run(["ip", "link", "set", "lo", state], check=True)
 
-class Loopback:
-    number = 1
-
 set("up")
-snoop = afpacket.Snoop(Loopback)
+snoop = afpacket.Snoop()
 for state in ("down", "up"):
-    set(state)
-with snoop.listening([(0x06, 0, 0, 65536)]), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as one:
+    with snoop.listening([(0x06, 0, 0, 65536)], 1):
+        set(state)
+with snoop.listening([(0x06, 0, 0, 65536)], 1), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as one:
     one.sendto(b"seen", ("127.0.0.1", 9))
     assert any(packet.endswith(b"seen") for packet in snoop.packets(2))
 """

@@ -221,46 +221,47 @@ class Snoop:
     """The first packets that a filter lets through, for a moment, without a ring: what the check of the target looks at.
 
     Made while there is the right to, it rests until `listening`: a socket that hears all protocols costs whoever sends a copy of each packet's description,
-    whatever its filter says of it, so that one that waits for an occasion is bound to a protocol that nobody speaks."""
+    whatever its filter says of it, so that one that waits for an occasion is bound to a protocol that nobody speaks.
 
-    def __init__(self, interface: Interface | None) -> None:
+    blind: what it listened to was not there, or went down: that nothing showed up says nothing."""
+
+    def __init__(self) -> None:
         self._socket = socket.socket(socket.AF_PACKET, socket.SOCK_RAW | socket.SOCK_CLOEXEC, 0)
-        self._interface = interface.number if interface is not None else 0
-        _bind(self._socket, self._interface, _NOBODY)
+        self.blind = False
+        _bind(self._socket, 0, _NOBODY)
 
     @contextlib.contextmanager
-    def listening(self, program: Sequence[Instruction]) -> Iterator[None]:
-        """Hears what the filter lets through from now on."""
+    def listening(self, program: Sequence[Instruction], number: int) -> Iterator[None]:
+        """Hears what the filter lets through from now on. number: of the interface, as it is now; 0: all."""
+        self.blind = False
         Tapped(self._socket, 0, True, 0, 0).attach(program)
         self._socket.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)  # reading it clears it: the interface may have been down since the last time
         self._socket.setblocking(False)
         with contextlib.suppress(OSError):
             for _ in range(100_000):  # what nobody looked at then
                 self._socket.recv(1)
-        self._bound(_ALL)
+        try:
+            _bind(self._socket, number)
+        except OSError as error:
+            if error.errno not in (errno.ENODEV, errno.ENXIO, errno.ENETDOWN):
+                raise
+            self.blind = True
         try:
             yield
         finally:
-            self._bound(_NOBODY)
-
-    def _bound(self, protocol: int) -> None:
-        try:
-            _bind(self._socket, self._interface, protocol)
-        except OSError as error:
-            if error.errno not in (errno.ENODEV, errno.ENXIO, errno.ENETDOWN):  # the interface is gone: nothing can show up there
-                raise
+            _bind(self._socket, 0, _NOBODY)
 
     def packets(self, seconds: float) -> Iterator[bytes]:
         """Those that came, and that come in so many seconds."""
         end = time.monotonic() + seconds
-        while (left := end - time.monotonic()) > 0:
+        while not self.blind and (left := end - time.monotonic()) > 0:
             self._socket.settimeout(left)
             try:
                 yield self._socket.recv(65536)
             except TimeoutError:
                 return
-            except OSError:  # the interface is down: nothing can show up there
-                return
+            except OSError:  # the interface is down
+                self.blind = True
 
     def close(self) -> None:
         self._socket.close()

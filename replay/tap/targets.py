@@ -91,10 +91,13 @@ class Targets:
         s, place = self.settings, self.place
         if s.allow_production or s.dry_run:
             return
+        if place.single is None and not place.moving:
+            return  # it is away
         if self._snoop is None:
-            self._snoop = in_namespace(s.netns, lambda: Snoop(place.single))
+            self._snoop = in_namespace(s.netns, Snoop)
         ethernet = place.single is None or place.single.hatype in (1, 772)
-        with self._snoop.listening(place.program((), ethernet=ethernet, connects=True)):
+        number = place.single.number if place.single is not None else 0
+        with self._snoop.listening(place.program((), ethernet=ethernet, connects=True), number):
             for target in s.targets:
                 wanted = [one for one in self.addresses[target.url] if only is None or one in only]
                 probe.check(self._snoop, place, target, wanted, s.connect_timeout_ns / 1e9)

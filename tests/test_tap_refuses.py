@@ -1,0 +1,87 @@
+"""A target that leads to production is refused whenever it could be seen: at a reload, after an interface was made anew, when one comes later."""
+
+import signal
+import subprocess
+import time
+
+import pytest
+from tapmake import Tap, ended, eventually, inside, needs, needs_root
+from test_tap_netns import Net
+
+pytestmark = [needs_root, needs("nginx", "ip", "curl", "nft")]
+
+SHADOW = "http://10.79.0.2:9090"
+TRANSLATED = "http://198.51.100.7:80"
+
+
+@pytest.fixture
+def net(tmp_path):
+    found = Net(tmp_path)
+    yield found
+    found.close()
+
+
+def translate(net, port=8080):
+    """Outside there is nothing at this address; on the node it is the pod's server."""
+    net.nft(
+        "add table ip nat",
+        "add chain ip nat out { type nat hook output priority -100; }",
+        f"add rule ip nat out ip daddr 198.51.100.7 tcp dport 80 dnat to 10.78.0.2:{port}",
+    )
+
+
+class Configured(Tap):
+    """A tap on the node, by a file that `reload` writes anew."""
+
+    def __init__(self, net, *words, **options):
+        self.config = net.log.with_name("tap.yaml")
+        self.write(options)
+        super().__init__(*words, "--config", self.config, "--user", "root", netns=net.names["n"])
+
+    def write(self, options):
+        self.config.write_text("".join(f"{name.replace('_', '-')}: {value}\n" for name, value in ({"percent": 100} | options).items()))
+
+    def reload(self, **options):
+        """What the log says of it."""
+        self.write(options)
+        self.process.send_signal(signal.SIGHUP)
+        while True:
+            line = self.wait_for("daemon: ")
+            if "reloaded" in line or "is refused" in line:
+                return line
+
+
+def anew(net):
+    """The pod's interface is deleted and made again, under another number."""
+    ip, n = net.names.ip, net.names["n"]
+    ip("-n", n, "link", "del", "pod0")
+    ip("-n", n, "link", "add", "filler", "type", "bridge")
+    back(net)
+
+
+def back(net):
+    net.names.link("p", "n", "10.78.0.2/24", "10.78.0.1/24", "eth0", "pod0")
+    net.names.ip("-n", net.names["p"], "route", "add", "default", "via", "10.78.0.1")
+
+
+def asks(net, path, port=8080):
+    """A request of the node to the pod; patient, for a pod that comes back has to be found first."""
+    words = ["curl", "-s", "-o", "/dev/null", "--max-time", "1", f"http://10.78.0.2:{port}{path}"]
+    eventually(lambda: not subprocess.run(inside(net.names["n"], words)).returncode)
+    time.sleep(0.4)
+
+
+def production(net):
+    """What the pod's server was asked."""
+    return [line.split(" ")[1] for line in (net.log.parent / "p" / "access.log").read_text().splitlines()]
+
+
+def test_a_reload_is_checked_where_the_interface_was_made_anew(net):
+    translate(net)
+    with ended(Configured(net, "pod0", port=8080, to=SHADOW)) as tap:
+        anew(net)
+        time.sleep(1)
+        assert "shows up at 10.78.0.2:8080" in tap.reload(port=8080, to=TRANSLATED)
+        asks(net, "/after")
+        tap.report()
+    assert production(net) == ["/after"] == net.seen()
