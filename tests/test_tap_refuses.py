@@ -85,3 +85,16 @@ def test_a_reload_is_checked_where_the_interface_was_made_anew(net):
         asks(net, "/after")
         tap.report()
     assert production(net) == ["/after"] == net.seen()
+
+
+def test_production_is_not_allowed_any_more(net):
+    """The first check comes when the rights were dropped; what it looks through was opened before, and it looks at targets that are there already."""
+    translate(net)
+    with ended(Configured(net, "pod0", port=8080, to=SHADOW, allow_production="true")) as tap:
+        assert "reloaded" in tap.reload(port=8080, to=SHADOW, allow_production="false")
+        asks(net, "/guarded")
+        assert net.seen() == ["/guarded"]
+        assert "shows up at 10.78.0.2:8080" in tap.reload(port=8080, to=TRANSLATED)
+        assert "reloaded" in tap.reload(port=8080, to=TRANSLATED, allow_production="true")
+        assert "shows up at 10.78.0.2:8080" in tap.reload(port=8080, to=TRANSLATED, allow_production="false")
+        tap.report()

@@ -47,6 +47,8 @@ _ADOPT_S = 5.0
 _SENDER_FIELDS = (
     "targets", "connections", "pipeline", "connect_timeout_ns", "timeout_ns", "drain_ns", "max_age_ns", "allow_production", "dry_run", "tls",
 )  # fmt: skip
+#: What decides whether targets are checked.
+_CHECK_FIELDS = ("allow_production", "dry_run")
 #: What is fixed when the sockets are opened.
 _FIXED_FIELDS = (
     "captures", "netns", "ring_bytes", "block_ms", "workers", "user", "record", "record_size", "record_every_ns", "record_files", "access_log", "results",
@@ -124,6 +126,7 @@ class Tap:
             shop.routes = routes_of(s.selection)
         tapped = [self._open(n) for n in range(s.workers)]
         try:
+            targets.listen()
             targets.check()
             recorders = self._record()
             self.dropped_rights = privileges.drop(s.user)
@@ -477,6 +480,9 @@ class Tap:
         if policy and any(lane.ingest.retiring >= _RETIRING_MOST for lane in self._book.lanes):
             raise UsageError(f"--policy: requests that {_RETIRING_MOST} former policies chose are not whole yet; the old one goes on, try it again later")
         new_ways = policy or any(getattr(settings, name) != getattr(before, name) for name in _SENDER_FIELDS)
+        # Those that stood a check already need no other one, where there was any.
+        known = {address for one in addresses.values() for address in one}
+        again = any(getattr(settings, name) != getattr(before, name) for name in _CHECK_FIELDS)
         touched = False
         self._use(settings)
         try:
@@ -487,8 +493,7 @@ class Tap:
                 targets.addresses = {target.url: addresses.get(target.url) or resolve(target) for target in settings.targets}
                 targets.prepare_relays()
                 targets.refuse_production()
-                known = {address for one in addresses.values() for address in one}
-                targets.check({one for one in targets.every() if one not in known})
+                targets.check(None if again else {one for one in targets.every() if one not in known})
             place.look()
             for lane, program in zip(self._book.lanes, self._programs(), strict=True):  # before a lane has the new rules
                 _take(program, lane.tapped.would_take)

@@ -70,6 +70,10 @@ class Targets:
         """A guard has stopped the sending for good."""
         return any(guard.tripped for guard in self._guards)
 
+    def listen(self) -> None:
+        """Opens what `check` looks through, while there is the right to: also where nothing is checked now, a reload may ask for it."""
+        self._snoop = in_namespace(self.settings.netns, Snoop)
+
     def refuse_production(self) -> None:
         """What addresses and ports alone tell: the target is a server that is tapped. Raises GuardError."""
         s, place = self.settings, self.place
@@ -93,8 +97,7 @@ class Targets:
             return
         if place.single is None and not place.moving:
             return  # it is away
-        if self._snoop is None:
-            self._snoop = in_namespace(s.netns, Snoop)
+        assert self._snoop is not None, "listen() comes first"
         ethernet = place.single is None or place.single.hatype in (1, 772)
         number = place.single.number if place.single is not None else 0
         with self._snoop.listening(place.program((), ethernet=ethernet, connects=True), number):
