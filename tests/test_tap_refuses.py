@@ -98,3 +98,22 @@ def test_production_is_not_allowed_any_more(net):
         assert "reloaded" in tap.reload(port=8080, to=TRANSLATED, allow_production="true")
         assert "shows up at 10.78.0.2:8080" in tap.reload(port=8080, to=TRANSLATED, allow_production="false")
         tap.report()
+
+
+@pytest.mark.parametrize(
+    ("interface", "before", "after", "to", "said"),
+    [
+        ("any", {"port": 9999}, {"port": "[9999, 8080]"}, "http://10.78.0.2:8080", "its address and port are tapped"),
+        ("any", {"port": 9999}, {"port": "[9999, 8080]"}, TRANSLATED, "shows up at 10.78.0.2:8080"),
+        ("pod0", {"port": 8080, "direction": "out"}, {"port": 8080}, TRANSLATED, "shows up at 10.78.0.2:8080"),
+        ("pod0", {"port": 8080, "server": "10.78.0.9"}, {"port": 8080, "server": "10.78.0.2"}, TRANSLATED, "shows up at 10.78.0.2:8080"),
+    ],
+    ids=["port", "port-translated", "direction", "server"],
+)
+def test_a_reload_that_taps_the_target_is_refused(net, interface, before, after, to, said):
+    translate(net)
+    with ended(Configured(net, interface, to=to, **before)) as tap:
+        assert said in tap.reload(to=to, **after)
+        asks(net, "/after")
+        tap.report()
+    assert production(net) == ["/after"]

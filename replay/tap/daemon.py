@@ -47,14 +47,19 @@ _ADOPT_S = 5.0
 _SENDER_FIELDS = (
     "targets", "connections", "pipeline", "connect_timeout_ns", "timeout_ns", "drain_ns", "max_age_ns", "allow_production", "dry_run", "tls",
 )  # fmt: skip
-#: What decides whether targets are checked.
-_CHECK_FIELDS = ("allow_production", "dry_run")
+#: What decides whether targets are checked, and what is tapped: a change of these asks for a check of all targets, also of those that stay.
+_CHECK_FIELDS = ("allow_production", "dry_run", "direction")
+_CHECK_SELECTION = ("ports", "server")
 #: What is fixed when the sockets are opened.
 _FIXED_FIELDS = (
     "captures", "netns", "ring_bytes", "block_ms", "workers", "user", "record", "record_size", "record_every_ns", "record_files", "access_log", "results",
 )  # fmt: skip
 #: Former policies that may have requests under way; beyond that a further one has to wait.
 _RETIRING_MOST = 8
+
+
+def _differ(one: object, other: object, names: tuple[str, ...]) -> bool:
+    return any(getattr(one, name) != getattr(other, name) for name in names)
 
 
 def _take(program: list[Instruction], by: Callable[[list[Instruction]], None]) -> None:
@@ -479,10 +484,10 @@ class Tap:
             raise UsageError("--policy: from a policy to a percentage, and back, it takes a restart; the old one goes on")
         if policy and any(lane.ingest.retiring >= _RETIRING_MOST for lane in self._book.lanes):
             raise UsageError(f"--policy: requests that {_RETIRING_MOST} former policies chose are not whole yet; the old one goes on, try it again later")
-        new_ways = policy or any(getattr(settings, name) != getattr(before, name) for name in _SENDER_FIELDS)
+        new_ways = policy or _differ(settings, before, _SENDER_FIELDS)
         # Those that stood a check already need no other one, where there was any.
         known = {address for one in addresses.values() for address in one}
-        again = any(getattr(settings, name) != getattr(before, name) for name in _CHECK_FIELDS)
+        again = _differ(settings, before, _CHECK_FIELDS) or _differ(settings.selection, before.selection, _CHECK_SELECTION)
         touched = False
         self._use(settings)
         try:
@@ -492,9 +497,10 @@ class Tap:
             if new_ways:
                 targets.addresses = {target.url: addresses.get(target.url) or resolve(target) for target in settings.targets}
                 targets.prepare_relays()
+            place.look()
+            if new_ways or again:
                 targets.refuse_production()
                 targets.check(None if again else {one for one in targets.every() if one not in known})
-            place.look()
             for lane, program in zip(self._book.lanes, self._programs(), strict=True):  # before a lane has the new rules
                 _take(program, lane.tapped.would_take)
             touched = True
