@@ -1,6 +1,5 @@
 """A target that leads to production is refused whenever it could be seen: at a reload, after an interface was made anew, when one comes later."""
 
-import signal
 import subprocess
 import time
 
@@ -44,10 +43,9 @@ class Configured(Tap):
     def reload(self, **options):
         """What the log says of it."""
         self.write(options)
-        self.process.send_signal(signal.SIGHUP)
         while True:
             line = self.wait_for("daemon: ")
-            if "reloaded" in line or "is refused" in line:
+            if "reloaded (" in line or "configuration is refused" in line:
                 return line
 
 
@@ -117,3 +115,51 @@ def test_a_reload_that_taps_the_target_is_refused(net, interface, before, after,
         asks(net, "/after")
         tap.report()
     assert production(net) == ["/after"]
+
+
+def test_a_check_that_saw_nothing_is_made_again_when_the_interface_is_up(net):
+    """Down while a reload is checked: the target is taken, and nothing is captured or sent when the interface is back. Another target ends that."""
+    translate(net)
+    ip, n = net.names.ip, net.names["n"]
+    with ended(Configured(net, "pod0", port=8080, to=SHADOW)) as tap:
+        ip("-n", n, "link", "set", "pod0", "down")
+        time.sleep(0.5)
+        assert "reloaded" in tap.reload(port=8080, to=TRANSLATED)
+        ip("-n", n, "link", "set", "pod0", "up")
+        tap.wait_for("shows up at 10.78.0.2:8080, which is tapped")
+        for i in range(5):
+            asks(net, f"/{i}")
+        assert production(net) == [f"/{i}" for i in range(5)] and net.seen() == []
+        assert "reloaded" in tap.reload(port=8080, to=SHADOW)
+        time.sleep(0.3)
+        asks(net, "/mirrored")
+        assert net.seen() == ["/mirrored"]
+        tap.report()
+
+
+def test_a_check_is_made_again_when_an_interface_comes(net):
+    """A pattern that fits nothing at the start; and beside an interface that is captured from already. What was right at the start is right still."""
+    translate(net)
+    ip, n = net.names.ip, net.names["n"]
+    ip("-n", n, "link", "del", "pod0")
+    with net.tap("pod*", "--port", 8080, to=TRANSLATED) as tap, net.tap("pod*", "lo", "--port", 8080, to=TRANSLATED) as beside, net.tap("pod*", "--port", 8080) as right:
+        back(net)
+        for one in (tap, beside):
+            one.wait_for("shows up at 10.78.0.2:8080, which is tapped")
+        right.wait_for("came: pod0")
+        time.sleep(1)
+        for i in range(3):
+            asks(net, f"/{i}")
+        net.get("n", "http://127.0.0.1:8080/on-the-node")
+        assert production(net) == [f"/{i}" for i in range(3)] == net.seen()
+        assert [one.report()["ledger"]["found"] for one in (tap, beside, right)] == [0, 0, 3]
+
+
+def test_an_address_that_makes_the_target_this_nodes_holds_everything_back_until_it_goes(net):
+    ip, n = net.names.ip, net.names["n"]
+    with net.tap("eth0", "--port", 8099, to="http://10.77.0.2:8099") as tap:
+        ip("-n", n, "addr", "add", "10.77.0.2/32", "dev", "lo")
+        tap.wait_for("its address and port are tapped")
+        ip("-n", n, "addr", "del", "10.77.0.2/32", "dev", "lo")
+        tap.wait_for("the targets stand the check")
+        tap.report()

@@ -19,7 +19,7 @@ from replay.capture.afpacket import TapError, Tapped, in_namespace, open_socket
 from replay.capture.bpfasm import Instruction
 from replay.capture.recording import Recording
 from replay.engine import Health, resolve, routes_of
-from replay.errors import ReplayError, UsageError
+from replay.errors import GuardError, ReplayError, UsageError
 from replay.settings import Target
 from replay.tap import privileges
 from replay.tap.breaker import Breaker
@@ -50,6 +50,8 @@ _SENDER_FIELDS = (
 #: What decides whether targets are checked, and what is tapped: a change of these asks for a check of all targets, also of those that stay.
 _CHECK_FIELDS = ("allow_production", "dry_run", "direction")
 _CHECK_SELECTION = ("ports", "server")
+#: A check of the targets that was not passed, or could not be made, is made again.
+_AGAIN_S = 10.0
 #: What is fixed when the sockets are opened.
 _FIXED_FIELDS = (
     "captures", "netns", "ring_bytes", "block_ms", "workers", "user", "record", "record_size", "record_every_ns", "record_files", "access_log", "results",
@@ -109,6 +111,9 @@ class Tap:
         self._behind: list[Lane] = []  # whose senders are not those of the settings
         self._filtered = False  # the filter that is in place is the one of now
         self._lets_in = False  # … and lets something through
+        self._refused = ""  # why nothing may be captured or sent: the targets did not stand a check that was made again
+        self._names: set[str] = set()  # interfaces that were told of
+        self._at: object = None  # what the filter was made for
         self._last_drops = 0
         self._signs: dict[int, tuple[int, float]] = {}
         self._ticked = 0.0
@@ -132,7 +137,7 @@ class Tap:
         tapped = [self._open(n) for n in range(s.workers)]
         try:
             targets.listen()
-            targets.check()
+            place.checked = targets.check()
             recorders = self._record()
             self.dropped_rights = privileges.drop(s.user)
             shop.guard = targets.new_guard()
@@ -198,7 +203,7 @@ class Tap:
         """The filter of now, on each socket. Raises TapError, UsageError; then that of before stays, until `_mend`."""
         self._filtered = False
         assert self.place is not None
-        idle = self.state not in ("capturing", "starting") or not self.place.interfaces
+        idle = self.state not in ("capturing", "starting") or not self.place.checked
         for lane, program in zip(self._book.lanes, self._programs(idle=idle), strict=True):
             _take(program, lane.tapped.attach)
         self._filtered, self._lets_in = True, not idle
@@ -216,6 +221,8 @@ class Tap:
                 way.thread.start()
             lane.thread.start()
         self.state = "capturing" if self.place and self.place.interfaces else "away"
+        if self.place is not None:
+            self._at, self._names = self.place.found, {one.name for one in self.place.interfaces}
         self._hears = self._told = self.shop.hears
         self._expire(time.time())
         self._attach()
@@ -250,6 +257,10 @@ class Tap:
         hung = self._hung(time.monotonic())
         if hung:
             return Health(False, False, f"{hung} ended or hangs")
+        if self._refused:
+            return Health(True, False, f"a target leads to production: {self._refused}")
+        if self.state == "capturing" and self.place is not None and not self.place.checked:
+            return Health(True, False, "no interface is up" if not self.place.up else "the target is checked again")
         if self.state == "capturing" and not self._lets_in:
             return Health(True, False, "its filter could not be put in place")
         why = {"away": "no interface is there", "expired": "--expires has passed: idle, as it was asked to be"}.get(self.state, "")
@@ -332,23 +343,74 @@ class Tap:
         """Interfaces, addresses and routes that came or went."""
         place = self.place
         assert place is not None
-        if not place.netlink.changed():
+        if place.netlink.changed():
+            place.look()
+        changed = place.found != self._at
+        if changed:
+            self._at = place.found
+            if self.state in ("capturing", "away"):
+                self.state = "capturing" if place.interfaces else "away"
+            if not place.checked:
+                self._attach()  # before a socket is bound to what is not checked
+            for lane in self._book.lanes:
+                place.rebind(lane.tapped)
+        asked = self.state == "capturing" and bool(changed or self._refused or place.up - place.checked)
+        admit = asked and time.monotonic() >= self._next.get("admit", 0.0)
+        try:
+            if admit:
+                self._admit()
+        finally:
+            if changed or admit:
+                self._tell_names()
+                self._attach()
+
+    def _tell_names(self) -> None:
+        """Which interfaces came and went."""
+        assert self.place is not None
+        now, names = {one.name for one in self.place.interfaces}, self._names
+        self._names = now
+        some = [(word, sorted(them)) for word, them in (("came:", now - names), ("went:", names - now)) if them]
+        if some:
+            told = [f"{word} {', '.join(them[:8])}{' …' if len(them) > 8 else ''}" for word, them in some]
+            _log.info("interfaces %s; %d tapped", "; ".join(told), len(now))
+
+    def _admit(self) -> None:
+        """The targets are checked again, before anything is captured from an interface that came, or came up: the last check could not look there.
+
+        Raises TapError, and then nothing is captured there until it works."""
+        place, began = self.place, time.monotonic()
+        assert place is not None
+        self._next["admit"] = began + _AGAIN_S
+        try:
+            self.targets.refuse_production()
+            if place.up - place.checked:
+                place.checked = self.targets.check()
+        except GuardError as error:
+            self._refuse(str(error))
             return
-        before = (place.interfaces, place.local, place.inside, place.own)
-        names = {one.name for one in place.interfaces}
-        place.look()
-        if (place.interfaces, place.local, place.inside, place.own) == before:
+        self._allow()
+        now = time.monotonic()
+        self._next["admit"] = now + 2 * (now - began)  # where interfaces come all the time there is more to do than this
+
+    def _refuse(self, why: str) -> None:
+        """Nothing is captured or sent, until a check is passed: routes and addresses may be on their way, so that this alone does not end a tap."""
+        assert self.place is not None
+        self.place.checked = set()
+        if why != self._refused:
+            _log.error("%s; nothing is captured or sent until a check is passed, which is made again each %.0f s", why, _AGAIN_S)
+        self._refused = why
+        for way in self._book.ways():
+            way.sender.set_gate(0)
+
+    def _allow(self) -> None:
+        """A check was passed."""
+        if not self._refused:
             return
-        if {one.name for one in place.interfaces} != names:
-            came = sorted({one.name for one in place.interfaces} - names)
-            went = sorted(names - {one.name for one in place.interfaces})
-            told = [f"{word} {', '.join(some[:8])}{' …' if len(some) > 8 else ''}" for word, some in (("came:", came), ("went:", went)) if some]
-            _log.info("interfaces %s; %d tapped", "; ".join(told), len(place.interfaces))
-        for lane in self._book.lanes:
-            place.rebind(lane.tapped)
-        if self.state in ("capturing", "away"):
-            self.state = "capturing" if place.interfaces else "away"
-        self._attach()
+        self._refused = ""
+        _log.info("the targets stand the check: captured and sent again")
+        for url, breaker in self.breakers.items():
+            for way in self._senders(url):
+                way.sender.set_gate(breaker.passes)
 
     def _senders(self, url: str) -> list[Way]:
         return [way for lane in self._book.lanes for way in lane.ways if way.target is not None and way.target.url == url]
@@ -365,7 +427,7 @@ class Tap:
                 elif breaker.state == "closed":
                     _log.info("%s: answers again, requests are sent", url)
                 for way in ways:
-                    way.sender.set_gate(breaker.passes)
+                    way.sender.set_gate(0 if self._refused else breaker.passes)
 
     def _expire(self, wall: float) -> None:
         at = self.settings.expires_at
@@ -420,6 +482,8 @@ class Tap:
         changed = self.targets.look(now, any(breaker.state == "open" for breaker in self.breakers.values()))
         if changed and self.targets.move(changed):
             self._adopt(new_ways=True)
+            if self._refused:
+                self._refuse(self._refused)  # those senders too
 
     def _adopt(self, *, new_ways: bool) -> None:
         """Rules, and if need be senders, by the settings of now; no packet is lost over it. What does not work is left to `_mend`.
@@ -478,7 +542,7 @@ class Tap:
             raise UsageError("the tap is ending; what it goes on by does not change any more")
         fixed = [name for name in _FIXED_FIELDS if getattr(settings, name) != getattr(self.settings, name)]
         settings = replace(settings, **{name: getattr(self.settings, name) for name in fixed})
-        before, addresses, routes, guard = self.settings, targets.addresses, shop.routes, shop.guard
+        before, addresses, routes, guard, checked = self.settings, targets.addresses, shop.routes, shop.guard, place.checked
         policy = settings.selection.routing != before.selection.routing
         if policy and (settings.selection.routing is None or before.selection.routing is None):
             raise UsageError("--policy: from a policy to a percentage, and back, it takes a restart; the old one goes on")
@@ -487,7 +551,7 @@ class Tap:
         new_ways = policy or _differ(settings, before, _SENDER_FIELDS)
         # Those that stood a check already need no other one, where there was any.
         known = {address for one in addresses.values() for address in one}
-        again = _differ(settings, before, _CHECK_FIELDS) or _differ(settings.selection, before.selection, _CHECK_SELECTION)
+        again = bool(place.up - place.checked) or _differ(settings, before, _CHECK_FIELDS) or _differ(settings.selection, before.selection, _CHECK_SELECTION)
         touched = False
         self._use(settings)
         try:
@@ -500,13 +564,14 @@ class Tap:
             place.look()
             if new_ways or again:
                 targets.refuse_production()
-                targets.check(None if again else {one for one in targets.every() if one not in known})
+                seen = targets.check(None if again else {one for one in targets.every() if one not in known})
+                place.checked = seen if again else place.checked & seen
             for lane, program in zip(self._book.lanes, self._programs(), strict=True):  # before a lane has the new rules
                 _take(program, lane.tapped.would_take)
             touched = True
             self._adopt(new_ways=new_ways)
         except ReplayError:
-            targets.addresses, shop.routes, shop.guard = addresses, routes, guard
+            targets.addresses, shop.routes, shop.guard, place.checked = addresses, routes, guard, checked
             self._use(before)
             with contextlib.suppress(ReplayError):
                 place.look()
@@ -515,6 +580,8 @@ class Tap:
                 with contextlib.suppress(ReplayError):  # else `_mend` goes on with it
                     self._adopt(new_ways=new_ways)
             raise
+        if place.checked:
+            self._allow()
         if settings.max_rate != before.max_rate and not new_ways:
             for lane in self._book.lanes:
                 for way in lane.ways:

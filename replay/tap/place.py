@@ -52,7 +52,8 @@ OWN_PORTS = own_ports()
 class Place:
     """What is listened to. `look` asks the kernel anew; `program` makes the filter.
 
-    interfaces: those that are meant, now.  moving: they may come and go, so that one socket hears all and the filter tells them apart.
+    interfaces: those that are meant, now.  checked: numbers of those that were up when the targets were checked, and have been since; only from these
+    anything is captured, for what the check could not see may lead to production.  moving: they may come and go, so that one socket hears all and the filter tells them apart.
     local: networks of this node's servers, in the tapped namespace.  locality: the same, and those that were until lately (an
     interface that goes down takes its routes along), for the engine; None when it does not matter.  own: addresses that our own connections may come from.
     """
@@ -61,6 +62,7 @@ class Place:
     netlink: Netlink
     home: Netlink
     interfaces: list[Interface] = field(default_factory=list)
+    checked: set[int] = field(default_factory=set)
     moving: bool = False
     local: list[Network] = field(default_factory=list)
     inside: set[int] = field(default_factory=set)
@@ -89,6 +91,7 @@ class Place:
             self.interfaces = []
         if len(self.settings.captures) > 1:
             self.moving = True
+        self.checked &= self.up
         every, addresses, routes = self.netlink.interfaces(), self.netlink.addresses(), self.netlink.routes()
         self.local, self.inside = local_networks(every, addresses, routes)
         now = time.monotonic()
@@ -109,6 +112,16 @@ class Place:
         """The interface that a socket is bound to; None: to all of them."""
         return None if self.moving or not self.interfaces else self.interfaces[0]
 
+    @property
+    def found(self) -> object:
+        """What `look` found, to compare."""
+        return self.interfaces, self.local, self.inside, self.own
+
+    @property
+    def up(self) -> set[int]:
+        """Numbers of the interfaces that are meant, and up."""
+        return {one.number for one in self.interfaces if one.up}
+
     def is_local(self, address: bytes) -> bool:
         """A server with this address lives on this node, in a container perhaps."""
         return within(address, self.local)
@@ -127,13 +140,14 @@ class Place:
         Raises TapError when there are more interfaces or networks than the kernel's filters hold."""
         s = self.settings
         every = s.direction == "both"
+        listened = sorted(self.up if connects else self.checked)
         wanted = bpfasm.Rules(
             ports=s.selection.ports,
             servers=s.selection.server,
             clients=() if connects else s.selection.client,
             not_clients=() if connects else excluded,
-            interfaces=[one.number for one in self.interfaces] if self.moving else None,
-            inside=() if every else sorted(self.inside & {one.number for one in self.interfaces}),
+            interfaces=listened if self.moving else None,
+            inside=() if every else sorted(self.inside.intersection(listened)),
             local=None if every else self.local,
             elsewhere=s.direction == "out",
             mark=0 if connects else MARK,
