@@ -206,6 +206,7 @@ def test_excluded_clients(nginx):  # noqa: F811
         (["lo", "-p", "1", "--to", "http://127.0.0.1:1", "-f", "port (", "--port", "2"], 2, "pcap-filter"),
         (["lo", "-p", "1", "--to", "http://127.0.0.1:1", "--user", "no-such-user", "--port", "2"], 2, "--user"),
         (["lo", "-p", "1", "--to", "http://127.0.0.1:1", "--ring", "1k"], 2, "1MiB"),
+        (["lo", "-p", "1", "--to", "http://127.0.0.1:1", "--port", "2", "--limit", "9", "--workers", "2"], 2, "--workers 1"),
     ],
 )
 def test_what_is_wrong_is_said(words, code, said):
@@ -382,6 +383,16 @@ def test_duration(nginx):  # noqa: F811
             get(f"{nginx.url}/1")
             out, _ = tap.process.communicate(timeout=10)
             assert tap.process.returncode == 0 and json.loads(out)["ledger"]["answered"] == 1
+
+
+def test_limit(nginx):  # noqa: F811
+    with ended(Sink()) as shadow:
+        with ended(Tap("lo", "--port", nginx.port, "--to", f"http://{shadow.address}", "-p", 100, "--limit", 5)) as tap:
+            for i in range(20):
+                get(f"{nginx.url}/{i}")
+            out, err = tap.process.communicate(timeout=10)
+            assert tap.process.returncode == 0 and balanced(json.loads(out))["ledger"]["answered"] == 5 and "--limit is reached" in err, err
+        assert shadow.totals()["requests"] == 5
 
 
 def test_max_rate(nginx):  # noqa: F811

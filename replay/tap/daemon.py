@@ -307,6 +307,9 @@ class Tap:
         limit = self.settings.duration_ns
         if limit is not None and now - self._began >= limit / 1e9 and not self._asked_to_stop:
             self.drain()
+        if self.settings.selection.limit and not self._asked_to_stop and not all(lane.thread.is_alive() for lane in self._book.lanes):
+            _log.info("--limit is reached")
+            self.drain()
         if self._asked_to_stop:
             self._end(now)
             return

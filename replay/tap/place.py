@@ -52,8 +52,9 @@ OWN_PORTS = own_ports()
 class Place:
     """What is listened to. `look` asks the kernel anew; `program` makes the filter.
 
-    interfaces: those that are meant, now.  checked: numbers of those that were up when the targets were checked, and have been since; only from these
-    anything is captured, for what the check could not see may lead to production.  moving: they may come and go, so that one socket hears all and the filter tells them apart.
+    interfaces: those that are meant, now.  moving: they may come and go, so that one socket hears all and the filter tells them apart.
+    checked: numbers of those that were up when the targets were checked, and have been since; only from these anything is captured, for what the check
+    could not see may lead to production.
     local: networks of this node's servers, in the tapped namespace.  locality: the same, and those that were until lately (an
     interface that goes down takes its routes along), for the engine; None when it does not matter.  own: addresses that our own connections may come from.
     """
