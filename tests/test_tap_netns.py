@@ -178,6 +178,21 @@ def test_an_interface_that_goes_down_and_away_and_comes_back(net):
     assert {"/before", "/up", "/back"} <= set(net.seen())
 
 
+def test_one_of_two_named_interfaces_goes_away_and_comes_back(net):
+    with net.tap("eth0", "pod0", "--port", 8080) as tap:
+        net.names.ip("-n", net.names["n"], "link", "del", "pod0")
+        tap.wait_for("went: pod0; 1 tapped")
+        net.get("c", "http://10.77.0.1:8080/the-other")
+        net.names.link("p", "n", "10.78.0.2/24", "10.78.0.1/24", "eth0", "pod0")
+        net.names.ip("-n", net.names["p"], "route", "add", "default", "via", "10.78.0.1")
+        tap.wait_for("came: pod0; 2 tapped")
+        time.sleep(1.5)
+        net.get("n", "http://10.78.0.2:8080/back")
+        time.sleep(0.3)
+        balanced(tap.report())
+    assert net.seen() == ["/the-other", "/back"]
+
+
 def test_interfaces_that_fit_a_pattern_later(net):
     """The rights were dropped when the second one came."""
     with net.tap("late*", "--port", 8080, ready=True) as tap:

@@ -162,10 +162,10 @@ def _ring(tap: socket.socket, ring_bytes: int, block_size: int, block_ms: int, w
 # ---- where -------------------------------------------------------------------------------------------------------------------
 
 
-def choose(words: Sequence[str], netlink: Netlink) -> tuple[list[Interface], bool]:
+def choose(words: Sequence[str], netlink: Netlink, *, away: bool = False) -> tuple[list[Interface], bool]:
     """The interfaces that words name: names, patterns (`veth*`), `default` (where the default routes go), `any`. And whether they may come and go.
 
-    Raises TapError when there is none, and the words may not stand for later ones."""
+    away: a name may stand for one that comes back. Raises TapError for a name that is not there otherwise."""
     every = netlink.interfaces()
     names = {one.name: one for one in every}
     found: dict[int, Interface] = {}
@@ -184,7 +184,7 @@ def choose(words: Sequence[str], netlink: Netlink) -> tuple[list[Interface], boo
             found |= {one.number: one for one in every if fnmatch.fnmatchcase(one.name, word)}
         elif word in names:
             found[names[word].number] = names[word]
-        else:
+        elif not away:
             near = ", ".join(sorted(names)) or "none"
             raise TapError(f"tap {word}: there is no such interface here; there are {near}, and any, default and patterns such as veth*")
     return list(found.values()), moving

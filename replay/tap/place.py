@@ -83,13 +83,8 @@ class Place:
         self.home.close()
 
     def look(self, *, first: bool = False) -> None:
-        """Interfaces, addresses, routes of now. One that is named and away stays away until it comes back."""
-        try:
-            self.interfaces, self.moving = choose(self.settings.captures, self.netlink)
-        except TapError:
-            if first:
-                raise
-            self.interfaces = []
+        """Interfaces, addresses, routes of now. One that is named and away stays away until it comes back; at the start (`first`) TapError says so."""
+        self.interfaces, self.moving = choose(self.settings.captures, self.netlink, away=not first)
         if len(self.settings.captures) > 1:
             self.moving = True
         self.checked &= self.up
