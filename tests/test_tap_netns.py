@@ -178,6 +178,36 @@ def test_an_interface_that_goes_down_and_away_and_comes_back(net):
     assert {"/before", "/up", "/back"} <= set(net.seen())
 
 
+def test_an_interface_that_comes_back_under_its_number(net):
+    """It moves to another namespace and back, so quickly that nobody saw it away, or not; then it is made anew under the same number."""
+    ip, n, s = net.names.ip, net.names["n"], net.names["s"]
+
+    def away_and_back(seconds):
+        ip("-n", n, "link", "set", "pod0", "netns", s)
+        time.sleep(seconds)
+        ip("-n", s, "link", "set", "pod0", "netns", n)
+        ip("-n", n, "addr", "add", "10.78.0.1/24", "dev", "pod0")
+        ip("-n", n, "link", "set", "pod0", "up")
+
+    def anew(number):
+        ip("-n", n, "link", "del", "pod0")
+        ip("-n", n, "link", "add", "pod0", "index", number, "type", "veth", "peer", "name", "eth0", "netns", net.names["p"])
+        for name, device, address in ((n, "pod0", "10.78.0.1/24"), (net.names["p"], "eth0", "10.78.0.2/24")):
+            ip("-n", name, "addr", "add", address, "dev", device)
+            ip("-n", name, "link", "set", device, "up")
+
+    number = ip("-n", n, "-o", "link", "show", "pod0").split(":")[0]
+    with net.tap("pod0", "--port", 8080) as tap:
+        for path, change in (("/slowly", lambda: away_and_back(1)), ("/quickly", lambda: away_and_back(0)), ("/anew", lambda: anew(number))):
+            change()
+            assert ip("-n", n, "-o", "link", "show", "pod0").split(":")[0] == number
+            time.sleep(2)
+            net.get("n", f"http://10.78.0.2:8080{path}")
+        time.sleep(0.3)
+        balanced(tap.report())
+    assert net.seen() == ["/slowly", "/quickly", "/anew"]
+
+
 def test_one_of_two_named_interfaces_goes_away_and_comes_back(net):
     with net.tap("eth0", "pod0", "--port", 8080) as tap:
         net.names.ip("-n", net.names["n"], "link", "del", "pod0")

@@ -85,6 +85,11 @@ class Tapped:
         self.drops += drops
         return self.drops
 
+    @property
+    def unhooked(self) -> bool:
+        """What it is bound to is gone, or left this namespace; the kernel forgets that for good, also when it comes back under the same number."""
+        return self.number != 0 and not self.socket.getsockname()[0]
+
     def bind(self, number: int) -> None:
         """To another interface (the old one went away and came back with another number). Raises OSError."""
         _bind(self.socket, number)

@@ -259,6 +259,8 @@ class Tap:
             return Health(False, False, f"{hung} ended or hangs")
         if self._refused:
             return Health(True, False, f"a target leads to production: {self._refused}")
+        if self.state == "capturing" and any(lane.tapped.unhooked for lane in self._book.lanes):
+            return Health(True, False, "its interface is back, and cannot be listened to again: restart it")
         if self.state == "capturing" and self.place is not None and not self.place.checked:
             return Health(True, False, "no interface is up" if not self.place.up else "the target is checked again")
         if self.state == "capturing" and not self._lets_in:
@@ -346,9 +348,13 @@ class Tap:
         """Interfaces, addresses and routes that came or went."""
         place = self.place
         assert place is not None
-        if place.netlink.changed():
+        news = place.netlink.changed()
+        if news:
             place.look()
-        changed = place.found != self._at
+        unhooked = news and any(lane.tapped.unhooked for lane in self._book.lanes)  # also when it is back already, as if nothing had been
+        if unhooked:
+            place.checked = set()
+        changed = unhooked or place.found != self._at
         if changed:
             self._at = place.found
             if self.state in ("capturing", "away"):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import struct
 import time
 from collections.abc import Sequence
@@ -163,15 +162,15 @@ class Place:
         except ValueError as error:
             raise TapError(str(error)) from None
 
-    def rebind(self, tapped: Tapped) -> str | None:
-        """After `look`: a single interface that came back under another number is listened to again. Says so, or None."""
+    def rebind(self, tapped: Tapped) -> None:
+        """After `look`: a single interface that came back is listened to again. Raises TapError."""
         one = self.single
-        if self.moving or one is None or one.number == tapped.number:
-            return None
-        with contextlib.suppress(OSError):
+        if one is None or (one.number == tapped.number and not tapped.unhooked):
+            return
+        try:
             tapped.bind(one.number)
-            return f"{one.name} is back"
-        return None
+        except OSError as error:
+            raise TapError(f"tap {one.name}: it is back, and cannot be listened to again (with several workers never): {error.strerror}; restart the tap") from None
 
 
 def within(address: bytes, networks: Sequence[Network]) -> bool:
