@@ -223,6 +223,19 @@ def test_one_of_two_named_interfaces_goes_away_and_comes_back(net):
     assert net.seen() == ["/the-other", "/back"]
 
 
+def test_a_default_route_over_two_interfaces(net):
+    n = net.names["n"]
+    net.names.link("c", "n", "10.76.0.2/24", "10.76.0.1/24", "eth1", "eth1")
+    hops = ("nexthop", "via", "10.77.0.2", "dev", "eth0", "nexthop", "via", "10.76.0.2", "dev", "eth1")
+    net.names.ip("-n", n, "route", "replace", "default", *hops)
+    with net.tap("default", "--port", 8080) as tap:
+        net.get("c", "http://10.77.0.1:8080/one")
+        net.get("c", "http://10.76.0.1:8080/other")
+        time.sleep(0.3)
+        balanced(tap.report())
+    assert net.seen() == ["/one", "/other"]
+
+
 def test_interfaces_that_fit_a_pattern_later(net):
     """The rights were dropped when the second one came."""
     with net.tap("late*", "--port", 8080, ready=True) as tap:

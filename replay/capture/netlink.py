@@ -24,6 +24,7 @@ _REQUEST, _DUMP = 0x1, 0x300
 _GROUPS = 0x1 | 0x10 | 0x40 | 0x100 | 0x400  # links, IPv4 and IPv6 addresses, IPv4 and IPv6 routes
 _IFNAME, _MTU, _LINK, _MASTER, _LINKINFO, _LINK_NETNSID = 3, 4, 5, 10, 18, 37
 _INFO_KIND = 1
+_OIF, _GATEWAY, _MULTIPATH, _VIA = 4, 5, 9, 18
 _UP, _LOOPBACK = 0x1, 0x8
 _MAPPED = bytes(10) + b"\xff\xff"
 _UNICAST, _LOCAL = 1, 2
@@ -138,7 +139,7 @@ class Netlink:
         return found
 
     def routes(self) -> list[tuple[int, Network, bool]]:
-        """(interface, destination, goes over a gateway) of the unicast and local routes of all tables."""
+        """(interface, destination, goes over a gateway) of the unicast and local routes of all tables; one over several interfaces once for each."""
         found = []
         for family in (socket.AF_INET, socket.AF_INET6):
             with contextlib.suppress(OSError):  # no IPv6
@@ -147,13 +148,26 @@ class Netlink:
                         continue
                     bits, kind = body[1], body[7]
                     about = _attributes(body[12:])
-                    if kind not in (_UNICAST, _LOCAL) or len(about.get(4, b"")) != 4:
+                    if kind not in (_UNICAST, _LOCAL):
                         continue
-                    number = struct.unpack("=i", about[4])[0]
                     packed = about.get(1, bytes(4 if family == socket.AF_INET else 16))
                     wide = 96 if family == socket.AF_INET else 0
-                    found.append((number, (_wide(packed), bits + wide), 5 in about or 18 in about))
+                    found += [(number, (_wide(packed), bits + wide), gateway) for number, gateway in _ways(about)]
         return found
+
+
+def _ways(about: dict[int, bytes]) -> Iterator[tuple[int, bool]]:
+    """(interface, over a gateway) of a route: its own, or those of its next hops (struct rtnexthop, each with attributes of its own)."""
+    if len(about.get(_OIF, b"")) == 4:
+        yield struct.unpack("=i", about[_OIF])[0], _GATEWAY in about or _VIA in about
+    hops, at = about.get(_MULTIPATH, b""), 0
+    while at + 8 <= len(hops):
+        size, number = struct.unpack_from("=HxxI", hops, at)
+        if size < 8:
+            return
+        hop = _attributes(hops[at + 8 : at + size])
+        yield number, _GATEWAY in hop or _VIA in hop
+        at += (size + 3) & ~3
 
 
 def _wide(packed: bytes) -> bytes:
