@@ -236,6 +236,32 @@ def test_a_default_route_over_two_interfaces(net):
     assert net.seen() == ["/one", "/other"]
 
 
+def test_a_bridge_with_a_way_out_leads_to_other_nodes(net):
+    """Two nodes on a second network, each with a bridge of its own and no default route over it: a call is mirrored where it is served alone."""
+    ip = net.names.ip
+    for name, mine, other in (("n", 1, 2), ("c", 2, 1)):
+        there = net.names[name]
+        way = ("local", f"10.77.0.{mine}", "remote", f"10.77.0.{other}", "dev", "eth0")
+        ip("-n", there, "link", "add", "up1", "type", "vxlan", "id", "50", "dstport", "4790", *way)
+        ip("-n", there, "link", "add", "br1", "type", "bridge")
+        ip("-n", there, "link", "set", "up1", "master", "br1")
+        ip("-n", there, "addr", "add", f"10.50.0.{mine}/24", "dev", "br1")
+        for device in ("up1", "br1"):
+            ip("-n", there, "link", "set", device, "up")
+    where = net.log.parent / "second"
+    where.mkdir()
+    server = Nginx(where, "10.50.0.2", net.names["c"], 8080)
+    try:
+        with net.tap("br1", "--port", 8080) as tap:
+            net.get("n", "http://10.50.0.2:8080/elsewhere")
+            net.get("c", "http://10.50.0.1:8080/here")
+            time.sleep(0.3)
+            balanced(tap.report())
+    finally:
+        server.close()
+    assert net.seen() == ["/here"]
+
+
 def test_interfaces_that_fit_a_pattern_later(net):
     """The rights were dropped when the second one came."""
     with net.tap("late*", "--port", 8080, ready=True) as tap:

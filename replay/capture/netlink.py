@@ -32,7 +32,8 @@ _UNICAST, _LOCAL = 1, 2
 
 @dataclass(frozen=True, slots=True)
 class Interface:
-    """number: ifindex.  kind: veth, bridge, vlan …, "" for hardware and loopback.  hatype: ARPHRD_.  away: its other end is in another namespace."""
+    """number: ifindex.  kind: veth, bridge, vlan …, "" for hardware and loopback.  hatype: ARPHRD_.  away: its other end is in another namespace.
+    master: number of the bridge (or bond …) that it is a port of, 0: none."""
 
     number: int
     name: str
@@ -42,6 +43,7 @@ class Interface:
     mtu: int
     hatype: int
     away: bool
+    master: int = 0
 
 
 class Netlink:
@@ -121,6 +123,7 @@ class Netlink:
                     mtu=struct.unpack("=I", about[_MTU])[0] if len(about.get(_MTU, b"")) == 4 else 0,
                     hatype=hatype,
                     away=_LINK_NETNSID in about,
+                    master=struct.unpack("=I", about[_MASTER])[0] if len(about.get(_MASTER, b"")) == 4 else 0,
                 )
             )
         return found
@@ -186,11 +189,15 @@ def _attributes(data: bytes) -> dict[int, bytes]:
     return found
 
 
+#: Interfaces whose other end is a container or a virtual machine; a bridge of such.
+_ENDS = frozenset(("veth", "tun", "netkit", "macvtap"))
+
+
 def _inner(interfaces: list[Interface], routes: list[tuple[int, Network, bool]]) -> set[int]:
-    """Interfaces behind which this node's own containers are: veths, taps and bridges that no default route goes over."""
+    """Interfaces behind which this node's own containers are: veths, taps and bridges that no default route goes over, and no port of which leads out."""
     ways_out = {number for number, (_, bits), _ in routes if bits in (0, 96)}
-    kinds = {"veth", "tun", "bridge", "netkit", "macvtap"}
-    return {one.number for one in interfaces if one.kind in kinds and one.number not in ways_out}
+    ways_out |= {one.master for one in interfaces if one.kind not in _ENDS and one.kind != "dummy"}
+    return {one.number for one in interfaces if (one.kind in _ENDS or one.kind == "bridge") and one.number not in ways_out}
 
 
 def local_networks(
