@@ -262,6 +262,19 @@ def test_a_bridge_with_a_way_out_leads_to_other_nodes(net):
     assert net.seen() == ["/here"]
 
 
+def test_servers_behind_a_local_route(net):
+    """AnyIP: the node takes a whole network in, and has none of its addresses. One that only marked packets are asked about is none."""
+    ip, n = net.names.ip, net.names["n"]
+    ip("-n", n, "route", "add", "local", "192.0.2.0/24", "dev", "lo")
+    ip("-n", n, "route", "add", "local", "10.77.0.0/25", "dev", "lo", "table", "100")
+    with net.tap("any", "--port", 8080) as tap:
+        net.get("c", "http://192.0.2.77:8080/any-address")
+        net.get("n", "http://10.77.0.2:8080/elsewhere")
+        time.sleep(0.3)
+        balanced(tap.report())
+    assert net.seen() == ["/any-address"]
+
+
 def test_interfaces_that_fit_a_pattern_later(net):
     """The rights were dropped when the second one came."""
     with net.tap("late*", "--port", 8080, ready=True) as tap:

@@ -181,7 +181,7 @@ def choose(words: Sequence[str], netlink: Netlink, *, away: bool = False) -> tup
             found |= {one.number: one for one in every}
         elif word == "default":
             moving = True
-            ways = {number for number, (_, bits), _ in netlink.routes() if bits in (0, 96)}
+            ways = {one.number for one in netlink.routes() if one.network[1] in (0, 96)}
             ways -= {one.number for one in every if one.loopback}
             found |= {one.number: one for one in every if one.number in ways}
         elif any(c in word for c in "*?["):

@@ -170,7 +170,7 @@ class Place:
         try:
             tapped.bind(one.number)
         except OSError as error:
-            raise TapError(f"tap {one.name}: it is back, and cannot be listened to again (with several workers never): {error.strerror}; restart the tap") from None
+            raise TapError(f"tap {one.name}: it is back, and cannot be listened to again (several workers never can): {error.strerror}; restart it") from None
 
 
 def within(address: bytes, networks: Sequence[Network]) -> bool:
