@@ -22,7 +22,7 @@ from replay.capture.bpfasm import Instruction
 from replay.capture.netlink import Interface, Netlink
 from replay.errors import ReplayError, UsageError
 
-__all__ = ["BLOCK", "Snoop", "TapError", "Tapped", "choose", "in_namespace", "open_socket"]
+__all__ = ["BLOCK", "Snoop", "TapError", "Tapped", "choose", "in_namespace", "is_name", "open_socket"]
 
 T = TypeVar("T")
 
@@ -167,6 +167,11 @@ def _ring(tap: socket.socket, ring_bytes: int, block_size: int, block_ms: int, w
 # ---- where -------------------------------------------------------------------------------------------------------------------
 
 
+def is_name(word: str) -> bool:
+    """It names one interface, which may be away."""
+    return word not in ("any", "default") and not any(c in word for c in "*?[")
+
+
 def choose(words: Sequence[str], netlink: Netlink, *, away: bool = False) -> tuple[list[Interface], bool]:
     """The interfaces that words name: names, patterns (`veth*`), `default` (where the default routes go), `any`. And whether they may come and go.
 
@@ -184,7 +189,7 @@ def choose(words: Sequence[str], netlink: Netlink, *, away: bool = False) -> tup
             ways = {one.number for one in netlink.routes() if one.network[1] in (0, 96)}
             ways -= {one.number for one in every if one.loopback}
             found |= {one.number: one for one in every if one.number in ways}
-        elif any(c in word for c in "*?["):
+        elif not is_name(word):
             moving = True
             found |= {one.number: one for one in every if fnmatch.fnmatchcase(one.name, word)}
         elif word in names:

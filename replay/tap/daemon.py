@@ -89,7 +89,7 @@ class Tap:
         self.started_at = time.time()
         self.ended_at = 0.0
         self.place: Place | None = None
-        self.state = "starting"  # capturing, away (no interface), expired, draining, ended
+        self.state = "starting"  # capturing, away (no interface is up), expired, draining, ended
         self.dropped_rights = ""
         self.breakers: dict[str, Breaker] = {}
         self._stop_reading = _fastpath.Stop()
@@ -113,6 +113,7 @@ class Tap:
         self._lets_in = False  # … and lets something through
         self._refused = ""  # why nothing may be captured or sent: the targets did not stand a check that was made again
         self._names: set[str] = set()  # interfaces that were told of
+        self._deaf = False  # an interface is back, and a socket could not be bound to it
         self._at: object = None  # what the filter was made for
         self._last_drops = 0
         self._signs: dict[int, tuple[int, float]] = {}
@@ -220,7 +221,7 @@ class Tap:
             for way in lane.ways:
                 way.thread.start()
             lane.thread.start()
-        self.state = "capturing" if self.place and self.place.interfaces else "away"
+        self.state = "capturing" if self.place and self.place.up else "away"
         if self.place is not None:
             self._at, self._names = self.place.found, {one.name for one in self.place.interfaces}
         self._hears = self._told = self.shop.hears
@@ -259,13 +260,14 @@ class Tap:
             return Health(False, False, f"{hung} ended or hangs")
         if self._refused:
             return Health(True, False, f"a target leads to production: {self._refused}")
-        if self.state == "capturing" and any(lane.tapped.unhooked for lane in self._book.lanes):
+        if self.state == "capturing" and self._deaf:
             return Health(True, False, "its interface is back, and cannot be listened to again: restart it")
         if self.state == "capturing" and self.place is not None and not self.place.checked:
-            return Health(True, False, "no interface is up" if not self.place.up else "the target is checked again")
+            return Health(True, False, "the target is checked again")
         if self.state == "capturing" and not self._lets_in:
             return Health(True, False, "its filter could not be put in place")
-        why = {"away": "no interface is there", "expired": "--expires has passed: idle, as it was asked to be"}.get(self.state, "")
+        away = "no interface is up" if self.place is not None and self.place.interfaces else "no interface is there"
+        why = {"away": away, "expired": "--expires has passed: idle, as it was asked to be"}.get(self.state, "")
         return Health(True, self.state != "away", why)
 
     def _hung(self, now: float) -> str:
@@ -358,11 +360,10 @@ class Tap:
         if changed:
             self._at = place.found
             if self.state in ("capturing", "away"):
-                self.state = "capturing" if place.interfaces else "away"
+                self.state = "capturing" if place.up else "away"
             if not place.checked:
                 self._attach()  # before a socket is bound to what is not checked
-            for lane in self._book.lanes:
-                place.rebind(lane.tapped)
+            self._rebind()
         asked = self.state == "capturing" and bool(changed or self._refused or place.up - place.checked)
         admit = asked and time.monotonic() >= self._next.get("admit", 0.0)
         try:
@@ -372,6 +373,17 @@ class Tap:
             if changed or admit:
                 self._tell_names()
                 self._attach()
+
+    def _rebind(self) -> None:
+        """A single interface that came back is listened to again. Raises TapError."""
+        assert self.place is not None
+        try:
+            for lane in self._book.lanes:
+                self.place.rebind(lane.tapped)
+        except TapError:
+            self._deaf = True
+            raise
+        self._deaf = False
 
     def _tell_names(self) -> None:
         """Which interfaces came and went."""
@@ -445,7 +457,7 @@ class Tap:
             _log.warning("--expires has passed: idle, nothing is captured or sent; end it, or give a later date and reload")
             self._attach()
         elif self.state == "expired" and (at is None or wall < at):
-            self.state = "capturing" if self.place and self.place.interfaces else "away"
+            self.state = "capturing" if self.place and self.place.up else "away"
             self._attach()
 
     def _hear(self, now: float) -> None:
@@ -670,7 +682,9 @@ class Tap:
         if ingest is not None and shop is not None and shop.routes is not None:
             ingest |= {"routed": shop.routes.counters()}
         effective = shop.effective if shop is not None else s.selection.share
-        interfaces = self.place.interfaces if self.place is not None else []
+        place = self.place
+        interfaces = place.interfaces if place is not None else []
+        heard = place.checked if place is not None and self._lets_in and not self._refused and not self._deaf else set()
         return {
             "state": self.state,
             "elapsed_s": time.monotonic() - self._began if self._began else 0.0,
@@ -679,7 +693,8 @@ class Tap:
             "senders": book.senders(),
             "tap": {
                 **book.captured(),
-                "interfaces": {one.name: {"up": one.up} for one in interfaces},
+                "interfaces": {one.name: {"up": one.number in heard} for one in interfaces},
+                "away": place.away if place is not None else [],
                 "share_ppm": s.selection.share,
                 "effective_ppm": 0 if self.state == "expired" else effective,
                 "kernel_ppm": shop.in_kernel if shop is not None else s.selection.share,

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 from replay import _fastpath
 from replay.capture import bpfasm
-from replay.capture.afpacket import TapError, Tapped, choose, in_namespace
+from replay.capture.afpacket import TapError, Tapped, choose, in_namespace, is_name
 from replay.capture.netlink import Interface, Netlink, Network, local_networks
 from replay.tap.settings import TapSettings
 
@@ -111,6 +111,12 @@ class Place:
     def found(self) -> object:
         """What `look` found, to compare."""
         return self.interfaces, self.local, self.inside, self.own
+
+    @property
+    def away(self) -> list[str]:
+        """Names of interfaces that are meant, and not there."""
+        there = {one.name for one in self.interfaces}
+        return [word for word in self.settings.captures if is_name(word) and word not in there]
 
     @property
     def up(self) -> set[int]:
