@@ -155,6 +155,22 @@ def test_a_check_is_made_again_when_an_interface_comes(net):
         assert [one.report()["ledger"]["found"] for one in (tap, beside, right)] == [0, 0, 3]
 
 
+def test_a_check_is_made_again_when_a_pod_is_later_than_its_interface(net):
+    """The interface is up, and nobody behind it answers for the address yet: nothing shows up, and nothing tells that it would now."""
+    translate(net)
+    ip, n, p = net.names.ip, net.names["n"], net.names["p"]
+    ip("-n", p, "addr", "flush", "dev", "eth0")
+    ip("-n", n, "link", "set", "pod0", "down")
+    with net.tap("pod0", "--port", 8080, to=TRANSLATED) as tap:
+        ip("-n", n, "link", "set", "pod0", "up")
+        time.sleep(1)
+        ip("-n", p, "addr", "add", "10.78.0.2/24", "dev", "eth0")
+        tap.wait_for("shows up at 10.78.0.2:8080, which is tapped")
+        asks(net, "/after")
+        tap.report()
+    assert production(net) == ["/after"]
+
+
 def test_an_address_that_makes_the_target_this_nodes_holds_everything_back_until_it_goes(net):
     ip, n = net.names.ip, net.names["n"]
     with net.tap("eth0", "--port", 8099, to="http://10.77.0.2:8099") as tap:

@@ -52,6 +52,8 @@ _CHECK_FIELDS = ("allow_production", "dry_run", "direction")
 _CHECK_SELECTION = ("ports", "server")
 #: A check of the targets that was not passed, or could not be made, is made again.
 _AGAIN_S = 10.0
+#: … and one is made so long after each change of interfaces, addresses and routes.
+_LATER_S = (0.0, 2.0, 5.0, 15.0)
 #: What is fixed when the sockets are opened.
 _FIXED_FIELDS = (
     "captures", "netns", "ring_bytes", "block_ms", "workers", "user", "record", "record_size", "record_every_ns", "record_files", "access_log", "results",
@@ -113,6 +115,7 @@ class Tap:
         self._lets_in = False  # … and lets something through
         self._refused = ""  # why nothing may be captured or sent: the targets did not stand a check that was made again
         self._names: set[str] = set()  # interfaces that were told of
+        self._later: list[float] = []  # when the targets are checked once more
         self._deaf = False  # an interface is back, and a socket could not be bound to it
         self._at: object = None  # what the filter was made for
         self._last_drops = 0
@@ -364,8 +367,11 @@ class Tap:
             if not place.checked:
                 self._attach()  # before a socket is bound to what is not checked
             self._rebind()
-        asked = self.state == "capturing" and bool(changed or self._refused or place.up - place.checked)
-        admit = asked and time.monotonic() >= self._next.get("admit", 0.0)
+        now = time.monotonic()
+        if changed:
+            self._later = [now + seconds for seconds in _LATER_S]
+        asked = self.state == "capturing" and bool(self._refused or place.up - place.checked or (self._later and now >= self._later[0]))
+        admit = asked and now >= self._next.get("admit", 0.0)
         try:
             if admit:
                 self._admit()
@@ -396,16 +402,17 @@ class Tap:
             _log.info("interfaces %s; %d tapped", "; ".join(told), len(now))
 
     def _admit(self) -> None:
-        """The targets are checked again, before anything is captured from an interface that came, or came up: the last check could not look there.
+        """The targets are checked again, before anything is captured from an interface that came, or came up: the last check could not look there. And
+        some seconds later once more, for an interface is up before its addresses, routes and neighbours are there.
 
         Raises TapError, and then nothing is captured there until it works."""
         place, began = self.place, time.monotonic()
         assert place is not None
         self._next["admit"] = began + _AGAIN_S
+        self._later = [at for at in self._later if at > began]
         try:
             self.targets.refuse_production()
-            if place.up - place.checked:
-                place.checked = self.targets.check()
+            place.checked = self.targets.check()
         except GuardError as error:
             self._refuse(str(error))
             return
