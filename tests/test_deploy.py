@@ -390,6 +390,9 @@ def test_each_alert_goes_off_when_it_should_and_only_then(tmp_path):
         tests.append({"interval": "1m", "input_series": series_of(rows), "name": name, "alert_rule_test": [{"eval_time": "115m" if "120" in rows[0][1] else "59m", "alertname": name, "exp_alerts": [{"exp_labels": wanted}]}]})  # fmt: skip
     well = [{"eval_time": "110m", "alertname": name, "exp_alerts": []} for name in CASES]
     tests.append({"interval": "1m", "input_series": series_of(WELL), "name": "well", "alert_rule_test": well})
+    expired = [("replay_capturing{}", "0x60"), ("replay_expired{}", "1x60")]
+    asked = [{"eval_time": "59m", "alertname": "ReplayNotCapturing", "exp_alerts": []}]
+    tests.append({"interval": "1m", "input_series": series_of(expired), "name": "idle as it was asked to be", "alert_rule_test": asked})
     rules = yaml.safe_load(ALERTS.read_text())
     for rule in rules["groups"][0]["rules"]:
         del rule["annotations"]  # their numbers are not what is tested

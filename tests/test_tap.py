@@ -233,6 +233,7 @@ def test_excluded_clients(nginx):  # noqa: F811
         (["lo", "-p", "1", "--to", "http://127.0.0.1:1", "-f", "tcp and (vlan 7)", "--port", "2"], 2, "the VLAN's own interface"),
         (["lo", "-p", "1", "--to", "http://127.0.0.1:1", "--user", "no-such-user", "--port", "2"], 2, "--user"),
         (["lo", "-p", "1", "--to", "http://127.0.0.1:1", "--ring", "1k"], 2, "1MiB"),
+        (["lo", "-p", "1", "--to", "http://127.0.0.1:1", "--port", "2", "--limit", "9", "--workers", "2"], 2, "--workers 1"),
     ],
 )
 def test_what_is_wrong_is_said(words, code, said):
@@ -424,6 +425,16 @@ def test_max_rate_lowers_the_share_that_is_taken(nginx):  # noqa: F811
                 text = get(f"http://{address}/metrics").decode()
             assert least <= float(re.search(r"^replay_effective_share_ratio (\S+)", text, re.M)[1]) <= most
             assert "replay_share_ratio 0.5" in text
+
+
+def test_limit(nginx):  # noqa: F811
+    with ended(Sink()) as shadow:
+        with ended(Tap("lo", "--port", nginx.port, "--to", f"http://{shadow.address}", "-p", 100, "--limit", 5)) as tap:
+            for i in range(20):
+                get(f"{nginx.url}/{i}")
+            out, err = tap.process.communicate(timeout=10)
+            assert tap.process.returncode == 0 and balanced(json.loads(out))["ledger"]["answered"] == 5 and "--limit is reached" in err, err
+        assert shadow.totals()["requests"] == 5
 
 
 def test_max_rate(nginx):  # noqa: F811
@@ -712,14 +723,12 @@ from replay.capture import afpacket
 def set(state):
     subprocess.run(["ip", "link", "set", "lo", state], check=True)
 
-class Loopback:
-    number = 1
-
 set("up")
-snoop = afpacket.Snoop(Loopback)
+snoop = afpacket.Snoop()
 for state in ("down", "up"):
-    set(state)
-with snoop.listening([(0x06, 0, 0, 65536)]), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as one:
+    with snoop.listening([(0x06, 0, 0, 65536)], 1):
+        set(state)
+with snoop.listening([(0x06, 0, 0, 65536)], 1), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as one:
     one.sendto(b"seen", ("127.0.0.1", 9))
     assert any(packet.endswith(b"seen") for packet in snoop.packets(2))
 """

@@ -98,6 +98,47 @@ def test_a_dead_shadow_is_a_metric_and_no_state_of_the_tap(nginx):  # noqa: F811
         balanced(tap.report())
 
 
+def test_of_several_interfaces_one_that_is_up_is_enough():
+    name = f"rops{os.getpid() % 100000}"
+    subprocess.run(["ip", "link", "add", name, "type", "veth", "peer", "name", f"{name}p"], check=True)
+    try:
+        words = ("lo", name, "--port", 1, "--to", "http://127.0.0.1:2", "-p", 1, "--metrics", "127.0.0.1:0")
+        with ended(Tap(*words, ready=False)) as tap:
+            address = metrics_of(tap)
+            eventually(lambda: scrape.get(address, "/readyz")[0] == 200)
+            text = text_of(address)
+            assert scrape.value(text, "replay_capturing") == scrape.value(text, "replay_interface_up", interface="lo") == 1
+            assert scrape.value(text, "replay_interface_up", interface=name) == 0
+    finally:
+        subprocess.run(["ip", "link", "del", name], capture_output=True)
+
+
+def test_workers_whose_interface_was_made_anew_are_not_ready():
+    name = f"rops{os.getpid() % 100000}"
+    made = ["ip", "link", "add", name, "up", "type", "veth", "peer", "name", f"{name}p"]
+    subprocess.run(made, check=True)
+    try:
+        words = (name, "--port", 1, "--to", "http://127.0.0.1:2", "-p", 1, "--metrics", "127.0.0.1:0", "--workers", 2)
+        with ended(Tap(*words, ready=False)) as tap:
+            address = metrics_of(tap)
+            eventually(lambda: scrape.get(address, "/readyz")[0] == 200)
+            subprocess.run(["ip", "link", "del", name], check=True)
+            subprocess.run(made, check=True)
+            eventually(lambda: b"restart it" in scrape.get(address, "/readyz")[2])
+            tap.wait_for("cannot be listened to again")
+            time.sleep(2)  # the check of the target is over
+            assert scrape.get(address, "/readyz")[0] == 503 and scrape.value(text_of(address), "replay_interface_up", interface=name) == 0
+    finally:
+        subprocess.run(["ip", "link", "del", name], capture_output=True)
+
+
+def test_a_tap_that_has_expired_is_ready_and_captures_nothing(nginx):  # noqa: F811
+    with tapping(nginx, "--expires", "2020-01-01T00:00:00Z") as (tap, address, _):
+        text = text_of(address)
+        assert scrape.value(text, "replay_expired") == 1
+        assert scrape.value(text, "replay_capturing") == scrape.value(text, "replay_interface_up", interface="lo") == 0
+
+
 def test_an_interface_that_goes_away_is_not_ready_and_alive():
     name = f"rops{os.getpid() % 100000}"
     subprocess.run(["ip", "link", "add", name, "type", "veth", "peer", "name", f"{name}p"], check=True)
@@ -107,10 +148,18 @@ def test_an_interface_that_goes_away_is_not_ready_and_alive():
         with ended(Tap(*words, ready=False)) as tap:
             address = metrics_of(tap)
             eventually(lambda: scrape.get(address, "/readyz")[0] == 200)
+            assert scrape.value(text_of(address), "replay_interface_up", interface=name) == 1
+            subprocess.run(["ip", "link", "set", name, "down"], check=True)
+            body = eventually(lambda: (found := scrape.get(address, "/readyz"))[0] == 503 and found)[2]
+            assert b"no interface is up" in body and scrape.value(text_of(address), "replay_capturing") == 0
+            assert scrape.value(text_of(address), "replay_interface_up", interface=name) == 0
+            subprocess.run(["ip", "link", "set", name, "up"], check=True)
+            eventually(lambda: scrape.get(address, "/readyz")[0] == 200)
             subprocess.run(["ip", "link", "del", name], check=True)
             status, _, body = eventually(lambda: (found := scrape.get(address, "/readyz"))[0] == 503 and found)
             assert b"interface" in body and scrape.get(address, "/healthz")[0] == 200
             assert scrape.value(text_of(address), "replay_capturing") == 0
+            assert scrape.value(text_of(address), "replay_interface_up", interface=name) == 0
             subprocess.run(["ip", "link", "add", name, "type", "veth", "peer", "name", f"{name}p"], check=True)
             subprocess.run(["ip", "link", "set", name, "up"], check=True)
             eventually(lambda: scrape.get(address, "/readyz")[0] == 200)

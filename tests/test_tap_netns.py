@@ -178,17 +178,115 @@ def test_an_interface_that_goes_down_and_away_and_comes_back(net):
         ip("-n", n, "link", "set", "pod0", "down")
         time.sleep(0.5)
         ip("-n", n, "link", "set", "pod0", "up")
+        time.sleep(1)  # the target is checked first
         eventually(lambda: not subprocess.run(inside(n, ["curl", "-s", "-o", "/dev/null", "--max-time", "1", "http://10.78.0.2:8080/up"])).returncode)
         ip("-n", n, "link", "del", "pod0")
         tap.wait_for("went: pod0")
         net.names.link("p", "n", "10.78.0.2/24", "10.78.0.1/24", "eth0", "pod0")
         ip("-n", net.names["p"], "route", "add", "default", "via", "10.78.0.1")
         tap.wait_for("came: pod0")
-        time.sleep(0.3)
+        time.sleep(1.5)
         net.get("n", "http://10.78.0.2:8080/back")
         time.sleep(0.3)
         balanced(tap.report())
     assert {"/before", "/up", "/back"} <= set(net.seen())
+
+
+def test_an_interface_that_comes_back_under_its_number(net):
+    """It moves to another namespace and back, so quickly that nobody saw it away, or not; then it is made anew under the same number."""
+    ip, n, s = net.names.ip, net.names["n"], net.names["s"]
+
+    def away_and_back(seconds):
+        ip("-n", n, "link", "set", "pod0", "netns", s)
+        time.sleep(seconds)
+        ip("-n", s, "link", "set", "pod0", "netns", n)
+        ip("-n", n, "addr", "add", "10.78.0.1/24", "dev", "pod0")
+        ip("-n", n, "link", "set", "pod0", "up")
+
+    def anew(number):
+        ip("-n", n, "link", "del", "pod0")
+        ip("-n", n, "link", "add", "pod0", "index", number, "type", "veth", "peer", "name", "eth0", "netns", net.names["p"])
+        for name, device, address in ((n, "pod0", "10.78.0.1/24"), (net.names["p"], "eth0", "10.78.0.2/24")):
+            ip("-n", name, "addr", "add", address, "dev", device)
+            ip("-n", name, "link", "set", device, "up")
+
+    number = ip("-n", n, "-o", "link", "show", "pod0").split(":")[0]
+    with net.tap("pod0", "--port", 8080) as tap:
+        for path, change in (("/slowly", lambda: away_and_back(1)), ("/quickly", lambda: away_and_back(0)), ("/anew", lambda: anew(number))):
+            change()
+            assert ip("-n", n, "-o", "link", "show", "pod0").split(":")[0] == number
+            time.sleep(2)
+            net.get("n", f"http://10.78.0.2:8080{path}")
+        time.sleep(0.3)
+        balanced(tap.report())
+    assert net.seen() == ["/slowly", "/quickly", "/anew"]
+
+
+def test_one_of_two_named_interfaces_goes_away_and_comes_back(net):
+    with net.tap("eth0", "pod0", "--port", 8080) as tap:
+        net.names.ip("-n", net.names["n"], "link", "del", "pod0")
+        tap.wait_for("went: pod0; 1 tapped")
+        net.get("c", "http://10.77.0.1:8080/the-other")
+        net.names.link("p", "n", "10.78.0.2/24", "10.78.0.1/24", "eth0", "pod0")
+        net.names.ip("-n", net.names["p"], "route", "add", "default", "via", "10.78.0.1")
+        tap.wait_for("came: pod0; 2 tapped")
+        time.sleep(1.5)
+        net.get("n", "http://10.78.0.2:8080/back")
+        time.sleep(0.3)
+        balanced(tap.report())
+    assert net.seen() == ["/the-other", "/back"]
+
+
+def test_a_default_route_over_two_interfaces(net):
+    n = net.names["n"]
+    net.names.link("c", "n", "10.76.0.2/24", "10.76.0.1/24", "eth1", "eth1")
+    hops = ("nexthop", "via", "10.77.0.2", "dev", "eth0", "nexthop", "via", "10.76.0.2", "dev", "eth1")
+    net.names.ip("-n", n, "route", "replace", "default", *hops)
+    with net.tap("default", "--port", 8080) as tap:
+        net.get("c", "http://10.77.0.1:8080/one")
+        net.get("c", "http://10.76.0.1:8080/other")
+        time.sleep(0.3)
+        balanced(tap.report())
+    assert net.seen() == ["/one", "/other"]
+
+
+def test_a_bridge_with_a_way_out_leads_to_other_nodes(net):
+    """Two nodes on a second network, each with a bridge of its own and no default route over it: a call is mirrored where it is served alone."""
+    ip = net.names.ip
+    for name, mine, other in (("n", 1, 2), ("c", 2, 1)):
+        there = net.names[name]
+        way = ("local", f"10.77.0.{mine}", "remote", f"10.77.0.{other}", "dev", "eth0")
+        ip("-n", there, "link", "add", "up1", "type", "vxlan", "id", "50", "dstport", "4790", *way)
+        ip("-n", there, "link", "add", "br1", "type", "bridge")
+        ip("-n", there, "link", "set", "up1", "master", "br1")
+        ip("-n", there, "addr", "add", f"10.50.0.{mine}/24", "dev", "br1")
+        for device in ("up1", "br1"):
+            ip("-n", there, "link", "set", device, "up")
+    where = net.log.parent / "second"
+    where.mkdir()
+    server = Nginx(where, "10.50.0.2", net.names["c"], 8080)
+    try:
+        with net.tap("br1", "--port", 8080) as tap:
+            net.get("n", "http://10.50.0.2:8080/elsewhere")
+            net.get("c", "http://10.50.0.1:8080/here")
+            time.sleep(0.3)
+            balanced(tap.report())
+    finally:
+        server.close()
+    assert net.seen() == ["/here"]
+
+
+def test_servers_behind_a_local_route(net):
+    """AnyIP: the node takes a whole network in, and has none of its addresses. One that only marked packets are asked about is none."""
+    ip, n = net.names.ip, net.names["n"]
+    ip("-n", n, "route", "add", "local", "192.0.2.0/24", "dev", "lo")
+    ip("-n", n, "route", "add", "local", "10.77.0.0/25", "dev", "lo", "table", "100")
+    with net.tap("any", "--port", 8080) as tap:
+        net.get("c", "http://192.0.2.77:8080/any-address")
+        net.get("n", "http://10.77.0.2:8080/elsewhere")
+        time.sleep(0.3)
+        balanced(tap.report())
+    assert net.seen() == ["/any-address"]
 
 
 def test_interfaces_that_fit_a_pattern_later(net):
@@ -196,7 +294,7 @@ def test_interfaces_that_fit_a_pattern_later(net):
     with net.tap("late*", "--port", 8080, ready=True) as tap:
         net.names.link("p", "n", "10.80.0.2/24", "10.80.0.1/24", "eth1", "late0")
         tap.wait_for("came: late0")
-        time.sleep(0.3)
+        time.sleep(1)
         subprocess.run(inside(net.names["p"], ["ip", "addr", "add", "10.78.0.2/32", "dev", "lo"]), check=False)
         net.get("p", "http://10.80.0.1:8080/late")
         time.sleep(0.3)

@@ -22,7 +22,7 @@ from replay.capture.bpfasm import Instruction
 from replay.capture.netlink import Interface, Netlink
 from replay.errors import ReplayError, UsageError
 
-__all__ = ["BLOCK", "Snoop", "TapError", "Tapped", "choose", "in_namespace", "open_socket"]
+__all__ = ["BLOCK", "Snoop", "TapError", "Tapped", "choose", "in_namespace", "is_name", "open_socket"]
 
 T = TypeVar("T")
 
@@ -84,6 +84,11 @@ class Tapped:
         _, drops, _ = struct.unpack("=III", self.socket.getsockopt(_SOL_PACKET, _STATISTICS, 12))
         self.drops += drops
         return self.drops
+
+    @property
+    def unhooked(self) -> bool:
+        """What it is bound to is gone, or left this namespace; the kernel forgets that for good, also when it comes back under the same number."""
+        return self.number != 0 and not self.socket.getsockname()[0]
 
     def bind(self, number: int) -> None:
         """To another interface (the old one went away and came back with another number). Raises OSError."""
@@ -169,10 +174,15 @@ def _ring(tap: socket.socket, ring_bytes: int, block_size: int, block_ms: int, w
 # ---- where -------------------------------------------------------------------------------------------------------------------
 
 
-def choose(words: Sequence[str], netlink: Netlink) -> tuple[list[Interface], bool]:
+def is_name(word: str) -> bool:
+    """It names one interface, which may be away."""
+    return word not in ("any", "default") and not any(c in word for c in "*?[")
+
+
+def choose(words: Sequence[str], netlink: Netlink, *, away: bool = False) -> tuple[list[Interface], bool]:
     """The interfaces that words name: names, patterns (`veth*`), `default` (where the default routes go), `any`. And whether they may come and go.
 
-    Raises TapError when there is none, and the words may not stand for later ones."""
+    away: a name may stand for one that comes back. Raises TapError for a name that is not there otherwise."""
     every = netlink.interfaces()
     names = {one.name: one for one in every}
     found: dict[int, Interface] = {}
@@ -183,15 +193,15 @@ def choose(words: Sequence[str], netlink: Netlink) -> tuple[list[Interface], boo
             found |= {one.number: one for one in every}
         elif word == "default":
             moving = True
-            ways = {number for number, (_, bits), _ in netlink.routes() if bits in (0, 96)}
+            ways = {one.number for one in netlink.routes() if one.network[1] in (0, 96)}
             ways -= {one.number for one in every if one.loopback}
             found |= {one.number: one for one in every if one.number in ways}
-        elif any(c in word for c in "*?["):
+        elif not is_name(word):
             moving = True
             found |= {one.number: one for one in every if fnmatch.fnmatchcase(one.name, word)}
         elif word in names:
             found[names[word].number] = names[word]
-        else:
+        elif not away:
             near = ", ".join(sorted(names)) or "none"
             raise TapError(f"tap {word}: there is no such interface here; there are {near}, and any, default and patterns such as veth*")
     return list(found.values()), moving
@@ -228,46 +238,47 @@ class Snoop:
     """The first packets that a filter lets through, for a moment, without a ring: what the check of the target looks at.
 
     Made while there is the right to, it rests until `listening`: a socket that hears all protocols costs whoever sends a copy of each packet's description,
-    whatever its filter says of it, so that one that waits for an occasion is bound to a protocol that nobody speaks."""
+    whatever its filter says of it, so that one that waits for an occasion is bound to a protocol that nobody speaks.
 
-    def __init__(self, interface: Interface | None) -> None:
+    blind: what it listened to was not there, or went down: that nothing showed up says nothing."""
+
+    def __init__(self) -> None:
         self._socket = socket.socket(socket.AF_PACKET, socket.SOCK_RAW | socket.SOCK_CLOEXEC, 0)
-        self._interface = interface.number if interface is not None else 0
-        _bind(self._socket, self._interface, _NOBODY)
+        self.blind = False
+        _bind(self._socket, 0, _NOBODY)
 
     @contextlib.contextmanager
-    def listening(self, program: Sequence[Instruction]) -> Iterator[None]:
-        """Hears what the filter lets through from now on."""
+    def listening(self, program: Sequence[Instruction], number: int) -> Iterator[None]:
+        """Hears what the filter lets through from now on. number: of the interface, as it is now; 0: all."""
+        self.blind = False
         Tapped(self._socket, 0, True, 0, 0).attach(program)
         self._socket.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)  # reading it clears it: the interface may have been down since the last time
         self._socket.setblocking(False)
         with contextlib.suppress(OSError):
             for _ in range(100_000):  # what nobody looked at then
                 self._socket.recv(1)
-        self._bound(_ALL)
+        try:
+            _bind(self._socket, number)
+        except OSError as error:
+            if error.errno not in (errno.ENODEV, errno.ENXIO, errno.ENETDOWN):
+                raise
+            self.blind = True
         try:
             yield
         finally:
-            self._bound(_NOBODY)
-
-    def _bound(self, protocol: int) -> None:
-        try:
-            _bind(self._socket, self._interface, protocol)
-        except OSError as error:
-            if error.errno not in (errno.ENODEV, errno.ENXIO, errno.ENETDOWN):  # the interface is gone: nothing can show up there
-                raise
+            _bind(self._socket, 0, _NOBODY)
 
     def packets(self, seconds: float) -> Iterator[bytes]:
         """Those that came, and that come in so many seconds."""
         end = time.monotonic() + seconds
-        while (left := end - time.monotonic()) > 0:
+        while not self.blind and (left := end - time.monotonic()) > 0:
             self._socket.settimeout(left)
             try:
                 yield self._socket.recv(65536)
             except TimeoutError:
                 return
-            except OSError:  # the interface is down: nothing can show up there
-                return
+            except OSError:  # the interface is down
+                self.blind = True
 
     def close(self) -> None:
         self._socket.close()

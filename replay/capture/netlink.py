@@ -12,8 +12,9 @@ import socket
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
-__all__ = ["Interface", "Netlink", "Network", "local_networks"]
+__all__ = ["Interface", "Netlink", "Network", "Route", "local_networks"]
 
 Network = tuple[bytes, int]  # 16 bytes, IPv4 mapped into IPv6, and the number of leading bits
 
@@ -24,14 +25,17 @@ _REQUEST, _DUMP = 0x1, 0x300
 _GROUPS = 0x1 | 0x10 | 0x40 | 0x100 | 0x400  # links, IPv4 and IPv6 addresses, IPv4 and IPv6 routes
 _IFNAME, _MTU, _LINK, _MASTER, _LINKINFO, _LINK_NETNSID = 3, 4, 5, 10, 18, 37
 _INFO_KIND = 1
+_OIF, _GATEWAY, _MULTIPATH, _VIA = 4, 5, 9, 18
 _UP, _LOOPBACK = 0x1, 0x8
 _MAPPED = bytes(10) + b"\xff\xff"
 _UNICAST, _LOCAL = 1, 2
+_TABLES = (254, 255)  # main, local: those that all packets ask; others are asked for some only, as for those that a proxy catches (TPROXY)
 
 
 @dataclass(frozen=True, slots=True)
 class Interface:
-    """number: ifindex.  kind: veth, bridge, vlan …, "" for hardware and loopback.  hatype: ARPHRD_.  away: its other end is in another namespace."""
+    """number: ifindex.  kind: veth, bridge, vlan …, "" for hardware and loopback.  hatype: ARPHRD_.  away: its other end is in another namespace.
+    master: number of the bridge (or bond …) that it is a port of, 0: none."""
 
     number: int
     name: str
@@ -41,6 +45,16 @@ class Interface:
     mtu: int
     hatype: int
     away: bool
+    master: int = 0
+
+
+class Route(NamedTuple):
+    """number: ifindex.  gateway: it goes over one.  local: what is sent there is taken in by this node, whatever its addresses are."""
+
+    number: int
+    network: Network
+    gateway: bool
+    local: bool
 
 
 class Netlink:
@@ -120,6 +134,7 @@ class Netlink:
                     mtu=struct.unpack("=I", about[_MTU])[0] if len(about.get(_MTU, b"")) == 4 else 0,
                     hatype=hatype,
                     away=_LINK_NETNSID in about,
+                    master=struct.unpack("=I", about[_MASTER])[0] if len(about.get(_MASTER, b"")) == 4 else 0,
                 )
             )
         return found
@@ -137,8 +152,8 @@ class Netlink:
                 found.append((number, (_wide(packed), 128)))
         return found
 
-    def routes(self) -> list[tuple[int, Network, bool]]:
-        """(interface, destination, goes over a gateway) of the unicast and local routes of all tables."""
+    def routes(self) -> list[Route]:
+        """The unicast and local routes of all tables; one over several interfaces once for each."""
         found = []
         for family in (socket.AF_INET, socket.AF_INET6):
             with contextlib.suppress(OSError):  # no IPv6
@@ -147,13 +162,28 @@ class Netlink:
                         continue
                     bits, kind = body[1], body[7]
                     about = _attributes(body[12:])
-                    if kind not in (_UNICAST, _LOCAL) or len(about.get(4, b"")) != 4:
+                    if kind not in (_UNICAST, _LOCAL):
                         continue
-                    number = struct.unpack("=i", about[4])[0]
                     packed = about.get(1, bytes(4 if family == socket.AF_INET else 16))
                     wide = 96 if family == socket.AF_INET else 0
-                    found.append((number, (_wide(packed), bits + wide), 5 in about or 18 in about))
+                    network = (_wide(packed), bits + wide)
+                    here = kind == _LOCAL and body[4] in _TABLES
+                    found += [Route(number, network, gateway, here) for number, gateway in _ways(about)]
         return found
+
+
+def _ways(about: dict[int, bytes]) -> Iterator[tuple[int, bool]]:
+    """(interface, over a gateway) of a route: its own, or those of its next hops (struct rtnexthop, each with attributes of its own)."""
+    if len(about.get(_OIF, b"")) == 4:
+        yield struct.unpack("=i", about[_OIF])[0], _GATEWAY in about or _VIA in about
+    hops, at = about.get(_MULTIPATH, b""), 0
+    while at + 8 <= len(hops):
+        size, number = struct.unpack_from("=HxxI", hops, at)
+        if size < 8:
+            return
+        hop = _attributes(hops[at + 8 : at + size])
+        yield number, _GATEWAY in hop or _VIA in hop
+        at += (size + 3) & ~3
 
 
 def _wide(packed: bytes) -> bytes:
@@ -172,24 +202,28 @@ def _attributes(data: bytes) -> dict[int, bytes]:
     return found
 
 
-def _inner(interfaces: list[Interface], routes: list[tuple[int, Network, bool]]) -> set[int]:
-    """Interfaces behind which this node's own containers are: veths, taps and bridges that no default route goes over."""
-    ways_out = {number for number, (_, bits), _ in routes if bits in (0, 96)}
-    kinds = {"veth", "tun", "bridge", "netkit", "macvtap"}
-    return {one.number for one in interfaces if one.kind in kinds and one.number not in ways_out}
+#: Interfaces whose other end is a container or a virtual machine; a bridge of such.
+_ENDS = frozenset(("veth", "tun", "netkit", "macvtap"))
 
 
-def local_networks(
-    interfaces: list[Interface], addresses: list[tuple[int, Network]], routes: list[tuple[int, Network, bool]]
-) -> tuple[list[Network], set[int]]:
-    """Where servers of this node live: its own addresses, and what is routed to its containers without a gateway. And the interfaces of these."""
+def _inner(interfaces: list[Interface], routes: list[Route]) -> set[int]:
+    """Interfaces behind which this node's own containers are: veths, taps and bridges that no default route goes over, and no port of which leads out."""
+    ways_out = {one.number for one in routes if one.network[1] in (0, 96)}
+    ways_out |= {one.master for one in interfaces if one.kind not in _ENDS and one.kind != "dummy"}
+    return {one.number for one in interfaces if (one.kind in _ENDS or one.kind == "bridge") and one.number not in ways_out}
+
+
+def local_networks(interfaces: list[Interface], addresses: list[tuple[int, Network]], routes: list[Route]) -> tuple[list[Network], set[int]]:
+    """Where servers of this node live: its own addresses, what a local route makes such, and what is routed to its containers without a gateway. And the
+    interfaces of these."""
     inside = _inner(interfaces, routes)
     loopback = (_MAPPED + bytes((127, 0, 0, 0)), 104)
     found: dict[Network, None] = {loopback: None, (bytes(15) + b"\1", 128): None}
     found |= dict.fromkeys(network for _, network in addresses)
-    for number, (address, bits), gateway in routes:
+    for one in routes:
+        address, bits = one.network
         link_local = address[:2] in (b"\xfe\x80", b"\xff\x00")
-        if number in inside and not gateway and bits not in (0, 96) and not link_local:
+        if (one.local or (one.number in inside and not one.gateway)) and bits not in (0, 96) and not link_local:
             found[address, bits] = None
     wide = [one for one in found if one[1] < 128]
     covered = [one for one in found if one[1] < 128 or not any(_within(one[0], big) for big in wide)]

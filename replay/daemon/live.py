@@ -48,8 +48,9 @@ def _breaker(view: View) -> Samples | None:
 
 
 def _interfaces(view: View) -> Samples | None:
-    found = (view.counts.get("tap") or {}).get("interfaces")
-    return None if found is None else [((name,), int(bool(one["up"]))) for name, one in found.items()]
+    tap = view.counts.get("tap") or {}
+    found = tap.get("interfaces")
+    return None if found is None else [((name,), int(bool(one["up"]))) for name, one in found.items()] + [((name,), 0) for name in tap.get("away", ())]
 
 
 def _daemon(key: str) -> Callable[[View], Samples | None]:
@@ -77,7 +78,7 @@ LIVE_FAMILIES: list[Family] = [
     Family("replay_ring_bytes", "gauge", (), "Size of the ring, all interfaces together.", _tap("ring_bytes")),
     Family("replay_ring_used_ratio", "gauge", (), "Largest share of the ring that was full in the last minute, 0 to 1.", _tap("ring_used")),
     Family("replay_queue_bytes", "gauge", (), "Bytes of requests that wait to be sent, all targets together.", _tap("queued_bytes")),
-    Family("replay_interface_up", "gauge", ("interface",), "1 while it is captured from, 0 while it is down or away.", _interfaces),
+    Family("replay_interface_up", "gauge", ("interface",), "1 while it is captured from, 0 while it is down or, named, away.", _interfaces),
     Family("replay_share_ratio", "gauge", (), "The share that was asked for, 0 to 1.", _tap("share_ppm", scale=1e-6)),
     Family("replay_effective_share_ratio", "gauge", (), "The share that is taken, after lowering for --max-cpu or --max-rate, 0 to 1.",
            _tap("effective_ppm", scale=1e-6)),

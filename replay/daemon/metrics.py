@@ -216,7 +216,8 @@ FAMILIES: list[Family] = [
            _each_by("limits", ("descriptors", "local_ports", "memory"))),
     Family("replay_shadow_sent_bytes", "counter", ("target",), "Bytes sent.", _each("bytes_sent")),
     Family("replay_shadow_received_bytes", "counter", ("target",), "Bytes of replies, read and thrown away.", _each("bytes_received")),
-    Family("replay_capturing", "gauge", (), "1 while it captures (what /readyz says), else 0.", lambda view: [((), int(view.health.ready))]),
+    Family("replay_capturing", "gauge", (), "1 while it captures (what /readyz says, but for a tap that has expired), else 0.",
+           lambda view: [((), int(view.health.ready and not (view.counts.get("tap") or {}).get("expired")))]),
 ]  # fmt: skip
 
 #: name, key of the engine's histograms, meaning.

@@ -18,7 +18,7 @@ from replay.capture.afpacket import TapError, Tapped, in_namespace, open_socket
 from replay.capture.bpfasm import Instruction
 from replay.capture.recording import Recording
 from replay.engine import Health, resolve, routes_of
-from replay.errors import ReplayError, UsageError
+from replay.errors import GuardError, ReplayError, UsageError
 from replay.settings import Target
 from replay.tap import privileges
 from replay.tap.breaker import Breaker
@@ -46,12 +46,23 @@ _ADOPT_S = 5.0
 _SENDER_FIELDS = (
     "targets", "connections", "pipeline", "connect_timeout_ns", "timeout_ns", "drain_ns", "max_age_ns", "allow_production", "dry_run", "tls",
 )  # fmt: skip
+#: What decides whether targets are checked, and what is tapped: a change of these asks for a check of all targets, also of those that stay.
+_CHECK_FIELDS = ("allow_production", "dry_run", "direction")
+_CHECK_SELECTION = ("ports", "server")
+#: A check of the targets that was not passed, or could not be made, is made again.
+_AGAIN_S = 10.0
+#: … and one is made so long after each change of interfaces, addresses and routes.
+_LATER_S = (0.0, 2.0, 5.0, 15.0)
 #: What is fixed when the sockets are opened.
 _FIXED_FIELDS = (
     "captures", "netns", "ring_bytes", "block_ms", "workers", "user", "record", "record_size", "record_every_ns", "record_files", "access_log", "results",
 )  # fmt: skip
 #: Former policies that may have requests under way; beyond that a further one has to wait.
 _RETIRING_MOST = 8
+
+
+def _differ(one: object, other: object, names: tuple[str, ...]) -> bool:
+    return any(getattr(one, name) != getattr(other, name) for name in names)
 
 
 def _take(program: list[Instruction], by: Callable[[list[Instruction]], None]) -> None:
@@ -90,7 +101,7 @@ class Tap:
         self.started_at = time.time()
         self.ended_at = 0.0
         self.place: Place | None = None
-        self.state = "starting"  # capturing, away (no interface), expired, draining, ended
+        self.state = "starting"  # capturing, away (no interface is up), expired, draining, ended
         self.dropped_rights = ""
         self.breakers: dict[str, Breaker] = {}
         self._stop_reading = _fastpath.Stop()
@@ -112,6 +123,11 @@ class Tap:
         self._behind: list[Lane] = []  # whose senders are not those of the settings
         self._filtered = False  # the filter that is in place is the one of now
         self._lets_in = False  # … and lets something through
+        self._refused = ""  # why nothing may be captured or sent: the targets did not stand a check that was made again
+        self._names: set[str] = set()  # interfaces that were told of
+        self._later: list[float] = []  # when the targets are checked once more
+        self._deaf = False  # an interface is back, and a socket could not be bound to it
+        self._at: object = None  # what the filter was made for
         self._last_drops = 0
         self._signs: dict[int, tuple[int, float]] = {}
         self._ticked = 0.0
@@ -136,7 +152,8 @@ class Tap:
         try:
             for n in range(s.workers):
                 tapped.append(self._open(tapped[0] if n else s.workers > 1))
-            targets.check()
+            targets.listen()
+            place.checked = targets.check()
             recorders = self._record()
             self.dropped_rights = privileges.drop(s.user)
             shop.guard = targets.new_guard()
@@ -203,7 +220,7 @@ class Tap:
         """The filter of now, on each socket. Raises TapError, UsageError; then that of before stays, until `_mend`."""
         self._filtered = False
         assert self.place is not None
-        idle = self.state not in ("capturing", "starting") or not self.place.interfaces
+        idle = self.state not in ("capturing", "starting") or not self.place.checked
         for lane, program in zip(self._book.lanes, self._programs(idle=idle), strict=True):
             _take(program, lane.tapped.attach)
         self._filtered, self._lets_in = True, not idle
@@ -221,7 +238,9 @@ class Tap:
             for way in lane.ways:
                 way.thread.start()
             lane.thread.start()
-        self.state = "capturing" if self.place and self.place.interfaces else "away"
+        self.state = "capturing" if self.place and self.place.up else "away"
+        if self.place is not None:
+            self._at, self._names = self.place.found, {one.name for one in self.place.interfaces}
         self._hears = self._told = self.shop.hears
         self._expire(time.time())
         self._attach()
@@ -256,9 +275,16 @@ class Tap:
         hung = self._hung(time.monotonic())
         if hung:
             return Health(False, False, f"{hung} ended or hangs")
+        if self._refused:
+            return Health(True, False, f"a target leads to production: {self._refused}")
+        if self.state == "capturing" and self._deaf:
+            return Health(True, False, "its interface is back, and cannot be listened to again: restart it")
+        if self.state == "capturing" and self.place is not None and not self.place.checked:
+            return Health(True, False, "the target is checked again")
         if self.state == "capturing" and not self._lets_in:
             return Health(True, False, "its filter could not be put in place")
-        why = {"away": "no interface is there", "expired": "--expires has passed: idle, as it was asked to be"}.get(self.state, "")
+        away = "no interface is up" if self.place is not None and self.place.interfaces else "no interface is there"
+        why = {"away": away, "expired": "--expires has passed: idle, as it was asked to be"}.get(self.state, "")
         return Health(True, self.state != "away", why)
 
     def _hung(self, now: float) -> str:
@@ -302,6 +328,9 @@ class Tap:
         limit = self.settings.duration_ns
         if limit is not None and now - self._began >= limit / 1e9 and not self._asked_to_stop:
             self.drain()
+        if self.settings.selection.limit and not self._asked_to_stop and not all(lane.thread.is_alive() for lane in self._book.lanes):
+            _log.info("--limit is reached")
+            self.drain()
         if self._asked_to_stop:
             self._end(now)
             return
@@ -339,23 +368,92 @@ class Tap:
         """Interfaces, addresses and routes that came or went."""
         place = self.place
         assert place is not None
-        if not place.netlink.changed():
+        news = place.netlink.changed()
+        if news:
+            place.look()
+        unhooked = news and any(lane.tapped.unhooked for lane in self._book.lanes)  # also when it is back already, as if nothing had been
+        if unhooked:
+            place.checked = set()
+        changed = unhooked or place.found != self._at
+        if changed:
+            self._at = place.found
+            if self.state in ("capturing", "away"):
+                self.state = "capturing" if place.up else "away"
+            if not place.checked:
+                self._attach()  # before a socket is bound to what is not checked
+            self._rebind()
+        now = time.monotonic()
+        if changed:
+            self._later = [now + seconds for seconds in _LATER_S]
+        asked = self.state == "capturing" and bool(self._refused or place.up - place.checked or (self._later and now >= self._later[0]))
+        admit = asked and now >= self._next.get("admit", 0.0)
+        try:
+            if admit:
+                self._admit()
+        finally:
+            if changed or admit:
+                self._tell_names()
+                self._attach()
+
+    def _rebind(self) -> None:
+        """A single interface that came back is listened to again. Raises TapError."""
+        assert self.place is not None
+        try:
+            for lane in self._book.lanes:
+                self.place.rebind(lane.tapped)
+        except TapError:
+            self._deaf = True
+            raise
+        self._deaf = False
+
+    def _tell_names(self) -> None:
+        """Which interfaces came and went."""
+        assert self.place is not None
+        now, names = {one.name for one in self.place.interfaces}, self._names
+        self._names = now
+        some = [(word, sorted(them)) for word, them in (("came:", now - names), ("went:", names - now)) if them]
+        if some:
+            told = [f"{word} {', '.join(them[:8])}{' …' if len(them) > 8 else ''}" for word, them in some]
+            _log.info("interfaces %s; %d tapped", "; ".join(told), len(now))
+
+    def _admit(self) -> None:
+        """The targets are checked again, before anything is captured from an interface that came, or came up: the last check could not look there. And
+        some seconds later once more, for an interface is up before its addresses, routes and neighbours are there.
+
+        Raises TapError, and then nothing is captured there until it works."""
+        place, began = self.place, time.monotonic()
+        assert place is not None
+        self._next["admit"] = began + _AGAIN_S
+        self._later = [at for at in self._later if at > began]
+        try:
+            self.targets.refuse_production()
+            place.checked = self.targets.check()
+        except GuardError as error:
+            self._refuse(str(error))
             return
-        before = (place.interfaces, place.local, place.inside, place.own)
-        names = {one.name for one in place.interfaces}
-        place.look()
-        if (place.interfaces, place.local, place.inside, place.own) == before:
+        self._allow()
+        now = time.monotonic()
+        self._next["admit"] = now + 2 * (now - began)  # where interfaces come all the time there is more to do than this
+
+    def _refuse(self, why: str) -> None:
+        """Nothing is captured or sent, until a check is passed: routes and addresses may be on their way, so that this alone does not end a tap."""
+        assert self.place is not None
+        self.place.checked = set()
+        if why != self._refused:
+            _log.error("%s; nothing is captured or sent until a check is passed, which is made again each %.0f s", why, _AGAIN_S)
+        self._refused = why
+        for way in self._book.ways():
+            way.sender.set_gate(0)
+
+    def _allow(self) -> None:
+        """A check was passed."""
+        if not self._refused:
             return
-        if {one.name for one in place.interfaces} != names:
-            came = sorted({one.name for one in place.interfaces} - names)
-            went = sorted(names - {one.name for one in place.interfaces})
-            told = [f"{word} {', '.join(some[:8])}{' …' if len(some) > 8 else ''}" for word, some in (("came:", came), ("went:", went)) if some]
-            _log.info("interfaces %s; %d tapped", "; ".join(told), len(place.interfaces))
-        for lane in self._book.lanes:
-            place.rebind(lane.tapped)
-        if self.state in ("capturing", "away"):
-            self.state = "capturing" if place.interfaces else "away"
-        self._attach()
+        self._refused = ""
+        _log.info("the targets stand the check: captured and sent again")
+        for url, breaker in self.breakers.items():
+            for way in self._senders(url):
+                way.sender.set_gate(breaker.passes)
 
     def _senders(self, url: str) -> list[Way]:
         return [way for lane in self._book.lanes for way in lane.ways if way.target is not None and way.target.url == url]
@@ -372,7 +470,7 @@ class Tap:
                 elif breaker.state == "closed":
                     _log.info("%s: answers again, requests are sent", url)
                 for way in ways:
-                    way.sender.set_gate(breaker.passes)
+                    way.sender.set_gate(0 if self._refused else breaker.passes)
 
     def _expire(self, wall: float) -> None:
         at = self.settings.expires_at
@@ -381,7 +479,7 @@ class Tap:
             _log.warning("--expires has passed: idle, nothing is captured or sent; end it, or give a later date and reload")
             self._attach()
         elif self.state == "expired" and (at is None or wall < at):
-            self.state = "capturing" if self.place and self.place.interfaces else "away"
+            self.state = "capturing" if self.place and self.place.up else "away"
             self._attach()
 
     def _hear(self, now: float) -> None:
@@ -427,6 +525,8 @@ class Tap:
         changed = self.targets.look(now, any(breaker.state == "open" for breaker in self.breakers.values()))
         if changed and self.targets.move(changed):
             self._adopt(new_ways=True)
+            if self._refused:
+                self._refuse(self._refused)  # those senders too
 
     def _adopt(self, *, new_ways: bool) -> None:
         """Rules, and if need be senders, by the settings of now; no packet is lost over it. What does not work is left to `_mend`.
@@ -485,13 +585,16 @@ class Tap:
             raise UsageError("the tap is ending; what it goes on by does not change any more")
         fixed = [name for name in _FIXED_FIELDS if getattr(settings, name) != getattr(self.settings, name)]
         settings = replace(settings, **{name: getattr(self.settings, name) for name in fixed})
-        before, addresses, routes, guard = self.settings, targets.addresses, shop.routes, shop.guard
+        before, addresses, routes, guard, checked = self.settings, targets.addresses, shop.routes, shop.guard, place.checked
         policy = settings.selection.routing != before.selection.routing
         if policy and (settings.selection.routing is None or before.selection.routing is None):
             raise UsageError("--policy: from a policy to a percentage, and back, it takes a restart; the old one goes on")
         if policy and any(lane.ingest.retiring >= _RETIRING_MOST for lane in self._book.lanes):
             raise UsageError(f"--policy: requests that {_RETIRING_MOST} former policies chose are not whole yet; the old one goes on, try it again later")
-        new_ways = policy or any(getattr(settings, name) != getattr(before, name) for name in _SENDER_FIELDS)
+        new_ways = policy or _differ(settings, before, _SENDER_FIELDS)
+        # Those that stood a check already need no other one, where there was any.
+        known = {address for one in addresses.values() for address in one}
+        again = bool(place.up - place.checked) or _differ(settings, before, _CHECK_FIELDS) or _differ(settings.selection, before.selection, _CHECK_SELECTION)
         touched = False
         self._use(settings)
         try:
@@ -501,16 +604,17 @@ class Tap:
             if new_ways:
                 targets.addresses = {target.url: addresses.get(target.url) or resolve(target) for target in settings.targets}
                 targets.prepare_relays()
-                targets.refuse_production()
-                known = {address for one in addresses.values() for address in one}
-                targets.check({one for one in targets.every() if one not in known})
             place.look()
+            if new_ways or again:
+                targets.refuse_production()
+                seen = targets.check(None if again else {one for one in targets.every() if one not in known})
+                place.checked = seen if again else place.checked & seen
             for lane, program in zip(self._book.lanes, self._programs(), strict=True):  # before a lane has the new rules
                 _take(program, lane.tapped.would_take)
             touched = True
             self._adopt(new_ways=new_ways)
         except ReplayError:
-            targets.addresses, shop.routes, shop.guard = addresses, routes, guard
+            targets.addresses, shop.routes, shop.guard, place.checked = addresses, routes, guard, checked
             self._use(before)
             with contextlib.suppress(ReplayError):
                 place.look()
@@ -519,6 +623,8 @@ class Tap:
                 with contextlib.suppress(ReplayError):  # else `_mend` goes on with it
                     self._adopt(new_ways=new_ways)
             raise
+        if place.checked:
+            self._allow()
         if settings.max_rate != before.max_rate and not new_ways:
             for lane in self._book.lanes:
                 for way in lane.ways:
@@ -602,7 +708,9 @@ class Tap:
         effective = shop.effective if shop is not None else s.selection.share
         if s.max_rate:
             effective = int(effective * book.passed)
-        interfaces = self.place.interfaces if self.place is not None else []
+        place = self.place
+        interfaces = place.interfaces if place is not None else []
+        heard = place.checked if place is not None and self._lets_in and not self._refused and not self._deaf else set()
         return {
             "state": self.state,
             "elapsed_s": time.monotonic() - self._began if self._began else 0.0,
@@ -611,7 +719,8 @@ class Tap:
             "senders": book.senders(),
             "tap": {
                 **book.captured(),
-                "interfaces": {one.name: {"up": one.up} for one in interfaces},
+                "interfaces": {one.name: {"up": one.number in heard} for one in interfaces},
+                "away": place.away if place is not None else [],
                 "share_ppm": s.selection.share,
                 "effective_ppm": 0 if self.state == "expired" else effective,
                 "kernel_ppm": shop.in_kernel if shop is not None else s.selection.share,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import struct
 import time
@@ -11,7 +10,7 @@ from dataclasses import dataclass, field, replace
 
 from replay import _fastpath
 from replay.capture import bpfasm
-from replay.capture.afpacket import TapError, Tapped, choose, in_namespace
+from replay.capture.afpacket import TapError, Tapped, choose, in_namespace, is_name
 from replay.capture.netlink import Interface, Netlink, Network, local_networks
 from replay.errors import UsageError
 from replay.tap.settings import TapSettings
@@ -63,6 +62,8 @@ class Place:
     """What is listened to. `look` asks the kernel anew; `program` makes the filter.
 
     interfaces: those that are meant, now.  moving: they may come and go, so that one socket hears all and the filter tells them apart.
+    checked: numbers of those that were up when the targets were checked, and have been since; only from these anything is captured, for what the check
+    could not see may lead to production.
     local: networks of this node's servers, in the tapped namespace.  locality: the same, and those that were until lately (an
     interface that goes down takes its routes along), for the engine; None when it does not matter.  own: addresses that our own connections may come from.
     known: numbers of all interfaces that there are.  wide: the filter lets more pass than is meant, because all of it would not fit.
@@ -72,6 +73,7 @@ class Place:
     netlink: Netlink
     home: Netlink
     interfaces: list[Interface] = field(default_factory=list)
+    checked: set[int] = field(default_factory=set)
     moving: bool = False
     local: list[Network] = field(default_factory=list)
     inside: set[int] = field(default_factory=set)
@@ -93,15 +95,11 @@ class Place:
         self.home.close()
 
     def look(self, *, first: bool = False) -> None:
-        """Interfaces, addresses, routes of now. One that is named and away stays away until it comes back."""
-        try:
-            self.interfaces, self.moving = choose(self.settings.captures, self.netlink)
-        except TapError:
-            if first:
-                raise
-            self.interfaces = []
+        """Interfaces, addresses, routes of now. One that is named and away stays away until it comes back; at the start (`first`) TapError says so."""
+        self.interfaces, self.moving = choose(self.settings.captures, self.netlink, away=not first)
         if len(self.settings.captures) > 1:
             self.moving = True
+        self.checked &= self.up
         every, addresses, routes = self.netlink.interfaces(), self.netlink.addresses(), self.netlink.routes()
         self.local, self.inside = local_networks(every, addresses, routes)
         self.known = [one.number for one in every]
@@ -123,6 +121,22 @@ class Place:
         """The interface that a socket is bound to; None: to all of them."""
         return None if self.moving or not self.interfaces else self.interfaces[0]
 
+    @property
+    def found(self) -> object:
+        """What `look` found, to compare."""
+        return self.interfaces, self.local, self.inside, self.own
+
+    @property
+    def away(self) -> list[str]:
+        """Names of interfaces that are meant, and not there."""
+        there = {one.name for one in self.interfaces}
+        return [word for word in self.settings.captures if is_name(word) and word not in there]
+
+    @property
+    def up(self) -> set[int]:
+        """Numbers of the interfaces that are meant, and up."""
+        return {one.number for one in self.interfaces if one.up}
+
     def is_local(self, address: bytes) -> bool:
         """A server with this address lives on this node, in a container perhaps."""
         return within(address, self.local)
@@ -142,14 +156,15 @@ class Place:
         s = self.settings
         every = s.direction == "both"
         bare = self.moving and not all(one.hatype in (1, 772) for one in self.interfaces)  # some without an Ethernet header
+        listened = sorted(self.up if connects else self.checked)
         wanted = bpfasm.Rules(
             ports=s.selection.ports,
             servers=s.selection.server,
             clients=() if connects else s.selection.client,
             not_clients=() if connects else excluded,
-            interfaces=[one.number for one in self.interfaces] if self.moving and "any" not in s.captures else None,
+            interfaces=listened if self.moving else None,
             known=self.known,
-            inside=() if every else sorted(self.inside & {one.number for one in self.interfaces}),
+            inside=() if every else sorted(self.inside.intersection(listened)),
             local=None if every else self.local,
             elsewhere=s.direction == "out",
             mark=0 if connects else MARK,
@@ -192,15 +207,15 @@ class Place:
             return program
         raise TapError(fault)
 
-    def rebind(self, tapped: Tapped) -> str | None:
-        """After `look`: a single interface that came back under another number is listened to again. Says so, or None."""
+    def rebind(self, tapped: Tapped) -> None:
+        """After `look`: a single interface that came back is listened to again. Raises TapError."""
         one = self.single
-        if self.moving or one is None or one.number == tapped.number:
-            return None
-        with contextlib.suppress(OSError):
+        if one is None or (one.number == tapped.number and not tapped.unhooked):
+            return
+        try:
             tapped.bind(one.number)
-            return f"{one.name} is back"
-        return None
+        except OSError as error:
+            raise TapError(f"tap {one.name}: it is back, and cannot be listened to again (several workers never can): {error.strerror}; restart it") from None
 
 
 def _wider(rules: bpfasm.Rules, most: int) -> bpfasm.Rules:

@@ -12,7 +12,7 @@ import time
 from collections.abc import Iterable
 
 from replay import _fastpath
-from replay.capture.afpacket import Snoop, in_namespace
+from replay.capture.afpacket import Snoop, TapError, in_namespace
 from replay.capture.netlink import Network
 from replay.engine import guarded, resolve
 from replay.errors import GuardError, ReplayError, TargetError
@@ -83,6 +83,10 @@ class Targets:
         """A guard has stopped the sending for good."""
         return any(guard.tripped for guard in self._guards)
 
+    def listen(self) -> None:
+        """Opens what `check` looks through, while there is the right to: also where nothing is checked now, a reload may ask for it."""
+        self._snoop = in_namespace(self.settings.netns, Snoop)
+
     def refuse_production(self) -> None:
         """What addresses and ports alone tell: the target is a server that is tapped. Raises GuardError."""
         s, place = self.settings, self.place
@@ -99,18 +103,25 @@ class Targets:
                         " Give the address of a shadow service. If this is meant: --allow-production"
                     )
 
-    def check(self, only: set[Address] | None = None) -> None:
-        """Connects to each new address once, without a byte. Raises GuardError."""
+    def check(self, only: set[Address] | None = None) -> set[int]:
+        """Connects to each new address once, without a byte. The numbers of the interfaces where it would have been seen. Raises GuardError, TapError."""
         s, place = self.settings, self.place
         if s.allow_production or s.dry_run:
-            return
-        if self._snoop is None:
-            self._snoop = in_namespace(s.netns, lambda: Snoop(place.single))
+            return place.up
+        if not place.up:
+            return set()
+        assert self._snoop is not None, "listen() comes first"
+        up = place.up
         ethernet = place.single is None or place.single.hatype in (1, 772)
-        with self._snoop.listening(place.program((), ethernet=ethernet, connects=True)):
-            for target in s.targets:
-                wanted = [one for one in self.addresses[target.url] if only is None or one in only]
-                probe.check(self._snoop, place, target, wanted, s.connect_timeout_ns / 1e9)
+        number = place.single.number if place.single is not None else 0
+        try:
+            with self._snoop.listening(place.program((), ethernet=ethernet, connects=True), number):
+                for target in s.targets:
+                    wanted = [one for one in self.addresses[target.url] if only is None or one in only]
+                    probe.check(self._snoop, place, target, wanted, s.connect_timeout_ns / 1e9)
+        except OSError as error:
+            raise TapError(f"the target cannot be checked: {error.strerror}") from None
+        return set() if self._snoop.blind else up
 
     # -- relays --------------------------------------------------------------------------------------------------------------
 
@@ -180,7 +191,7 @@ class Targets:
         self.addresses = before | changed
         try:
             self.refuse_production()
-            self.check(fresh)
+            self.place.checked &= self.check(fresh)
         except ReplayError as error:
             self.addresses = before
             _log.error("%s; the old addresses are used", error)

@@ -95,6 +95,8 @@ class Workshop:
     def ingest(self, source: Any, ways: list[Way]) -> _fastpath.Ingest:
         """By the settings of now. Raises UsageError."""
         s = self.settings
+        if s.selection.limit and s.workers > 1:
+            raise UsageError("--limit: each worker would count for itself; take it with --workers 1")
         rules = s.selection.for_ingest()
         if self.routes is not None and ways:
             rules["routes"] = self.routes
