@@ -21,6 +21,7 @@ def crowded(direction):
     settings = TapSettings(captures=("any",), direction=direction, selection=Selection(ports=(8080,)))
     place = Place(settings, None, None, moving=True, known=list(range(1, 3100)), inside=set(range(2, 3000, 2)))
     place.interfaces = [Interface(n, f"v{n}", True, False, "veth", 1500, 1, True) for n in place.known]
+    place.checked = set(place.known)
     place.local = [network("127.0.0.0/8"), *((bytes(10) + b"\xff\xff" + one, 128) for one in pods), *((one, 128) for one in six)]
     return place, pods, six
 
