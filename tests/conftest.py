@@ -16,7 +16,7 @@ MAY_SKIP = (
 
 
 # Tests that count on the machine's time: they run one after the other, with nothing beside them (`alone`). All others bear company.
-ALONE = frozenset("benchmarks replay_sink tap tap_bounds tap_daemon tap_kernel tap_load tap_mends tap_netns tap_soak".split())
+ALONE = frozenset("benchmarks replay_sink tap tap_bounds tap_daemon tap_kernel tap_load tap_mends tap_netns tap_refuses tap_soak".split())
 
 
 def pytest_collection_modifyitems(items):

@@ -153,7 +153,7 @@ cdef void flow_belies(Conn* c, int side) noexcept nogil:
     """H8: bytes that are no request line, sent before the server said anything new: what looked like a request before them is part of the same upload, and no reply confirms it."""
     cdef const Flow* f = &c.flow[side]
     cdef Message* m = c.queue
-    if f.role != ROLE_REQUESTS or f.trust == TRUST_CERTAIN or not f.msg_has_ack:
+    if f.role != ROLE_REQUESTS or not f.msg_has_ack:
         return
     while m != NULL:
         if m.trust != TRUST_CERTAIN and m.has_ack and m.ack == f.msg_ack:
@@ -203,7 +203,7 @@ cdef void stream_read(Engine* g, Conn* c, int side, const uint8_t* p, size_t n, 
             flow_belies(c, side)
             f.state = ST_RESYNC           # … the server spoke in between, or the line is whole
         elif judged == LINE_MORE:
-            f.msg_has_ack = 0             # … so no reply confirms it (H8)
+            f.msg_follows = 1             # … so no reply confirms it (H8)
     while at < n:
         if f.state == ST_START or f.state == ST_RESYNC:
             if f.state == ST_START:
