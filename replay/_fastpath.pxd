@@ -181,8 +181,7 @@ cdef struct Chunked:              # state of a chunked body between two feeds; a
     uint8_t state
     uint8_t ambiguous             # H4
     uint8_t line_cr
-    uint8_t digits
-    uint8_t fields                # a trailer field began
+    uint8_t digits                # of a size line: some came; behind the last one: a trailer field began
     uint32_t line_len             # of the size line or the trailers so far
     uint64_t left                 # bytes left of this chunk's data
     uint64_t body_len             # decoded so far

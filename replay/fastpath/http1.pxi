@@ -525,10 +525,10 @@ cdef size_t chunked_step(Chunked* c, const uint8_t* p, size_t n, const uint8_t**
                 c.state = CHUNKED_DONE
                 return i
             elif HTTP1_TOKEN[b]:
-                c.fields = 1
+                c.digits = 1
                 c.state = CHUNKED_TRAILER_NAME
             else:                 # a folded line goes on with the field before it
-                if not c.fields or not (b == 32 or b == 9):
+                if not c.digits or not (b == 32 or b == 9):
                     c.ambiguous = 1
                 c.state = CHUNKED_TRAILER_LINE
         elif c.state == CHUNKED_TRAILER_NAME and (HTTP1_TOKEN[b] or b == 58) and c.line_len < HTTP1_MOST_CHUNK_LINE:

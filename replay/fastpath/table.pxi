@@ -134,7 +134,6 @@ cdef struct Conn:
     uint8_t reset
     uint8_t other                           # Other, its kind was counted
     uint8_t has_interim
-    uint32_t interim                        # the number behind an interim reply that nobody asked for: a body comes there, of a request that is not in the capture
     Flow flow[2]                            # 0: from a
     Conn* prev                              # of its list (ListName), oldest first
     Conn* next
@@ -144,6 +143,7 @@ cdef struct Conn:
     Conn* head_prev                         # of the list of those with a head that is not whole yet, by head_ts
     Conn* head_next
     int64_t head_ts
+    uint32_t interim                        # has_interim: the number behind an interim reply that nobody asked for: a body comes there, of a request that is not in the capture
 
 cdef struct ConnList:
     Conn* first
