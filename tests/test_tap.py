@@ -415,7 +415,7 @@ def test_duration(nginx):  # noqa: F811
 def test_max_rate_lowers_the_share_that_is_taken(nginx):  # noqa: F811
     """In the metric that the alert ReplayShareLowered looks at; without the option it is what was asked for."""
     with ended(Sink()) as shadow:
-        for words, least, most in ((("--max-rate", "10/s"), 0.01, 0.3), ((), 0.5, 0.5)):
+        for words, least, most in ((("--max-rate", "10/s"), 0.0001, 0.3), ((), 0.5, 0.5)):
             tapped = Tap("lo", "--port", nginx.port, "--to", f"http://{shadow.address}", "-p", 50, "--metrics", "127.0.0.1:0", *words, ready=False)
             with ended(tapped) as tap:
                 address = tap.wait_for("metrics at").split("/")[2]
