@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from typing import IO
 
 from replay import report
-from replay.engine import Replay
+from replay.engine import Replay, masked_target
 from replay.errors import UsageError
 
 __all__ = ["LogWriter", "opened"]
@@ -39,7 +39,7 @@ class LogWriter:
             wrote = 0
             for _, addresses, row in self._replay.outcomes():
                 wrote += 1
-                self._write(report.access_line(row, addresses))
+                self._write(report.access_line(row, addresses, masked_target))
             if last and not wrote:
                 return
             if not wrote:

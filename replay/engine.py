@@ -22,7 +22,10 @@ from replay.settings import Selection, Settings, Target
 if TYPE_CHECKING:  # it loads OpenSSL, which most runs do not need
     from replay.relay import Relay
 
-__all__ = ["Counts", "Health", "Listing", "Plan", "Replay", "plan", "resolve", "routes_of"]
+__all__ = ["Counts", "Health", "Listing", "Plan", "Replay", "masked_target", "plan", "resolve", "routes_of"]
+
+#: A target with what looks like a credential masked, as lines of --results have it.
+masked_target = _fastpath.masked_target
 
 #: How much of the captures is read before the first request is sent: for the plan, and for the guard.
 PLAN_BYTES = 64 << 20

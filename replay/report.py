@@ -10,7 +10,7 @@ import ipaddress
 import os
 import re
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from replay import __version__
@@ -492,14 +492,12 @@ def _nothing(report: dict[str, Any]) -> str | None:
 _FLAGS = {"target_down": "UF", "reset": "UC", "closed": "UC", "timeout": "UT", "garbage": "UPE", "stopped": "DC", "memory": "UO"}
 
 
-def access_line(row: dict[str, Any], addresses: list[tuple[bytes, int]]) -> str:
+def access_line(row: dict[str, Any], addresses: list[tuple[bytes, int]], masked: Callable[[bytes], bytes]) -> str:
     """A line in the format that Envoy's access log has by default, without its end.
 
     Bytes received are those of the request's body, bytes sent those of the reply's, as at a proxy. A request that was never sent has the code 0. What looks
-    like a credential in the target is masked, as in `--results`.
+    like a credential in the target is masked, as in `--results`.  masked: `engine.masked_target`.
     """
-    from replay._fastpath import masked_target  # reports are read without it
-
     fields = _fields(row["data"])
     ended = row["end_ns"] or 0
     began = row["sent_ns"] or ended
@@ -507,7 +505,7 @@ def access_line(row: dict[str, Any], addresses: list[tuple[bytes, int]]) -> str:
     upstream = endpoint(*addresses[row["address"]]) if row["address"] is not None and row["address"] < len(addresses) and row["outcome"] != "dropped" else "-"
     reached = row["first_byte_ns"]
     flag = "UPE" if row["reason"] in ("closed", "reset") and reached else _FLAGS.get(row["reason"], "-")
-    path = _text(masked_target(fields.get("x-envoy-original-path") or row["target"]))
+    path = _text(masked(fields.get("x-envoy-original-path") or row["target"]))
     who = " ".join(f'"{_text(fields.get(name))}"' for name in ("x-forwarded-for", "user-agent", "x-request-id"))
     return (
         f'[{when(began / 1e9)}] "{_text(row["method"])} {path} HTTP/{row["version"] // 10}.{row["version"] % 10}"'

@@ -51,7 +51,7 @@ fi
 # Not here: the house rules, the benchmarks and what looks at other things than bytes, and the tests of whole processes (the command line, replays into
 # real servers, the daemon), whose bytes the others have read already and which take minutes under a sanitizer; and what counts shares of thousands of requests. `demo`-sized whole runs are in test_sink and test_captures.
 left_out="house_rules benchmarks instructions ship deploy daemon doctor doctor_tap metrics policy policy_bad story example_customer
-    access_log policy_documents cli guards replay_rivals replay_nginx replay_sink replay_faults policy_run envoy_parity relay shards shares tap tap_bounds tap_daemon tap_kernel tap_load tap_mends tap_netns tap_notes tap_place tap_refuses tap_soak head_variants"
+    access_log policy_documents cli guards replay_rivals replay_nginx replay_sink replay_faults policy_run envoy_parity relay shards shares tap tap_bounds tap_daemon tap_kernel tap_load tap_mends tap_netns tap_notes tap_refuses tap_soak head_variants"
 # In parts, two at a time: each takes the next one when it is done. They wait for one core each, and next to nothing in them for time.
 parts="0 1 2 3 4 5 6 7"
 part() { # of the files every eighth

@@ -135,7 +135,7 @@ LAYERS = {  # module of replay (by its first name) -> what it may import of repl
     "api": {"accesslog", "policy", "credentials", "batch", "capture", "engine", "errors", "histogram", "judge", "outputs", "report", "results", "settings", "units"},
     "doctor": {"extras", "settings", "units", "errors", "_fastpath"},
     "judge": {"histogram", "settings", "units", "errors"},
-    "report": {"judge", "settings", "histogram", "units", "errors", "_fastpath"},
+    "report": {"judge", "settings", "histogram", "units", "errors"},
     "daemon": {"histogram", "units", "errors", "_fastpath"},
     "process": set(),
     "engine": {"process", "relay", "capture", "settings", "histogram", "units", "errors", "_fastpath"},

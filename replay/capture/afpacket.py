@@ -37,7 +37,6 @@ _ALL = 0x0003  # ETH_P_ALL
 _NOBODY = 0xFFFF  # reserved (RFC 1701): no frame has it as its EtherType
 _SO_ATTACH_FILTER = 26
 _CLONE_NEWNET = 0x40000000
-_ETHERNET_TYPES = (1, 772)  # ARPHRD_ETHER, ARPHRD_LOOPBACK
 
 #: What a person can do about a missing right, in their order.
 GRANTS = (
@@ -130,7 +129,7 @@ def open_socket(
         raise TapError(f"tap {where}: this needs the right CAP_NET_RAW. Three ways to grant it: {ways}") from None
     except OSError as error:
         raise TapError(f"tap {where}: no packet socket: {error.strerror} (is the kernel built without CONFIG_PACKET?)") from None
-    tapped = Tapped(tap, interface.number if interface is not None else 0, interface is None or interface.hatype in _ETHERNET_TYPES, block_size, 0)
+    tapped = Tapped(tap, interface.number if interface is not None else 0, interface is None or interface.ethernet, block_size, 0)
     try:
         tap.setsockopt(_SOL_PACKET, _VERSION, _TPACKET_V3)
         if interface is not None and interface.loopback:

@@ -27,6 +27,7 @@ _IFNAME, _MTU, _LINK, _MASTER, _LINKINFO, _LINK_NETNSID = 3, 4, 5, 10, 18, 37
 _INFO_KIND = 1
 _OIF, _GATEWAY, _MULTIPATH, _VIA = 4, 5, 9, 18
 _UP, _LOOPBACK = 0x1, 0x8
+_ETHERNET = (1, 772)  # ARPHRD_ETHER, ARPHRD_LOOPBACK
 _MAPPED = bytes(10) + b"\xff\xff"
 _UNICAST, _LOCAL = 1, 2
 _TABLES = (254, 255)  # main, local: those that all packets ask; others are asked for some only, as for those that a proxy catches (TPROXY)
@@ -46,6 +47,11 @@ class Interface:
     hatype: int
     away: bool
     master: int = 0
+
+    @property
+    def ethernet(self) -> bool:
+        """Its packets begin with an Ethernet header."""
+        return self.hatype in _ETHERNET
 
 
 class Route(NamedTuple):

@@ -342,7 +342,8 @@ class Tap:
         if self._due("second", now, 1.0):
             self._going_on(self._expire, time.time())
             self._book.retire()
-            self._book.rate(now)
+            if self.settings.max_rate:
+                self._book.rate(now)
             self.targets.tell_failures()
             self.targets.let_go(way.name for way in self._book.ways())
             self._drops()

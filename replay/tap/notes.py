@@ -238,7 +238,7 @@ class Notes:
             for row in onward.get(1024):
                 found = True
                 assert self.log is not None
-                self.log.write((access_line(row, addresses) + "\n").encode("utf-8", "replace"))
+                self.log.write((access_line(row, addresses, _fastpath.masked_target) + "\n").encode("utf-8", "replace"))
         while one.lines is not None and (block := one.lines.take()) is not None:
             found = True
             assert self.results is not None

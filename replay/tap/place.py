@@ -155,7 +155,7 @@ class Place:
         Raises TapError when there are more interfaces or networks than the kernel's filters hold."""
         s = self.settings
         every = s.direction == "both"
-        bare = self.moving and not all(one.hatype in (1, 772) for one in self.interfaces)  # some without an Ethernet header
+        bare = self.moving and not all(one.ethernet for one in self.interfaces)  # some without an Ethernet header
         listened = sorted(self.up if connects else self.checked)
         wanted = bpfasm.Rules(
             ports=s.selection.ports,

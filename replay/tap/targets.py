@@ -112,7 +112,7 @@ class Targets:
             return set()
         assert self._snoop is not None, "listen() comes first"
         up = place.up
-        ethernet = place.single is None or place.single.hatype in (1, 772)
+        ethernet = place.single is None or place.single.ethernet
         number = place.single.number if place.single is not None else 0
         try:
             with self._snoop.listening(place.program((), ethernet=ethernet, connects=True), number):
