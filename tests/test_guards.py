@@ -299,6 +299,17 @@ def test_the_suffix_off_still_honours_the_marker(tmp_path, production):
     assert report["ledger"]["by_reason"]["withheld"] == {"loop": 1} and report["ledger"]["answered"] == 1
 
 
+def test_the_report_of_a_dry_run_is_no_part_of_a_sum(tmp_path, production):
+    """It says what to do, not that a ledger does not add up."""
+    capture = captured(tmp_path / "capture.pcap", (b"\x0a\0\0\2", 80), count=3)
+    endtoend.run("--pace", "max", "--report", tmp_path / "dry.json", capture)
+    endtoend.run("--pace", "max", "--report", tmp_path / "sent.json", "--to", f"http://127.0.0.1:{production.port}", capture)
+    command = [*endtoend.COMMAND, "report", tmp_path / "dry.json", tmp_path / "sent.json"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 2 and "dry.json: of a dry run" in done.stderr and "--compare" in done.stderr
+    assert subprocess.run([*command, "--compare"], capture_output=True).returncode == 0
+
+
 def test_a_dry_run_sends_nothing(tmp_path, production):
     capture = captured(tmp_path / "capture.pcap", (b"\x0a\0\0\2", 80))
     report = endtoend.run("--dry-run", "--pace", "max", "--to", f"http://127.0.0.1:{production.port}", capture)

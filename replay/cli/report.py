@@ -54,6 +54,9 @@ def report(
             _write("--html", html_file, page.compared(named, rows, notes).encode())
         out = _encoded({"reports": [name for name, _ in named], "notes": notes, "rows": dict(rows)}) if as_json else _text(named, rows, notes)
     else:
+        dry = [path for path, one in zip(reports, loaded, strict=True) if one["dry_run"]]
+        if 0 < len(dry) < len(reports):
+            raise UsageError(f"{', '.join(dry)}: of a dry run, which sent nothing; the others did. Leave it out, or set them side by side (--compare)")
         whole = merging.merged(loaded)
         try:
             reporting.check(whole)
