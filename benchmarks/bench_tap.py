@@ -4,7 +4,7 @@
 
 Production is an nginx on lo, under full load by wrk (closed loop, 64 connections): alone, with `replay tap` that only reads (-p 0), that also rewrites and queues (-p 100, dry run), that mirrors everything into a sink, and with tcpdump
 into /dev/null and into a file. CPU is the whole tool's between the first and the last request; requests are nginx's own count, and the tap must have found each of them but those under way. Then production gets half of what it could
-(open loop, `replay run --pace` as the client), in turn without a tap, with one at 1 %, also chosen in the kernel, and with one at 100 %: its CPU a request and its latency, round by round. Then an even rate is mirrored whole and at 1 %: the tap's CPU as a share
+(open loop, `replay run --pace` as the client), in turn without a tap, with one at 1 %, also chosen in the kernel, and with one at 100 %: its CPU a request and its latency, round by round. Then an even rate is mirrored whole and at 1 %, with blocks of the ring of 1 ms, and at 1 % with the 5 ms of the default: the tap's CPU as a share
 of a core, and the time from the first byte seen to the first byte sent.
 """
 
@@ -116,11 +116,12 @@ def main():
         # By connection there must be some hundred of them, or 1 % is one or none; and its packets are so few that nobody needs them within a millisecond.
         kernel = functools.partial(even_rate, nginx, sink, asked.rate, asked.seconds, 1, "--sample-by", "connection:kernel", connections=1_000, timeout="5ms")
         ways = {f"{percent} %": functools.partial(even_rate, nginx, sink, asked.rate, asked.seconds, percent) for percent in (100, 1)}
+        ways["1 %, blocks of 5 ms,"] = functools.partial(even_rate, nginx, sink, asked.rate, asked.seconds, 1, timeout="5ms")
         ways["1 % by connection, in the kernel,"] = kernel
         for name, once in ways.items():
             measured[f"{name} of {asked.rate}/s"] = columns([once() for _ in range(max(asked.rounds // 2, 1))])
     cpu = measured["tap, rewrites"]["us CPU a request"]
-    whole, little, least = (measured[f"{name} of {asked.rate}/s"] for name in ("100 %", "1 %", "1 % by connection, in the kernel,"))
+    whole, little, rarely, least = (measured[f"{name} of {asked.rate}/s"] for name in ("100 %", "1 %", "1 %, blocks of 5 ms,", "1 % by connection, in the kernel,"))
 
     def beside(name, other):
         return measure.ratio(measured["tap, rewrites"][name], measured[other][name])
@@ -136,6 +137,7 @@ def main():
         measure.bar("share of a core at 100 %", whole["% of a core"], measure.AT_MOST, 15, None, "%"),
         measure.bar("first byte seen to sent, 100 %", whole["lag p50 us"], measure.AT_MOST, 1500, None, "us"),
         measure.bar("share of a core at 1 % of requests", little["% of a core"], measure.AT_MOST, 3, None, "%"),
+        measure.bar("share of a core at 1 % of requests, blocks as by default", rarely["% of a core"], measure.AT_MOST, 3, None, "%"),
         measure.bar("share of a core at 1 % of connections, chosen in the kernel", least["% of a core"], measure.AT_MOST, 3, None, "%"),
     ]
     if "tcpdump, null" in measured:
