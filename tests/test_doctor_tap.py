@@ -14,6 +14,7 @@ import pytest
 from tapmake import needs, needs_root
 
 from replay import doctor
+from replay.capture.afpacket import TapError, check_ring
 from replay.tap import checks
 
 pytestmark = [needs_root, needs("ip")]
@@ -32,6 +33,22 @@ def test_the_ring_and_the_kernel_of_this_machine():
     for check in (checks.kernel_filter, checks.time_stamps, checks.reserved_ports, checks.dropped_user):
         found = finding(check, "lo")
         assert found.state == "ok" or found.fix, found
+
+
+def test_a_ring_that_the_kernel_would_kill_for_is_refused(tmp_path):
+    """Rings are given however little is left: the node's processes pay for it."""
+    some = tmp_path / "meminfo"
+    some.write_text("MemTotal:       4194304 kB\nMemAvailable:   1048576 kB\n")
+    check_ring(512 << 20, some)
+    with pytest.raises(TapError, match=r"--ring 513 MiB: more than half of the 1 GiB of memory that is available.*Lower --ring"):
+        check_ring(513 << 20, some)
+    some.write_text("MemAvailable:   1024 kB\n")
+    check_ring(64 << 20, some)  # what is usual, the kernel may make smaller
+    some.write_text("MemTotal:       4194304 kB\n")
+    check_ring(16 << 30, some)
+    check_ring(16 << 30, tmp_path / "none")
+    found = finding(checks.ring, "lo", ring=1 << 50)
+    assert found.state == "bad" and "of memory that is available" in found.text and "lower --ring" in found.fix
 
 
 def test_without_the_right_three_ways_are_named():

@@ -21,11 +21,14 @@ from typing import TypeVar
 from replay.capture.bpfasm import Instruction
 from replay.capture.netlink import Interface, Netlink
 from replay.errors import ReplayError, UsageError
+from replay.units import show_bytes
 
-__all__ = ["BLOCK", "Snoop", "TapError", "Tapped", "choose", "in_namespace", "is_name", "open_socket"]
+__all__ = ["BLOCK", "Snoop", "TapError", "Tapped", "check_ring", "choose", "in_namespace", "is_name", "open_socket"]
 
 T = TypeVar("T")
 
+#: Bytes of a ring that is never refused.
+_SMALL_RING = 64 << 20
 #: Bytes of a block of the ring: above the largest frame (65,549 bytes on a loopback interface, and super-packets), so that none is cut.
 BLOCK = 256 << 10
 
@@ -154,6 +157,22 @@ def _group(first: Tapped | None) -> bytes:
     if first is None:
         return struct.pack("=HH", 0, _FANOUT_HASH | _FANOUT_DEFRAG | _FANOUT_UNIQUE)
     return first.socket.getsockopt(_SOL_PACKET, _FANOUT, 4)
+
+
+def check_ring(ring_bytes: int, meminfo: str = "/proc/meminfo") -> None:
+    """Raises TapError for a ring of more than half of the memory that is available: the kernel gives it, and kills processes for what is missing.
+
+    ring_bytes: of all sockets together. Where Linux does not tell (or up to 64 MiB, which becomes smaller by itself) nothing is refused."""
+    try:
+        with open(meminfo, encoding="ascii") as file:
+            available = next(int(line.split()[1]) << 10 for line in file if line.startswith("MemAvailable:"))
+    except (OSError, StopIteration):
+        return
+    if ring_bytes > max(available // 2, _SMALL_RING):
+        raise TapError(
+            f"--ring {show_bytes(ring_bytes)}: more than half of the {show_bytes(available)} of memory that is available; the kernel would kill processes for it."
+            " Lower --ring"
+        )
 
 
 def _ring(tap: socket.socket, ring_bytes: int, block_size: int, block_ms: int, where: str) -> int:

@@ -20,7 +20,7 @@ from collections import Counter
 from dataclasses import dataclass
 
 import replay
-from replay.capture.afpacket import GRANTS, TapError, choose, open_socket
+from replay.capture.afpacket import GRANTS, TapError, check_ring, choose, open_socket
 from replay.capture.bpfasm import Rules, build
 from replay.capture.netlink import Interface, Netlink
 from replay.doctor import BAD, OK, WARN, Check, Finding, Subject, read_text
@@ -45,6 +45,7 @@ def ring(subject: Subject) -> Finding | None:
     if not subject.interfaces:
         return None
     try:
+        check_ring(subject.ring)
         tapped = open_socket(None, REJECT_ALL, ring_bytes=subject.ring, block_ms=5)
     except TapError as error:
         if isinstance(error.__context__, PermissionError):  # its words hold the fix already

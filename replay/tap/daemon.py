@@ -14,7 +14,7 @@ from dataclasses import replace
 from typing import Any
 
 from replay import _fastpath, process
-from replay.capture.afpacket import TapError, Tapped, in_namespace, open_socket
+from replay.capture.afpacket import TapError, Tapped, check_ring, in_namespace, open_socket
 from replay.capture.bpfasm import Instruction
 from replay.capture.recording import Recording
 from replay.engine import Health, resolve, routes_of
@@ -148,6 +148,7 @@ class Tap:
         shop.pool = _fastpath.Pool(max(s.selection.batch_budget, 4 * BATCH_BYTES * max(len(s.targets), 1) * s.workers))
         if s.selection.routing is not None:
             shop.routes = routes_of(s.selection)
+        check_ring(s.ring_bytes)
         tapped: list[Tapped] = []
         try:
             for n in range(s.workers):
