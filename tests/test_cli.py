@@ -1,5 +1,6 @@
 """The command line as a person meets it: help, errors that say what to do, exit codes, JSON, configuration. Sending is in test_replay_*."""
 
+import importlib
 import itertools
 import json
 import os
@@ -11,6 +12,8 @@ import subprocess
 import sys
 
 import pytest
+
+from replay.errors import UsageError
 
 DEMO = pathlib.Path(__file__).resolve().parents[1] / "replay" / "data" / "demo.pcap"
 LEDGER = ("found", "filtered", "sampled_out", "withheld", "selected", "fanout", "sent", "dropped", "answered", "unanswered")
@@ -413,6 +416,83 @@ def test_a_wrong_configuration_names_key_and_place(text, said, tmp_path):
     code, out, error = replay("run", "--config", path, DEMO)
     assert code == 2 and out == ""
     assert str(path) in error and said in error
+
+
+def command(verb):
+    """A verb as an object, where a process each would take long."""
+    return getattr(importlib.import_module(f"replay.cli.{verb}"), verb)
+
+
+def parsed(verb, text, tmp_path):
+    """The parameters that a verb takes from this configuration."""
+    path = tmp_path / "c.yaml"
+    path.write_text(text)
+    with command(verb).make_context(verb, ["--config", str(path), "somewhere"]) as ctx:
+        return dict(ctx.params)
+
+
+@pytest.mark.parametrize(
+    "verb, text, typed",
+    [
+        ("run", "seed: 010", ["--seed", "010"]),  # 8 to YAML
+        ("tap", "port: [8080, 010]", ["--port", "8080", "--port", "010"]),
+        ("show", "limit: 1_000", ["--limit", "1000"]),  # what only YAML can read
+        ("inspect", "seed: 1.2345678901e+10", ["--seed", "12345678901"]),  # as Helm writes it
+        ("tap", "expires: 2099-12-31", ["--expires", "2099-12-31"]),
+        ("tap", "expires: 2099-1-2 10:00:00 +2", ["--expires", "2099-01-02T08:00:00Z"]),
+        ("run", "path: 1.10", ["--path", "1.10"]),
+        ("run", 'path: "off"', ["--path", "off"]),
+        ("run", "path: =", ["--path", "="]),
+        ("tap", "record: 'no'", ["--record", "no"]),
+        ("run", "shadow-suffix: off", ["--shadow-suffix", "off"]),
+        ("tap", "shadow-suffix: false", ["--shadow-suffix", "off"]),  # what Helm makes of it
+        ("tap", "dry-run: no\ninsecure: on", ["--no-dry-run", "--insecure"]),
+        ("run", "bpf: |\n  tcp\n", ["--bpf", "tcp\n"]),
+        ("run", "methods: [GET, POST]", ["--methods", "GET,POST"]),
+        ("tap", "set-header: {X: true, Y: 1.10, Z: off}", ["-H", "X: true", "-H", "Y: 1.10", "-H", "Z: off"]),
+        ("run", "add-header: {X: 2026-01-01, Y: ''}", ["--add-header", "X: 2026-01-01", "--add-header", "Y: "]),
+        ("run", "add-header: &h {X: 1, Y: 2}\nset-header: {<<: *h, X: 3}", ["--add-header", "X: 1", "--add-header", "Y: 2", "-H", "X: 3", "-H", "Y: 2"]),
+        ("run", "resolve: {shop-v2: http://a:1, 'shop:v3': b:2}", ["--resolve", "shop-v2=http://a:1", "--resolve", "shop:v3=b:2"]),
+        ("policy", "resolve: {shop-v2: 10.0.0.1:80}", ["--resolve", "shop-v2=10.0.0.1:80"]),
+    ],
+)
+def test_a_configuration_is_read_as_it_would_be_typed(verb, text, typed, tmp_path):
+    with command(verb).make_context(verb, [*typed, "somewhere"]) as ctx:
+        wanted = dict(ctx.params)
+    assert parsed(verb, text, tmp_path) == wanted
+
+
+@pytest.mark.parametrize(
+    "verb, text, said",
+    [
+        ("tap", "record: false", "line 1: record: a bare false says whether, and this wants a value; leave the line out, or quote it where the text 'false' is meant"),
+        ("run", "access-log: off", "leave the line out"),
+        ("run", "seed: 1\npath: off", "line 2: path: a bare off"),
+        ("tap", "match-host: Off", "'Off'"),
+        ("inspect", "methods: [GET, on]", "methods: a bare on"),
+        ("tap", "shadow-suffix: yes", "shadow-suffix: a bare yes"),
+        ("run", "timeout: 1:30", "'1:30' is no duration"),
+        ("tap", "expires: 12:30:00", "'12:30:00' is no time"),
+        ("run", "percent:", "percent: there is no value; leave the line out"),
+        ("run", "path: null", "the text 'null'"),
+        ("run", "dry-run: 'yes'", "'yes' is neither true nor false"),
+        ("run", "path: !!binary YQ==", "the tag !!binary means nothing here"),
+        ("tap", "set-header: {X-A: 1, X-None: null}", "set-header: X-None has no value"),
+        ("run", "set-header:\n  X-List: [a, b]\n", "line 1: set-header: X-List has a list"),
+        ("run", "add-header: {X-Map: {a: b}}", "add-header: X-Map has a map"),
+        ("run", "resolve: {shop: {v2: http://a}}", "resolve: shop has a map"),
+        ("run", "seed: 1\nset-header:\n  X-A: 1\n  X-B: 2\n  X-A: 3\n", "line 3: the key 'X-A' of set-header stands there more than once"),
+        ("run", "set-header: [X-A: 1]", "set-header: a map stands where one value belongs; write each in quotes"),
+        ("run", "client: {a: b}", "client: a map stands where single values belong"),
+        ("tap", "set_header: {}\nset-header: {}\n", "more than once"),
+        ("run", "[a]: 1", "unknown key a list"),
+        ("run", "just words", "found a single value"),
+    ],
+)
+def test_what_would_mean_something_else_than_it_looks_is_refused(verb, text, said, tmp_path):
+    with pytest.raises(UsageError) as caught:
+        parsed(verb, text, tmp_path)
+    assert said in str(caught.value) and str(tmp_path / "c.yaml") in str(caught.value)
 
 
 def test_an_empty_configuration_changes_nothing(tmp_path):

@@ -373,6 +373,19 @@ def test_reload_by_a_changed_configuration(nginx, tmp_path):  # noqa: F811
         assert report["ledger"]["by_reason"]["sampled_out"] == {"share": 20}
 
 
+def test_a_configuration_in_which_nothing_stands_yet_is_watched(nginx, tmp_path):  # noqa: F811
+    config = tmp_path / "tap.yaml"
+    config.write_text("# percent: 0\n")
+    with ended(Tap("lo", "--port", nginx.port, "--dry-run", "--config", config, "-p", 100, "--user", "root")) as tap:
+        config.write_text("path: /kept\n")
+        tap.wait_for("reloaded")
+        config.write_text("# path: /kept\n")
+        tap.wait_for("reloaded")
+        tap.process.send_signal(signal.SIGHUP)
+        tap.wait_for("reloaded (SIGHUP)")
+        balanced(tap.report())
+
+
 def test_reload_moves_to_another_target(nginx, tmp_path):  # noqa: F811
     with ended(Sink()) as first, ended(Sink()) as second:
         config = tmp_path / "tap.yaml"

@@ -381,83 +381,17 @@ def _lines(option: str, word: str) -> list[str]:
 
 
 def load_config(ctx: click.Context, path: str | None) -> None:
-    """Takes the values of a YAML file as defaults of this command's options. Raises UsageError with key, place and the nearest right one."""
+    """Takes the values of a YAML file as defaults of this command's options. Raises UsageError."""
     if path is None:
         return
-    import difflib
+    from replay.cli import configuration  # not for a run without
 
-    import yaml
-
-    try:
-        with open(path, "rb") as file:
-            text = file.read(1 << 20)
-        tree = yaml.compose(text, Loader=yaml.SafeLoader)
-        loaded = yaml.safe_load(text)
-    except OSError as error:
-        raise UsageError(f"--config {path}: {error.strerror}") from None
-    except (yaml.YAMLError, UnicodeDecodeError, RecursionError, ValueError) as error:
-        mark = getattr(error, "problem_mark", None)
-        place = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
-        raise UsageError(f"{path}{place}: no YAML: {getattr(error, 'problem', None) or error}") from None
-    if loaded is None:
-        return
-    if not isinstance(loaded, dict):
-        raise UsageError(f"{path}: expected keys and values like `percent: 5`, found a {type(loaded).__name__}")
-    keys = [key.value for key, _ in tree.value] if tree is not None else []
-    twice = next((key for key, _ in (tree.value if tree is not None else ()) if keys.count(key.value) > 1), None)
-    if twice is not None:
-        raise UsageError(f"{path}, line {twice.start_mark.line + 1}: the key {twice.value!r} stands there more than once")
-    places = {key.value: key.start_mark.line + 1 for key, _ in tree.value} if tree is not None else {}
-    every = {long_name(param): param for param in ctx.command.params if isinstance(param, click.Option)}
-    known = {name: param for name, param in every.items() if name not in ("config", "help", "version")}
-    defaults: dict[str, Any] = {}
-    for raw, value in loaded.items():
-        key = str(raw).strip().lstrip("-").replace("_", "-")
-        where = f"{path}, line {places.get(raw, places.get(str(raw), 0))}"
-        if key not in known:
-            near = difflib.get_close_matches(key, known, 1)
-            raise UsageError(f"{where}: unknown key {str(raw)!r}" + (f"; did you mean {near[0]!r}?" if near else f"; there are {', '.join(sorted(known))}"))
-        param = known[key]
-        assert param.name is not None
-        try:
-            defaults[param.name] = _value(param, value)
-        except ValueError as error:
-            raise UsageError(f"{where}: {key}: {error}") from None
-        try:
-            if not param.is_flag:
-                param.type_cast_value(ctx, defaults[param.name])
-        except click.UsageError as error:
-            raise UsageError(f"{where}: {key}: {error.message}") from None
-    ctx.default_map = {**(ctx.default_map or {}), **defaults}
-    ctx.meta["replay.config"] = path
+    configuration.load(ctx, path)
 
 
 def long_name(param: click.Option) -> str:
     """The long name of an option without its dashes."""
     return max(param.opts, key=len).lstrip("-")
-
-
-def _value(param: click.Option, value: Any) -> Any:
-    """A YAML value as the text that the option's type reads."""
-    if param.is_flag:
-        if not isinstance(value, bool):
-            raise ValueError(f"{value!r} is neither true nor false")
-        return value
-    if param.multiple:
-        if isinstance(value, dict):
-            return [f"{name}: {text}" for name, text in value.items()]
-        return [_scalar(one) for one in (value if isinstance(value, list) else [value])]
-    if isinstance(value, list) and param.name == "methods":
-        return ",".join(_scalar(one) for one in value)
-    return _scalar(value)
-
-
-def _scalar(value: Any) -> str:
-    if value is False:
-        return "off"  # YAML 1.1 reads a bare `off` so
-    if isinstance(value, (dict, list)) or value is None or value is True:
-        raise ValueError(f"{value!r} is no single value")
-    return value.isoformat() if hasattr(value, "isoformat") else str(value)
 
 
 def effective(ctx: click.Context, *, without: tuple[str, ...] = ()) -> list[str]:
