@@ -292,6 +292,19 @@ def test_a_config_map_that_is_swapped(tmp_path):
     assert settled(watch) == [], "the same text is no change"
 
 
+def test_a_change_far_behind_in_a_large_file_and_a_pipe(tmp_path):
+    large, pipe = tmp_path / "tokens", tmp_path / "pipe"
+    large.write_bytes(bytes(17 << 20))
+    os.mkfifo(pipe)
+    watch = Watch([str(large), str(pipe)])  # nobody writes into the pipe: to open it would take for ever
+    assert settled(watch) == [] and watch.unreadable() == []
+    with open(large, "r+b") as file:
+        file.seek(-1, os.SEEK_END)
+        file.write(b"x")
+    os.utime(pipe)
+    assert settled(watch) == [str(large)]
+
+
 def test_rename_write_in_place_touch_and_loss(tmp_path):
     path = tmp_path / "tap.yaml"
     path.write_text("a: 1\n")

@@ -21,6 +21,7 @@ import pytest
 import scrape
 import yaml
 from endtoend import balanced
+from ownserver import OwnServer, requests_of
 from tapmake import COMMAND, Sink, Tap, ended, eventually, free_port, get, needs, needs_root, nginx  # noqa: F401
 
 import replay
@@ -294,6 +295,58 @@ def test_a_configuration_that_cannot_be_read_after_the_drop_is_told(nginx, tmp_p
     with ended(Tap("lo", "--port", nginx.port, "--to", f"http://127.0.0.1:{free_port()}", "--config", config, ready=False)) as tap:
         assert "a change of it cannot be taken up" in tap.wait_for("cannot be read by the user")
         balanced(tap.report())
+
+
+class Heads(OwnServer):
+    """A shadow that keeps the heads it got."""
+
+    def __init__(self):
+        self.heads = []
+        super().__init__()
+
+    def talk(self, peer):
+        for head, _ in requests_of(peer):
+            self.heads.append(head)
+            peer.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
+
+
+def test_files_for_root_alone_do_not_block_a_reload(nginx, stack_of_folders):  # noqa: F811
+    """Their change is told to be out of reach at the start; what stood in them goes on, and percent: 0 stops the mirror."""
+    folder = pathlib.Path(stack_of_folders.enter_context(tempfile.TemporaryDirectory()))
+    folder.chmod(0o755)
+    config, token, headers, clients, pipe = (folder / name for name in ("tap.yaml", "token", "headers", "clients", "pipe"))
+    config.write_text("percent: 100\n")
+    for file, text in ((token, "new"), (headers, "X-Of-Root: 1\n"), (clients, "10.99.0.0/16\n")):
+        file.touch(mode=0o600)
+        file.write_text(text)
+    os.mkfifo(pipe, 0o600)
+    with contextlib.closing(Heads()) as shadow:
+        words = ["lo", "--port", nginx.port, "--to", f"http://127.0.0.1:{shadow.port}", "--config", config, "--auth-file", token, "-H", f"@{headers}"]
+        writer = subprocess.Popen(["sh", "-c", f"echo 'X-Of-A-Pipe: 1' > {pipe}"])
+        with ended(Tap(*words, "--exclude-client", f"@{clients}", "-H", f"@{pipe}", ready=False)) as tap:
+            assert writer.wait(10) == 0
+            told = [tap.wait_for("cannot be read by the user") for _ in range(3)]
+            assert all(any(f"{file} cannot" in line for line in told) for file in (token, headers, clients))
+            time.sleep(0.3)
+            get(f"{nginx.url}/1", headers={"Authorization": "Bearer old"})
+            eventually(lambda: len(shadow.heads) == 1)
+            config.write_text("percent: 100\npath: /2\n")
+            tap.wait_for("reloaded (")
+            for option, file in (("--auth-file", token), ("-H", headers), ("--exclude-client", clients)):
+                assert f"{option} {file} cannot be read any more (Permission denied)" in tap.said
+            get(f"{nginx.url}/2", headers={"Authorization": "Bearer old"})
+            eventually(lambda: len(shadow.heads) == 2)
+            for head in shadow.heads:
+                assert all(line in head for line in (b"Authorization: Bearer new", b"X-Of-Root: 1", b"X-Of-A-Pipe: 1")), head
+            config.write_text("percent: 0\n")
+            assert "cannot be read" not in tap.wait_for("reloaded (")
+            get(f"{nginx.url}/3")
+            token.write_text("newer")
+            token.chmod(0o644)
+            assert str(token) in tap.wait_for("reloaded (")
+            assert tap.said.count("cannot be read any more") == 3
+            report = balanced(tap.report())
+        assert report["ledger"]["answered"] == 2 and report["ledger"]["by_reason"]["sampled_out"] == {"share": 1}
 
 
 def test_a_private_installation(nginx, tmp_path, stack_of_folders):  # noqa: F811

@@ -12,6 +12,9 @@ from replay.errors import UsageError
 
 __all__ = ["Words"]
 
+#: Options whose values are files that a reload reads.
+_NAMED = ("policy", "auth_file", "cacert", "cert", "key")
+
 
 class Words:
     """A command line that can be parsed again. given: the parameters as the command got them.
@@ -30,12 +33,12 @@ class Words:
         self.config = ctx.meta.get("replay.config")
 
     def files(self) -> list[str]:
-        """The configuration, and the files that options name with `@` or as a policy."""
+        """The configuration, and the files that options name: with `@`, as a policy, or those of credentials and certificates."""
         found = [self.config] if self.config else []
         for name, value in self.given.items():
             texts = [one for one in (value if isinstance(value, (list, tuple)) else [value]) if isinstance(one, str)]
             found += [one[1:] for one in texts if one.startswith("@")]
-            found += texts if name == "policy" else []
+            found += texts if name in _NAMED else []
         return found
 
     def again(self, apply: Callable[[dict[str, Any]], None]) -> str:

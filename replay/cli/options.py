@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import os
+import stat
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
@@ -15,6 +17,7 @@ from replay.errors import UsageError
 from replay.settings import Selection, header, host, methods, network, suffix
 
 F = TypeVar("F", bound=Callable[..., Any])
+T = TypeVar("T")
 
 SAMPLE_KINDS = ("request", "connection", "connection:kernel", "client-ip", "path", "header:NAME", "cookie:NAME", "query:NAME")
 
@@ -338,7 +341,7 @@ def selection(given: dict[str, Any]) -> Selection:
         set_headers=_headers("-H", given.pop("set_header", ())),
         add_headers=_headers("--add-header", given.pop("add_header", ())),
         remove_headers=tuple(name.encode() for name in given.pop("remove_header", ())) + dropped,
-        credentials=None if auth_file is None else credentials.load(auth_file),
+        credentials=None if auth_file is None else _kept("--auth-file", auth_file, lambda: credentials.load(auth_file)),
         trace=given.pop("trace", "keep"),
         max_hops=given.pop("max_hops", 1),
         resync=given.pop("resync"),
@@ -368,13 +371,41 @@ def _headers(option: str, words: tuple[str, ...]) -> tuple[tuple[bytes, bytes], 
 
 
 def _lines(option: str, word: str) -> list[str]:
-    if not word.startswith("@"):
-        return [word]
+    return _kept(option, word[1:], lambda: _lines_of(option, word)) if word.startswith("@") else [word]
+
+
+def _lines_of(option: str, word: str) -> list[str]:
     try:
         with open(word[1:], encoding="utf-8", errors="surrogateescape") as file:
             return [line.strip() for line in file if line.strip() and not line.startswith("#")]
     except OSError as error:
         raise UsageError(f"{option} {word}: {error.strerror}") from None
+
+
+def _kept(option: str, path: str, read: Callable[[], T]) -> T:
+    """What `read` makes of the file of an option; where it cannot be read a second time (rights were given up, or it is a pipe), what it made of it before.
+
+    Raises UsageError as `read` does."""
+    ctx = click.get_current_context(silent=True)
+    if ctx is None:
+        return read()
+    before: dict[tuple[str, str], T] = ctx.meta.setdefault("replay.read", {})
+    told: set[tuple[str, str]] = ctx.meta.setdefault("replay.unreadable", set())
+    file = option, path
+    if file in before and os.path.exists(path) and stat.S_ISFIFO(os.stat(path).st_mode):
+        return before[file]
+    try:
+        before[file] = read()
+        told.discard(file)
+    except UsageError as error:
+        if file not in before or not isinstance(error.__context__, PermissionError):
+            raise
+        if file not in told:
+            import logging  # not for a run
+
+            told.add(file)
+            logging.getLogger("replay.tap").warning("%s %s cannot be read any more (%s): what stood there goes on", option, path, error.__context__.strerror)
+    return before[file]
 
 
 # ---- --config --------------------------------------------------------------------------------------------------------------

@@ -81,12 +81,14 @@ def _inside(folder: str) -> Iterator[str]:
 
 
 def _digest(path: str) -> bytes | None:
-    """Of a file's bytes; of a folder the names and bytes of its files. None: it, or one of them, cannot be read."""
+    """Of a file's bytes, of a pipe none; of a folder the names and bytes of its files. None: it, or one of them, cannot be read."""
     found, left = hashlib.blake2b(digest_size=16), _MOST
     try:
         folder = os.path.isdir(path)
         if folder:
             os.close(os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC))  # one that may not be read looks empty
+        elif stat.S_ISFIFO(os.stat(path).st_mode):  # an option's, and read; one without a writer would hold us up
+            return found.digest()
         for one in _inside(path) if folder else (path,):
             with open(one, "rb") as file:
                 data = file.read(left)
@@ -94,6 +96,8 @@ def _digest(path: str) -> bytes | None:
             if folder:
                 found.update(f"{one}\0{len(data)}\0".encode("utf-8", "surrogateescape"))
             found.update(data)
+        if not folder and not left:  # what stands behind it is told by its identity
+            found.update(repr(_identity(path)).encode())
     except OSError:
         return None
     return found.digest()
