@@ -339,7 +339,10 @@ CASES = {  # alert -> series (name and labels, values from minute 0 on), labels 
         [('replay_requests_dropped_total{target="T",reason="queue_full"}', "0+5x60"), ("replay_requests_selected_total{}", "0+100x60")],
         {"target": "T"},
     ),
-    "ReplayBreakerOpen": ([('replay_breaker_state{target="T",state="open"}', "1x60")], {"target": "T", "state": "open"}),
+    "ReplayBreakerOpen": (  # of a shadow that hangs: a probe each few seconds, which comes to nothing
+        [(f'replay_breaker_state{{target="T",state="{state}"}}', values) for state, values in (("closed", "0x60"), ("open", "1 0 " * 30), ("probing", "0 1 " * 30))],
+        {"target": "T"},
+    ),
     "ReplayUnanswered": (
         [('replay_requests_unanswered_total{target="T",reason="timeout"}', "0+10x60"), ('replay_requests_sent_total{target="T"}', "0+100x60")],
         {"target": "T"},
@@ -359,7 +362,7 @@ CASES = {  # alert -> series (name and labels, values from minute 0 on), labels 
     "ReplayShareLowered": ([("replay_share_ratio{}", "0.1x60"), ("replay_effective_share_ratio{}", "0.05x60")], {}),
     "ReplayConfigurationRefused": ([("replay_config_last_reload_successful{}", "0x60")], {}),
     "ReplayExpired": ([("replay_expired{}", "1x60")], {}),
-    "ReplayMemory": ([("process_resident_memory_bytes{}", "900000000x60"), ('replay_build_info{version="1"}', "1x60")], {}),
+    "ReplayMemory": ([("process_resident_memory_bytes{}", "330000000x60"), ("replay_ring_bytes{}", "67108864x60")], {}),
     "ReplayVersionsDiffer": ([('replay_build_info{version="1"}', "1x120"), ('replay_build_info{version="2"}', "1x120")], {"instance": None}),
 }  # fmt: skip
 
@@ -370,8 +373,21 @@ WELL = [
     ('replay_requests_unanswered_total{target="T",reason="timeout"}', "0x120"), ('replay_requests_answered_total{target="T",code="200"}', "0+100x120"),
     ('replay_status_same_total{target="T"}', "0+100x120"), ('replay_status_compared_total{target="T"}', "0+100x120"), ("replay_share_ratio{}", "0.1x120"),
     ("replay_effective_share_ratio{}", "0.1x120"), ("replay_config_last_reload_successful{}", "1x120"), ("replay_expired{}", "0x120"),
-    ("process_resident_memory_bytes{}", "90000000x120"), ('replay_build_info{version="1"}', "1x120"), ('replay_breaker_state{target="T",state="open"}', "0x120"),
+    ("process_resident_memory_bytes{}", "90000000x120"), ('replay_build_info{version="1"}', "1x120"), ("replay_ring_bytes{}", "67108864x120"),
+    *((f'replay_breaker_state{{target="T",state="{state}"}}', f"{int(state == 'closed')}x120") for state in BREAKER),
 ]  # fmt: skip
+
+AS_ASKED = {  # what is no trouble: series, alerts that keep quiet
+    "expired": (
+        [("replay_capturing{}", "0x60"), ("replay_expired{}", "1x60"), ("replay_share_ratio{}", "0.1x60"), ("replay_effective_share_ratio{}", "0x60")],
+        ["ReplayNotCapturing", "ReplayShareLowered"],
+    ),
+    "--max-rate": (
+        [('replay_requests_dropped_total{target="T",reason="max_rate"}', "0+50x60"), ("replay_requests_selected_total{}", "0+100x60")],
+        ["ReplayRequestsDropped"],
+    ),
+    "--ring 1GiB": ([("process_resident_memory_bytes{}", "1163741824x60"), ("replay_ring_bytes{}", "1073741824x60")], ["ReplayMemory"]),
+}
 
 
 def series_of(rows):
@@ -390,9 +406,9 @@ def test_each_alert_goes_off_when_it_should_and_only_then(tmp_path):
         tests.append({"interval": "1m", "input_series": series_of(rows), "name": name, "alert_rule_test": [{"eval_time": "115m" if "120" in rows[0][1] else "59m", "alertname": name, "exp_alerts": [{"exp_labels": wanted}]}]})  # fmt: skip
     well = [{"eval_time": "110m", "alertname": name, "exp_alerts": []} for name in CASES]
     tests.append({"interval": "1m", "input_series": series_of(WELL), "name": "well", "alert_rule_test": well})
-    expired = [("replay_capturing{}", "0x60"), ("replay_expired{}", "1x60")]
-    asked = [{"eval_time": "59m", "alertname": "ReplayNotCapturing", "exp_alerts": []}]
-    tests.append({"interval": "1m", "input_series": series_of(expired), "name": "idle as it was asked to be", "alert_rule_test": asked})
+    for name, (rows, alerts) in AS_ASKED.items():
+        asked = [{"eval_time": "59m", "alertname": alert, "exp_alerts": []} for alert in alerts]
+        tests.append({"interval": "1m", "input_series": series_of(rows), "name": name, "alert_rule_test": asked})
     rules = yaml.safe_load(ALERTS.read_text())
     for rule in rules["groups"][0]["rules"]:
         del rule["annotations"]  # their numbers are not what is tested
