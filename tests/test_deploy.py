@@ -202,6 +202,7 @@ def test_a_policy_in_place_of_target_and_share():
         ({"config": {"to": "shadow", "percent": 1}}, "'/config/to'"),
         ({"config": {"to": "http://x", "percent": 101}}, "maximum"),
         ({"config": {"to": "http://x", "percent": 1, "metrics": ":1"}}, "metrics"),
+        ({"config": {"to": "http://x", "percent": 1, "seed": (1 << 53) + 1}}, "maximum"),
         ({"confg": {}}, "'confg' not allowed"),
         ({"image": {"repository": "x", "digest": "abc"}}, "digest"),
         ({"interface": "-v"}, "interface"),
@@ -211,6 +212,12 @@ def test_a_policy_in_place_of_target_and_share():
 def test_wrong_values_are_refused(change, message):
     answer = helm(render=copy.deepcopy(LEAST) | change)
     assert message in answer.get("error", ""), answer
+
+
+def test_a_seed_comes_through_whole():
+    """Helm reads numbers as floats."""
+    for seed in ((1 << 53) - 1, str((1 << 64) - 1)):
+        assert yaml.safe_load(rendered({"config": LEAST["config"] | {"seed": seed}})["ConfigMap"]["data"]["tap.yaml"])["seed"] == seed
 
 
 def test_an_image_by_digest():
