@@ -170,7 +170,7 @@ def check_ring(ring_bytes: int, meminfo: str = "/proc/meminfo") -> None:
         return
     if ring_bytes > max(available // 2, _SMALL_RING):
         raise TapError(
-            f"--ring {show_bytes(ring_bytes)}: more than half of the {show_bytes(available)} of memory that is available; the kernel would kill processes for it."
+            f"--ring {show_bytes(ring_bytes)}: more than half of the {show_bytes(available)} of memory that is available; the kernel would kill others for it."
             " Lower --ring"
         )
 
