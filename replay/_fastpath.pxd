@@ -12,6 +12,7 @@ cdef extern from "fastpath/atomics.h" nogil:
     int64_t atomic_get(const int64_t* p)
     void atomic_set(int64_t* p, int64_t v)
     int atomic_take(int64_t* p)
+    int64_t atomic_first(int64_t* p, int64_t v)
     int64_t atomic_add(int64_t* p, int64_t v)
     void count_add(int64_t* p, int64_t v)
     void count_set(int64_t* p, int64_t v)
@@ -209,6 +210,7 @@ cdef struct Request:
     int64_t offset_ns             # ts_ns since the first request found, gaps over --max-gap cut: what pacing divides by the speed
     int64_t response_ns           # first request byte to first byte of the captured reply; -1 unknown
     uint64_t n                    # ordinal among the found, from 0
+    int64_t nth                   # ordinal among the selected of all passes, from 0, one for all copies: what an even rate goes by
     uint64_t flow                 # captured connection
     uint64_t length               # bytes at data
     uint64_t body_len             # decoded
@@ -280,6 +282,7 @@ cdef struct Batch:                # requests as rows, and the arena that their b
     uint32_t count
     int64_t loop                  # pass of --loop, from 0
     int64_t shift_ns              # is added to the offset_ns of its rows: a further pass over kept rows
+    int64_t shift_nth             # … and to their nth
     Batch* of                     # owns a reference: whose rows and arena these are; NULL: its own
     Batch* next                   # in the pool's free list
     BatchPool* pool               # borrows: it outlives its batches

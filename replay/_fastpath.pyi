@@ -1,5 +1,5 @@
 # The extension as Python sees it; checked against the build by stubtest.
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from re import Pattern
 from typing import Any
 
@@ -155,6 +155,7 @@ class Ingest:
         guard: Guard | None = ...,
         packet_filter: PacketFilter | None = ...,
         offset_ns: int = ...,
+        selected_before: int = ...,
         loop: int = ...,
         last: bool = ...,
         threads: int = ...,
@@ -228,6 +229,9 @@ class Judge:
     def timeline(self) -> tuple[int | None, int, list[dict[str, Any]]]: ...
 
 @disjoint_base
+class Start: ...
+
+@disjoint_base
 class Sender:
     def __new__(
         cls,
@@ -249,6 +253,7 @@ class Sender:
         outcomes: Outcomes | None = ...,
         driver: str = ...,
         start_at_ns: int = ...,
+        start: Start | None = ...,
         live: bool = ...,
         expire_ns: int = ...,
         rate_most: float = ...,
@@ -304,7 +309,9 @@ def packets_for_tests(source: PacketSource, most: int | None = ..., batch: int =
 def guard_trip_for_tests(guard: Guard) -> None: ...
 def histogram_for_tests(values_ns: Iterable[int]) -> bytes: ...
 def pacing_for_tests(offsets_ns: list[int], start_ns: int, speed: float = ..., rate: float = ...) -> list[int]: ...
-def push_for_tests(queue: Queue, rows: Iterable[tuple[Any, ...]], *, stop: Stop | None = ..., rows_per_batch: int = ..., times: int = ...) -> int: ...
+def push_for_tests(
+    queue: Queue, rows: Iterable[tuple[Any, ...]], *, stop: Stop | None = ..., rows_per_batch: int = ..., times: int = ..., nth: Sequence[int] | None = ...
+) -> int: ...
 
 @disjoint_base
 class ReplyForTests:

@@ -364,6 +364,7 @@ class Replay:
     _threads: list[threading.Thread] = field(default_factory=list)
     _failures: list[BaseException] = field(default_factory=list)
     _began: float = 0.0
+    _start: _fastpath.Start = field(default_factory=_fastpath.Start)
     _judge: Any = None
     _judge_thread: threading.Thread | None = None
     _lines: Any = None
@@ -449,7 +450,7 @@ class Replay:
                 queue, [relay.address] if relay else addresses, stop=self._stop, speed=speed, rate=rate, asap=s.pace.kind == "max" or s.dry_run,
                 connections=s.connections, pipeline=s.pipeline, connect_timeout_ns=s.connect_timeout_ns, timeout_ns=s.timeout_ns,
                 drain_ns=s.drain_ns, dry_run=s.dry_run, guard=self._guard, outcomes=outcomes, driver=s.driver,
-                start_at_ns=s.start_at_ns or 0,
+                start_at_ns=s.start_at_ns or 0, start=self._start,
             )  # fmt: skip
         except OSError as error:
             if error.filename == "io_uring":
@@ -494,7 +495,7 @@ class Replay:
     def _read(self) -> None:
         """The ingest thread: one pass after the other."""
         s = self.settings
-        offset, left = 0, s.selection.limit
+        offset, selected, left = 0, 0, s.selection.limit
         # A few captures that are gone through many times are read once: requests that have room in half of what may wait are handed out again from there.
         keeps = s.loop > 1 and left is None and s.selection.routing is None
         kept = _fastpath.Kept(self._pool, s.selection.batch_budget // 2) if keeps else None
@@ -508,7 +509,7 @@ class Replay:
                 requests = records.Records(others) if others else None
                 ingest = _fastpath.Ingest(
                     capture, queues, self._pool, self._stop_reading, limit=left or 0, guard=self._guard,
-                    offset_ns=offset, loop=turn, last=False, record=self.results, records=requests, kept=kept, **self._rules,
+                    offset_ns=offset, selected_before=selected, loop=turn, last=False, record=self.results, records=requests, kept=kept, **self._rules,
                 )  # fmt: skip
                 before = self._now[0]
                 self._now = (before, capture, ingest, turn + 1)
@@ -517,6 +518,7 @@ class Replay:
                 for fault in capture.faults + ([one.as_dict() for one in requests.faults] if requests is not None else []):
                     self._faults.setdefault((fault["path"], fault["code"], fault["offset"]), fault)
                 self._now = (counts if before is None else _passes([before, counts]), capture, None, turn + 1)
+                selected += counts["selected"]
                 if left is not None:
                     left -= counts["selected"]
                 if left == 0 or self._stop_reading.is_set() or not counts["found"]:

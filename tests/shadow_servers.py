@@ -180,6 +180,8 @@ class Run:
         return self
 
     def push(self, rows, **options):
+        rows = list(rows)
+        options.setdefault("nth", range(self.pushed, self.pushed + len(rows)))
         self.pushed += push_for_tests(self.queue, rows, stop=self.stop, **options)
         return self
 

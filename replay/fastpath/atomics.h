@@ -17,6 +17,11 @@ static inline int atomic_take(int64_t *p) {
 }
 static inline void atomic_set(int64_t *p, int64_t v) { __atomic_store_n(p, v, __ATOMIC_SEQ_CST); }
 static inline int64_t atomic_add(int64_t *p, int64_t v) { return __atomic_add_fetch(p, v, __ATOMIC_ACQ_REL); }
+/* What is there, once it is not 0: the first to come puts v there. */
+static inline int64_t atomic_first(int64_t *p, int64_t v) {
+    int64_t found = 0;
+    return __atomic_compare_exchange_n(p, &found, v, 0, __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST) ? v : found;
+}
 /* A counter with one writing thread and readers that only want a whole, recent value. */
 static inline void count_add(int64_t *p, int64_t v) { __atomic_store_n(p, __atomic_load_n(p, __ATOMIC_RELAXED) + v, __ATOMIC_RELAXED); }
 static inline void count_set(int64_t *p, int64_t v) { __atomic_store_n(p, v, __ATOMIC_RELAXED); }

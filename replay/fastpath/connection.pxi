@@ -147,6 +147,7 @@ cdef struct SenderState:
     int64_t window                # items taken up at most at full speed
     int64_t ahead                 # of these not written yet, with pipelining
     Pacer pacer
+    SharedStart* start            # borrows: of all senders of the run; NULL: it begins by itself
     # memory
     SenderSlab* slabs
     SenderItem* free_items

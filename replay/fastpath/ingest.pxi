@@ -152,6 +152,7 @@ cdef struct Engine:               # owned by one Ingest; one thread writes, othe
     int64_t newest_ns
     int64_t offset
     int64_t offset_base
+    int64_t nth_base              # selected in passes before
     Counters n
 
 
@@ -307,6 +308,7 @@ cdef class Ingest:
 
     source: a PacketSource.  queues: Queues that all get the same batches (none: only count).  The options are those of the command
     line, as plain values.  threads: 1, or 2 to take and scout packets in a thread beside `run` (a Capture without a limit; else it stays one).
+    offset_ns, selected_before: where the time of the capture, and the count of the selected, go on from.
     routes: a compiled policy; then each queue gets the copies for its target.  kept: batches stay there, for a Repeat.  Raises ValueError for a value that cannot be."""
     cdef Engine g
     cdef Decoder decoder
@@ -358,7 +360,7 @@ cdef class Ingest:
                  remove_headers=(), str trace="keep", credentials=None, bint loose=False, bint split_by_network=False, uint64_t max_head=65536,
                  uint64_t max_body=64 << 20, uint64_t max_connections=262144, uint64_t max_memory=64 << 20,
                  int64_t max_gap_ns=10_000_000_000, Guard guard=None, PacketFilter packet_filter=None,
-                 int64_t offset_ns=0, int64_t loop=0, bint last=True, int threads=1, Routes routes=None, bint live=False,
+                 int64_t offset_ns=0, int64_t selected_before=0, int64_t loop=0, bint last=True, int threads=1, Routes routes=None, bint live=False,
                  int64_t slack_ns=50_000_000, int64_t batch_ns=1_000_000, marker=None, int max_hops=1, Twins twins=None, Locality locality=None, records=None, bint replies=True, int64_t low=1_000_000, Kept kept=None):
         cdef Engine* g = &self.g
         cdef Rules* r = &g.rules
@@ -396,6 +398,7 @@ cdef class Ingest:
         g.max_waiting = max_memory // 2 if max_memory > 2 << 20 else 1 << 20
         g.offset_base = offset_ns
         g.offset = offset_ns
+        g.nth_base = selected_before
         g.loop = loop
         g.wire, g.slack_ns, g.batch_ns = live, slack_ns, batch_ns
         g.one_sided = not replies

@@ -2,7 +2,7 @@
 
 cdef enum:
     PACE_ORIGINAL = 0             # due = start + offset / speed
-    PACE_RATE = 1                 # due = start + n / rate, n counting what was taken up
+    PACE_RATE = 1                 # due = start + n / rate, n counting what was selected
     PACE_ASAP = 2                 # due when taken up
     PACE_LIVE = 3                 # due when it was captured: taken up at once, late by what capture and queue took
 
@@ -13,8 +13,13 @@ cdef struct Pacer:
     int kind
     double speed
     double rate
-    int64_t start_ns              # when the first request was taken up
+    int64_t start_ns              # when the first request of the run was taken up
     bint started
+
+
+cdef struct SharedStart:          # of all senders of a run
+    int64_t first_ns              # atomic: when one of them took up its first request, CLOCK_MONOTONIC; 0 not yet
+    int64_t base_ns               # atomic: CLOCK_REALTIME - CLOCK_MONOTONIC, by which they tell times; 0 not yet
 
 
 cdef inline int64_t pacing_add(int64_t start_ns, double delta_ns) noexcept nogil:
@@ -27,7 +32,7 @@ cdef inline int64_t pacing_add(int64_t start_ns, double delta_ns) noexcept nogil
 
 
 cdef int64_t pacing_due(const Pacer* pacer, int64_t offset_ns, int64_t n) noexcept nogil:
-    """When it is due. offset_ns: since the first request found.  n: how many were taken up before it.
+    """When it is due. offset_ns: since the first request found.  n: how many of the run were selected before it, whatever target they are for.
 
     Each due time is computed from the start, never from the one before it: nothing adds up to a drift."""
     if pacer.kind == PACE_RATE:

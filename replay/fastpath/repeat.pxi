@@ -47,7 +47,7 @@ cdef void kept_add(KeptBatches* k, Batch* batch) noexcept nogil:
     k.bytes += batch_cost(batch)
 
 
-cdef Batch* batch_again(Batch* batch, int64_t shift_ns, int64_t loop) noexcept nogil:
+cdef Batch* batch_again(Batch* batch, int64_t shift_ns, int64_t shift_nth, int64_t loop) noexcept nogil:
     """A batch of the same rows and bytes, which belong to `batch`, with other due times; refs = 1. NULL: no memory.
 
     It costs the budget what one that was read costs: what senders keep of each of its requests has to be bounded by something."""
@@ -59,7 +59,7 @@ cdef Batch* batch_again(Batch* batch, int64_t shift_ns, int64_t loop) noexcept n
     again.rows = batch.rows
     again.arena = batch.arena
     again.used, again.count = batch.used, batch.count
-    again.shift_ns = shift_ns
+    again.shift_ns, again.shift_nth = shift_ns, shift_nth
     again.loop = loop
     again.pool = batch.pool
     again.refs = 1
@@ -120,7 +120,7 @@ cdef class Kept:
 cdef class Repeat:
     """Further passes over what is `kept`, in place of reading again: the same batches into the same queues, later.
 
-    counts: Ingest.counters() of the pass that was kept.  passes: how many.  step_ns: so much later is everything in each pass than in the one before."""
+    counts: Ingest.counters() of the pass that was kept.  passes: how many.  step_ns: so much later is everything in each pass than in the one before. At an even rate its requests go on from that pass's last."""
     cdef Kept kept
     cdef Stop stop
     cdef list queues
@@ -129,6 +129,7 @@ cdef class Repeat:
     cdef dict counts
     cdef int64_t passes
     cdef int64_t step_ns
+    cdef int64_t step_nth         # selected in each pass
     cdef int64_t n_begun          # atomic
     cdef int64_t n_unqueued       # atomic
     cdef int64_t n_batches        # atomic: of this pass, that were handed out
@@ -147,6 +148,7 @@ cdef class Repeat:
             self.into[<Py_ssize_t>i] = <PyObject*>queue
         if not kept.whole:
             raise ValueError("not everything was kept")
+        self.step_nth = counts["selected"]
 
     def __dealloc__(self):
         free(self.into)
@@ -182,7 +184,7 @@ cdef class Repeat:
             count_add(&self.n_begun, 1)
             for i in range(k.count):
                 stopped = self.waits(k.list[i])
-                again = NULL if stopped else batch_again(k.list[i], turn * self.step_ns, turn)
+                again = NULL if stopped else batch_again(k.list[i], turn * self.step_ns, turn * self.step_nth, turn)
                 if again == NULL:
                     for queue in range(self.into_count):
                         queue_refuse(<void*>self.into[queue], k.list[i].count)

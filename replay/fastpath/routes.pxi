@@ -739,7 +739,7 @@ cdef void routes_rows(Engine* g, Message* m, int64_t offset, int64_t n) noexcept
             memcpy(batch.arena + batch.used, m.digest, 32)
             r.digest = batch.arena + batch.used
             batch.used += 32
-        row_fill(m, r, WITHHELD_NONE, offset, n)
+        row_fill(g, m, r, WITHHELD_NONE, offset, n)
         r.head_len = copy.head_len
         r.target_at = copy.target_at
         r.target_len = copy.target_len

@@ -9,6 +9,11 @@ cdef enum:
     SENDER_EVENTS = 1024
 
 
+cdef class Start:
+    """When a run begins, for all of its senders: what they send shares one schedule, whichever of them its first request is for."""
+    cdef SharedStart shared
+
+
 cdef class Sender:
     """Sends what comes out of a queue to one target. `run` is a thread body; `counters` may be called from any thread at any time.
 
@@ -17,13 +22,14 @@ cdef class Sender:
     Live only: requests older than expire_ns are dropped, and those over rate_most a second. ports: (first, how many) local ports to connect from.
     connections: at most; pipeline: requests under way on one of them, 1 to 64.  outcomes: an `Outcomes`, or None.
     driver: "io_uring", "epoll", or "auto": io_uring where the kernel has it and allows it.
-    start_at_ns: when the capture's time begins, since 1970; 0: when the first request is taken up.
+    start_at_ns: when the capture's time begins, since 1970; 0: when the first request is taken up.  start: by whichever sender that has the same one.
     Raises ValueError for what cannot be meant, OSError without descriptors."""
     cdef SenderState s
     cdef Queue queue
     cdef Stop stop
     cdef Guard guard
     cdef Outcomes outcomes
+    cdef Start start
     cdef bint started
     cdef bint over
     cdef int64_t gates            # how often probes were let through
@@ -33,7 +39,7 @@ cdef class Sender:
                   int connections=256, int pipeline=1, int64_t connect_timeout_ns=1000000000, int64_t timeout_ns=15000000000,
                   int64_t drain_ns=5000000000, int64_t never_ns=10000000000, bint dry_run=False, Guard guard=None, Outcomes outcomes=None,
                   bint live=False, int64_t expire_ns=0, double rate_most=0.0, ports=(0, 0),
-                  str driver="auto", int64_t start_at_ns=0):
+                  str driver="auto", int64_t start_at_ns=0, Start start=None):
         cdef SenderState* s = &self.s
         cdef bytes packed
         cdef int32_t i
@@ -54,7 +60,8 @@ cdef class Sender:
         if min(connect_timeout_ns, timeout_ns, never_ns) <= 0 or drain_ns < 0:
             raise ValueError("time-outs: above 0")
         self.queue, self.stop, self.guard, self.outcomes = queue, stop, guard, outcomes
-        self.start_at_ns = start_at_ns
+        self.start, self.start_at_ns = start, start_at_ns
+        s.start = &start.shared if start is not None else NULL
         s.ring = &queue.ring
         s.queue_waiting = &queue.waiting
         s.queue_ended = &queue.ended
@@ -173,6 +180,8 @@ cdef class Sender:
         with nogil:
             clock_gettime(CLOCK_REALTIME, &wall)
             s.base_ns = <int64_t>wall.tv_sec * 1000000000 + wall.tv_nsec - now_ns()
+            if s.start != NULL:
+                s.base_ns = atomic_first(&s.start.base_ns, s.base_ns)
             if s.marks != NULL:
                 s.marks.base_ns = s.base_ns
             if self.start_at_ns:

@@ -1,11 +1,12 @@
 # Doors for tests into a queue and a guard.
 
 
-def push_for_tests(Queue queue not None, rows, *, Stop stop=None, int rows_per_batch=512, int64_t times=1):
+def push_for_tests(Queue queue not None, rows, *, Stop stop=None, int rows_per_batch=512, int64_t times=1, nth=None):
     """Makes batches of these requests and pushes them. Does not mark the end. Waits while the ring is full or the budget is spent.
 
     rows: tuples (bytes, offset_ns, flow, flags, status, response_ns, server 16 bytes, server port); all but the bytes may be left out.
-    times: only rows of one batch may come more than once; the same batch is pushed again, without the GIL.  Returns how many were pushed."""
+    times: only rows of one batch may come more than once; the same batch is pushed again, without the GIL.
+    nth: the ordinal of each among the selected of the run; else they count from 0.  Returns how many were pushed."""
     cdef Batch* batch = NULL
     cdef int64_t left
     cdef Request* row
@@ -38,6 +39,7 @@ def push_for_tests(Queue queue not None, rows, *, Stop stop=None, int rows_per_b
             row.data = batch.arena + batch.used
             row.length = <uint64_t>len(data)
             row.n = n
+            row.nth = n if nth is None else nth[n]
             row.offset_ns = offset
             row.ts_ns = offset
             row.flow = flow

@@ -179,8 +179,8 @@ cdef bint sender_take(SenderState* s, int64_t now) noexcept nogil:
             s.at = 0
             if not s.pacer.started:
                 s.pacer.started = True
-                s.pacer.start_ns = now
-                atomic_set(&s.ledger.start_ns, now + s.base_ns)
+                s.pacer.start_ns = now if s.start == NULL else atomic_first(&s.start.first_ns, now)
+                atomic_set(&s.ledger.start_ns, s.pacer.start_ns + s.base_ns)
         batch = s.batch
         if s.halt or (s.dry and s.pacer.kind == PACE_ASAP):
             sender_whole_batch(s, s.halt if s.halt else REASON_DRY_RUN, now)
@@ -195,7 +195,7 @@ cdef bint sender_take(SenderState* s, int64_t now) noexcept nogil:
                 if s.pacer.kind == PACE_LIVE and row.ts_ns - s.base_ns < now:
                     due = row.ts_ns - s.base_ns
             else:
-                due = pacing_due(&s.pacer, row.offset_ns + batch.shift_ns, s.ledger.taken)
+                due = pacing_due(&s.pacer, row.offset_ns + batch.shift_ns, row.nth + batch.shift_nth)
                 if due > now or now < s.hold_ns:
                     s.next_due_ns = due if due > s.hold_ns else s.hold_ns
                     return False

@@ -264,12 +264,13 @@ cdef void batch_publish(Engine* g) noexcept nogil:
     queue_offers(<void*>g.queues[0])
 
 
-cdef inline void row_fill(const Message* m, Request* r, uint8_t withheld, int64_t offset, int64_t n) noexcept nogil:
+cdef inline void row_fill(const Engine* g, const Message* m, Request* r, uint8_t withheld, int64_t offset, int64_t n) noexcept nogil:
     """All of a row but its bytes."""
     r.ts_ns = m.ts_ns
     r.offset_ns = offset
     r.response_ns = m.response_ns - m.ts_ns if m.response_ns >= m.ts_ns and m.status else -1
     r.n = <uint64_t>n
+    r.nth = g.nth_base + count_get(&g.n.selected) - 1         # it has been counted
     r.flow = m.flow
     r.body_len = m.body_len
     r.index = m.index
@@ -356,7 +357,7 @@ cdef void batch_row(Engine* g, Message* m, uint8_t withheld, int64_t offset, int
         memcpy(batch.arena + batch.used, m.digest, 32)
         r.digest = batch.arena + batch.used
         batch.used += 32
-    row_fill(m, r, withheld, offset, n)
+    row_fill(g, m, r, withheld, offset, n)
     batch.count += 1
     if g.published < 10 and batch.count >= <uint32_t>1 << g.published:
         batch_publish(g)          # the first requests do not wait for a batch to fill
