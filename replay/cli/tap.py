@@ -76,13 +76,6 @@ def _log_format(ctx: click.Context, words: list[str]) -> str:
     return found if found in FORMATS else "text"
 
 
-def _megabytes(text: str) -> int:
-    value = units.size(text)
-    if not 1 << 20 <= value <= 1 << 34:
-        raise ValueError(f"{text!r} is out of range: 1MiB to 16GiB")
-    return value
-
-
 def _at_least(text: str, least: int) -> int:
     value = units.size(text)
     if value < least:
@@ -137,7 +130,6 @@ def _settle(replies: str) -> int:
     return found
 
 
-_RING = options.Unit("SIZE", _megabytes)
 _BLOCK = options.Unit("TIME", _block)
 _UP_TO_64 = options.Unit("N", between(1, 64))
 _RECORD_SIZE = options.Unit("SIZE", lambda text: _at_least(text, 1 << 20))
@@ -165,7 +157,7 @@ _FORMAT = options.Choice("FORMAT", FORMATS)
 )
 @options.change
 @click.option("--netns", metavar="NAME", help="Listen in this network namespace: a name of `ip netns`, a path, or the number of a process.")
-@click.option("--ring", type=_RING, default="64MiB", show_default=True, help="The kernel's ring of packets, of all interfaces together.")
+@click.option("--ring", type=sending.RING, default="64MiB", show_default=True, help="The kernel's ring of packets, of all interfaces together.")
 @click.option("--block-timeout", type=_BLOCK, default="5ms", show_default=True, help="The kernel hands over at least so often.")
 @click.option("--workers", type=_UP_TO_64, default="1", show_default=True, help="So many threads read, by connection.")
 @click.option(
