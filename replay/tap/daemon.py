@@ -593,7 +593,8 @@ class Tap:
             raise UsageError("--policy: from a policy to a percentage, and back, it takes a restart; the old one goes on")
         if policy and any(lane.ingest.retiring >= _RETIRING_MOST for lane in self._book.lanes):
             raise UsageError(f"--policy: requests that {_RETIRING_MOST} former policies chose are not whole yet; the old one goes on, try it again later")
-        new_ways = policy or _differ(settings, before, _SENDER_FIELDS)
+        spoken, speaks = targets.spoken, targets.speaks(settings)
+        new_ways = policy or _differ(settings, before, _SENDER_FIELDS) or speaks is not spoken
         # Those that stood a check already need no other one, where there was any.
         known = {address for one in addresses.values() for address in one}
         again = bool(place.up - place.checked) or _differ(settings, before, _CHECK_FIELDS) or _differ(settings.selection, before.selection, _CHECK_SELECTION)
@@ -605,7 +606,7 @@ class Tap:
                 shop.routes = routes_of(settings.selection)
             if new_ways:
                 targets.addresses = {target.url: addresses.get(target.url) or resolve(target) for target in settings.targets}
-                targets.prepare_relays()
+                targets.prepare_relays(speaks)
             place.look()
             if new_ways or again:
                 targets.refuse_production()
@@ -614,9 +615,11 @@ class Tap:
             for lane, program in zip(self._book.lanes, self._programs(), strict=True):  # before a lane has the new rules
                 _take(program, lane.tapped.would_take)
             touched = True
+            targets.speak(speaks)
             self._adopt(new_ways=new_ways)
         except ReplayError:
             targets.addresses, shop.routes, shop.guard, place.checked = addresses, routes, guard, checked
+            targets.speak(spoken)
             self._use(before)
             with contextlib.suppress(ReplayError):
                 place.look()
