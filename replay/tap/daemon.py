@@ -508,6 +508,10 @@ class Tap:
         cpu, before = time.process_time(), self._cpu
         self._cpu = (cpu, now)
         most = self.settings.max_cpu
+        if most <= 0 and self.shop.share < 1.0:  # a reload took the bound away
+            self.shop.share = 1.0
+            _log.info("--max-cpu is not asked for any more; all of the asked share is taken again")
+            self._adopt(new_ways=False)
         if most <= 0 or now - before[1] <= 0:
             return
         used = (cpu - before[0]) / (now - before[1])
