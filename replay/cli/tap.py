@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import importlib
 import logging
 import os
@@ -92,8 +93,9 @@ def _block(text: str) -> int:
 
 
 def _rate(text: str) -> float:
-    found = units.pace(text if text.endswith("/s") else f"{text}/s")
-    return float(found.value)
+    with contextlib.suppress(ValueError):
+        return float(units.pace(text if text.endswith("/s") else f"{text}/s").value)
+    raise ValueError(f"{text!r} is no rate; write requests a second, such as 500/s or 10k/s (leave it out for no bound)")
 
 
 def _cpu(text: str) -> float:
@@ -229,7 +231,7 @@ for _parameter in tap.params:  # what a tap has otherwise than a run
     if _parameter.name == "max_body":
         _parameter.default = "1MiB"
     elif _parameter.name == "max_memory":
-        _parameter.default = lambda: f"{default_memory() >> 20}MiB"
+        _parameter.default = functools.cache(lambda: f"{default_memory() >> 20}MiB")  # a reload has the same, though the cgroup's limit may be another
     elif _parameter.name == "max_connections":
         _parameter.default = "65536"
     elif _parameter.name == "percent" and isinstance(_parameter, click.Option):
@@ -259,6 +261,9 @@ def _settings(ctx: click.Context, given: dict[str, Any]) -> TapSettings:
     targets = tuple(target(text) for text in given["to"]) if routing is None else routing.targets
     if given["results"] is not None:
         results.check_name(given["results"])
+    cores = os.cpu_count() or 1
+    if given["max_cpu"] is not None and given["max_cpu"] > cores:
+        _log.warning("--max-cpu %g: there are %d cores, so it bounds nothing; 50%% is half of one", given["max_cpu"], cores)
     if given["replies"] == "none" and given["record"]:
         raise UsageError("--record is for a later run, which needs the replies too; leave --replies none out")
     if not targets and not given["dry_run"]:
