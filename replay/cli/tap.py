@@ -341,7 +341,7 @@ def _run(ctx: click.Context, tap: Tap, given: dict[str, Any], early: Early, *, q
         rotate = tap.rotate if given["record"] or given["results"] or given["access_log"] else None
         service = Service(tap, reloads=reloads, notifier=notifier, status=status_line, ledger=live_lines, flush=log.flush, rotate=rotate, tell=_tell)
         if given["metrics"] is not None:
-            _serve(stack, given["metrics"], _Counted(tap, service, log))
+            tap.leave_out(*_serve(stack, given["metrics"], _Counted(tap, service, log)))
         tap.start()
         service.run()
         found = tap.result()
@@ -367,13 +367,15 @@ def _metrics_there() -> None:
         raise UsageError(f"--metrics needs prometheus-client: {extras.how('metrics')}") from None
 
 
-def _serve(stack: contextlib.ExitStack, address: tuple[str, int], counted: Any) -> None:
+def _serve(stack: contextlib.ExitStack, address: tuple[str, int], counted: Any) -> tuple[str, int]:
+    """Where it listens."""
     from replay.daemon.live import LIVE_FAMILIES
     from replay.daemon.metrics import registry
     from replay.daemon.server import MetricsServer
 
     server = stack.enter_context(MetricsServer(address, counted, registry(counted, LIVE_FAMILIES)))
     _log.info("metrics at http://%s/metrics", server.address)
+    return server.where
 
 
 class _Counted:

@@ -7,6 +7,7 @@ passes through here.
 from __future__ import annotations
 
 import contextlib
+import ipaddress
 import logging
 import time
 from collections.abc import Callable
@@ -226,6 +227,12 @@ class Tap:
             _take(program, lane.tapped.attach)
         self._filtered, self._lets_in = True, not idle
         self._heard = not idle and self._needs_replies
+
+    def leave_out(self, host: str, port: int) -> None:
+        """A server of this process is there (0.0.0.0 or ::, all addresses): what it is asked is no production. Between prepare and start."""
+        assert self.place is not None, "prepare() comes first"
+        address = ipaddress.ip_address(host.partition("%")[0])
+        self.place.served = (address.packed if address.version == 6 else bytes(10) + b"\xff\xff" + address.packed, port)
 
     def start(self) -> None:
         """Starts the threads, and lets packets in."""
