@@ -151,10 +151,13 @@ def memory(subject: Subject) -> Finding | None:
         available = min(available if available is not None else int(limit), int(limit) - used)
     if available is None:
         return None
-    need = subject.memory + (96 << 20)
+    need, what, lower = subject.memory + (96 << 20), "a run", "--max-memory"
+    if subject.interfaces:
+        need, what, lower = need + subject.ring, "a tap with its ring", "--ring or --max-memory"
+    text = f"{show_bytes(available)} available, {what} takes up to {show_bytes(need)}"
     if available < need:
-        return Finding("memory", BAD, f"{show_bytes(available)} available, a run takes up to {show_bytes(need)}", "lower --max-memory, or raise the container's limit")
-    return Finding("memory", OK, f"{show_bytes(available)} available, a run takes up to {show_bytes(need)}")
+        return Finding("memory", BAD, text, f"lower {lower}, or raise the container's limit")
+    return Finding("memory", OK, text)
 
 
 def open_files(subject: Subject) -> Finding | None:

@@ -98,24 +98,29 @@ class Relay:
     """One target's relay. `start` tries the target first, `begin` does not wait for it; `address` is where the sender connects to; `stop` ends it.
 
     addresses: of the target, 16 bytes and a port; empty for a Unix socket; others may be put there at any time.  timeout_s: for a connection; a handshake has
-    5 s more.  ports: (first, last) of local ports that connections to the target are made from; None: any.
+    5 s more.  ports: (first, last) of local ports that connections to the target are made from; None: any.  made: the context of `tls`, where there is
+    one already.
     """
 
-    def __init__(self, target: Target, tls: Tls, addresses: list[Address], timeout_s: float, ports: tuple[int, int] | None = None) -> None:
+    def __init__(
+        self, target: Target, tls: Tls, addresses: list[Address], timeout_s: float, ports: tuple[int, int] | None = None, made: ssl.SSLContext | None = None
+    ) -> None:
         self.target, self.timeout_s = target, timeout_s
         self.addresses = addresses
+        self._failed: str | None = None
         self._ports = ports
         self._kept: socket.socket | None = None
-        self._context = context(tls) if target.scheme == "https" else None
-        self._name = tls.sni or target.host
+        self._spoken: tuple[ssl.SSLContext, str] | None = None  # and the name that is asked for
+        if target.scheme == "https":
+            self.speak(tls, made or context(tls))
         self._session: ssl.SSLSession | None = None  # of the last connection that had an answer: the next handshake is a short one
+        self._session_of: ssl.SSLContext | None = None
         self._turn = 0
         self._selector = selectors.DefaultSelector()
         self._listener: socket.socket | None = None
         self._wake, self._woken = socket.socketpair()
         self._stopped = False
         self._next_try = 0.0
-        self._failed: str | None = None
         self._pairs: set[_Pair] = set()
         self._thread = threading.Thread(target=self._run, name=f"relay {target.url}", daemon=True)
         self.port = 0
@@ -123,6 +128,11 @@ class Relay:
     @property
     def address(self) -> Address:
         return bytes(10) + b"\xff\xff" + bytes((127, 0, 0, 1)), self.port
+
+    def speak(self, tls: Tls, made: ssl.SSLContext) -> None:
+        """Connections from now on are opened so; those that stand go on. At any time."""
+        self._spoken = made, tls.sni or self.target.host
+        self._failed = None
 
     # -- before --
 
@@ -170,8 +180,9 @@ class Relay:
             sock.settimeout(self.timeout_s)
             sock.connect(self._where())
             sock.settimeout(self.timeout_s + _HANDSHAKE_S)
-            if self._context is not None:
-                sock = self._context.wrap_socket(sock, server_hostname=self._name)
+            if self._spoken is not None:
+                made, name = self._spoken
+                sock = made.wrap_socket(sock, server_hostname=name)
                 if isinstance(sock, ssl.SSLSocket) and sock.version() == "TLSv1.3":  # a server that wants a certificate says so only now
                     sock.settimeout(0.05)
                     with contextlib.suppress(TimeoutError):
@@ -300,10 +311,10 @@ class Relay:
             self._pairs.add(pair)
             self._fail(pair, OSError(code, os.strerror(code)))
             return False
-        if self._context is not None:
-            pair.far.sock = self._context.wrap_socket(
-                far, server_hostname=self._name, do_handshake_on_connect=False, suppress_ragged_eofs=True, session=self._session
-            )
+        if self._spoken is not None:
+            made, name = self._spoken
+            kept = self._session if self._session is not None and self._session_of is made else None
+            pair.far.sock = made.wrap_socket(far, server_hostname=name, do_handshake_on_connect=False, suppress_ragged_eofs=True, session=kept)
         pair.far.wants = selectors.EVENT_WRITE
         self._pairs.add(pair)
         self._watch(pair)
@@ -322,7 +333,7 @@ class Relay:
     def _drop(self, pair: _Pair, abort: bool = False) -> None:
         self._pairs.discard(pair)
         if not abort and isinstance(pair.far.sock, ssl.SSLSocket) and pair.far.sock.session is not None:
-            self._session = pair.far.sock.session
+            self._session, self._session_of = pair.far.sock.session, pair.far.sock.context
         for side in (pair.near, pair.far):
             if side.mask:
                 self._selector.unregister(side.sock)

@@ -51,6 +51,20 @@ def test_a_ring_that_the_kernel_would_kill_for_is_refused(tmp_path):
     assert found.state == "bad" and "of memory that is available" in found.text and "lower --ring" in found.fix
 
 
+@pytest.mark.parametrize("size", ["1k", "1023KiB", "17GiB"])
+def test_a_ring_is_of_a_size_that_a_tap_takes(size):
+    assert b"--ring" in endtoend.command("doctor", "-i", "lo", "--ring", size, code=2).stderr
+
+
+def test_the_memory_of_a_tap_is_that_of_its_ring_too(monkeypatch):
+    said = {"/proc/meminfo": "MemAvailable:   524288 kB"}
+    monkeypatch.setattr(doctor, "read_text", said.get)
+    assert finding(doctor.memory, ring=400 << 20).state == "ok"
+    assert "a tap with its ring takes up to 480 MiB" in finding(doctor.memory, "lo", ring=256 << 20).text
+    found = finding(doctor.memory, "lo", ring=400 << 20)
+    assert found.state == "bad" and "512 MiB available, a tap with its ring takes up to 624 MiB" in found.text and "lower --ring" in found.fix
+
+
 def test_without_the_right_three_ways_are_named():
     drop = "import ctypes\nlibc = ctypes.CDLL(None)\nassert libc.capset((ctypes.c_uint32 * 2)(0x20080522, 0), (ctypes.c_uint32 * 6)()) == 0\n"
     code = drop + "from replay import doctor\nfrom replay.tap import checks\ns = doctor.Subject(interfaces=('lo',))\nprint(checks.ring(s), checks.traffic(s))"

@@ -232,6 +232,8 @@ def test_excluded_clients(nginx):  # noqa: F811
         (["lo", "-p", "1", "--to", "http://127.0.0.1:1", "-f", "port (", "--port", "2"], 2, "pcap-filter"),
         (["lo", "-p", "1", "--to", "http://127.0.0.1:1", "-f", "tcp and (vlan 7)", "--port", "2"], 2, "the VLAN's own interface"),
         (["lo", "-p", "1", "--to", "http://127.0.0.1:1", "--user", "no-such-user", "--port", "2"], 2, "--user"),
+        *((["lo", "-p", "1", "--to", "http://127.0.0.1:1", "--user", one, "--port", "2"], 2, "from 0 to 4294967294") for one in ("4294967295", "99999999999", "\u00b2", "-1")),
+        *((["lo", "-p", "1", "--to", "http://127.0.0.1:1", "--max-rate", one], 2, "500/s or 10k/s") for one in ("0", "2x", "max", "5/m", "original", "-1", "nan")),
         (["lo", "-p", "1", "--to", "http://127.0.0.1:1", "--ring", "1k"], 2, "1MiB"),
         (["lo", "-p", "1", "--to", "http://127.0.0.1:1", "--port", "2", "--limit", "9", "--workers", "2"], 2, "--workers 1"),
     ],
@@ -305,6 +307,26 @@ def test_rights_are_dropped(nginx):  # noqa: F811
         get(f"{nginx.url}/1")
         time.sleep(0.2)
         assert tap.report()["ledger"]["answered"] == 1
+
+
+def test_a_user_by_its_number(nginx):  # noqa: F811
+    with ended(Tap("lo", "--port", nginx.port, "--to", "http://127.0.0.1:1", "-p", 100, "--user", "4294967294")) as tap:
+        status = dict(line.split(":", 1) for line in read(f"/proc/{tap.process.pid}/status").splitlines() if ":" in line)
+        assert status["Uid"].split() == status["Gid"].split() == ["4294967294"] * 4 and "runs as 4294967294" in tap.said
+        tap.report()
+
+
+def test_a_user_that_it_does_not_become_is_refused():
+    """As where a kernel or a sandbox says that it was done."""
+    code = "import os\nos.setresuid = lambda *ids: None\nfrom replay.tap import privileges\nprivileges.drop('nobody')"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=30)
+    assert "UsageError: --user nobody: it did not become 65534:" in done.stderr, done.stderr
+
+
+def test_more_cores_than_there_are_bound_nothing(nginx):  # noqa: F811
+    with ended(Tap("lo", "--port", nginx.port, "--dry-run", "-p", 100, "--max-cpu", 50)) as tap:
+        assert f"--max-cpu 50: there are {os.cpu_count()} cores, so it bounds nothing; 50% is half of one" in tap.said
+        tap.report()
 
 
 def test_sigterm_drains(nginx):  # noqa: F811

@@ -3,6 +3,8 @@
 import random
 import socket
 import struct
+import subprocess
+import sys
 import time
 
 import packetmake as net
@@ -215,6 +217,20 @@ def test_limit_of_the_cgroup(tmp_path, files, group, expected):
         path.write_text(text + "\n")
     (tmp_path / "own").write_text(group + "\n")
     assert memory.limit(str(tmp_path / "fs"), str(tmp_path / "own")) == expected
+
+
+def test_a_limit_that_changes_is_no_option_that_changed(monkeypatch, tmp_path):
+    """A reload would be refused for an option that nobody gave."""
+    config = tmp_path / "tap.yaml"
+    config.write_text("percent: 1\n")
+    code = (
+        "from replay.tap import memory\nfrom replay.cli.again import Words\nlimits = iter([128 << 20, 1 << 30, 64 << 20])\n"
+        "memory.limit = lambda *_: next(limits)\nfrom replay.cli.tap import tap\nimport sys\nwords = sys.argv[1:]\n"
+        "with tap.make_context('tap', list(words)) as ctx:\n    line = Words(ctx, words, ['percent'])\n"
+        "assert line.given['max_memory'] == 32 << 20\nprint(line.again(lambda _: None), line.again(lambda _: None))"
+    )
+    done = subprocess.run([sys.executable, "-c", code, "lo", "--dry-run", "--config", str(config)], capture_output=True, text=True)
+    assert done.returncode == 0 and done.stdout.count("the same options") == 2, done.stderr
 
 
 def test_a_small_cgroup_gives_a_small_budget(monkeypatch):

@@ -22,7 +22,7 @@ import scrape
 import yaml
 from endtoend import balanced
 from ownserver import OwnServer, requests_of
-from tapmake import COMMAND, Sink, Tap, ended, eventually, free_port, get, needs, needs_root, nginx  # noqa: F401
+from tapmake import COMMAND, Namespaces, Nginx, Sink, Tap, ended, eventually, free_port, get, inside, needs, needs_root, nginx  # noqa: F401
 
 import replay
 from replay.daemon.live import LIVE_FAMILIES
@@ -403,6 +403,64 @@ def test_the_words_of_unit_and_chart_are_understood():
         lines = [line for line in (DEPLOY / path).read_text().splitlines() if not line.startswith("#") and ("ExecStart=" in line or "- --" in line or "extraArgs" in line)]
         words = set(re.findall(r"--[a-z][a-z-]+", "\n".join(lines)))
         assert words and words <= known, (path, words - known)
+
+
+@pytest.fixture
+def node(tmp_path):
+    """(namespaces: a node n and its pod p with a server at 10.81.0.2:9917, what asks from the node)."""
+    found = Namespaces("n", "p")
+    found.link("n", "p", "10.81.0.1/24", "10.81.0.2/24", "pod0")
+    Namespaces.ip("-n", found["n"], "addr", "add", "fd81::1/64", "dev", "pod0", "nodad")
+    server = Nginx(tmp_path, host="10.81.0.2", netns=found["p"], port=9917)
+
+    def ask(*urls):
+        for url in urls:
+            eventually(lambda url=url: not subprocess.run(inside(found["n"], ["curl", "-gsf", "-o", "/dev/null", "--max-time", "2", url])).returncode)
+
+    yield found, ask
+    server.close()
+    found.close()
+
+
+OWN = ("http://127.0.0.1:9917/metrics", "http://10.81.0.1:9917/healthz", "http://[::1]:9917/readyz", "http://[fd81::1]:9917/metrics", "http://127.8.8.8:9917/metrics")
+
+
+@pytest.mark.parametrize(
+    ("metrics", "words", "asked", "found"),
+    [
+        (":9917", (), OWN, 0),
+        ("0.0.0.0:9917", (), (OWN[0], OWN[1], OWN[4]), 0),
+        ("127.0.0.1:9917", (), OWN[:1], 0),
+        ("[fd81::1]:9917", (), OWN[3:4], 0),
+        (":9917", ("--port", 9917), OWN, 5),
+        (":9917", ("--port", 9918), OWN, 0),
+    ],
+    ids=["all addresses", "all of IPv4", "one", "one of IPv6", "its port is asked for", "another port is asked for"],
+)
+@needs("curl")
+def test_what_the_taps_own_metrics_are_asked_is_no_production(node, metrics, words, asked, found):
+    """Scrapes and probes of the tap come all the time. A pod's server that has its port is production."""
+    namespaces, ask = node
+    with ended(Tap("any", "--dry-run", "-p", 100, "--metrics", metrics, *words, netns=namespaces["n"])) as tap:
+        ask("http://10.81.0.2:9917/pod", *asked)
+        pod = 0 if 9918 in words else 1
+        eventually(lambda: f"found {found + pod}" in tap.ask(), every=0.2)
+        time.sleep(0.3)
+        assert balanced(tap.report())["ledger"]["found"] == found + pod
+
+
+@needs("curl")
+def test_a_server_of_another_namespace_at_our_metrics_address_is_production(node, tmp_path):
+    """--netns: what is tapped has a loopback of its own."""
+    namespaces, ask = node
+    (tmp_path / "lo").mkdir()
+    server = Nginx(tmp_path / "lo", host="127.0.0.1", netns=namespaces["n"], port=free_port())
+    try:
+        with ended(Tap("lo", "--dry-run", "-p", 100, "--metrics", f"127.0.0.1:{server.port}", "--netns", namespaces["n"])) as tap:
+            ask(server.url)
+            assert balanced(tap.report())["ledger"]["found"] == 1
+    finally:
+        server.close()
 
 
 def test_scrapes_do_not_hold_the_tap_up(nginx):  # noqa: F811

@@ -228,3 +228,17 @@ def test_a_tap_that_ends_takes_no_reload(place):
             tap.reload(dataclasses.replace(settings, targets=(two.target,)))
         end(tap)
         assert one.got == ["/a"] and tap.result()["tap"]["kernel_drops"] == 0
+
+
+def test_a_share_that_max_cpu_lowered_comes_back_when_a_reload_takes_it_away(place):
+    production, one, _, tapping, _ = place
+    with tapping(max_cpu=1e-4) as (tap, settings):
+        until(tap, lambda: tap.shop.share < 0.3)
+        tap.reload(dataclasses.replace(settings, max_cpu=0.0))
+        until(tap, lambda: tap.shop.share == 1.0, 3)
+        rest(tap, 0.3)
+        paths = [f"/{n}" for n in range(40)]
+        for path in paths:
+            production.get(path)
+        until(tap, lambda: len(one.got) == len(paths))
+        assert tap.snapshot()["tap"]["effective_ppm"] == 1_000_000

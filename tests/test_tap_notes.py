@@ -1,8 +1,10 @@
 """What a tap tells of each request: the access log and results, over a rotation; targets behind TLS and on Unix sockets; policies that change."""
 
+import contextlib
 import json
 import os
 import pathlib
+import shutil
 import signal
 import socket
 import ssl
@@ -17,7 +19,9 @@ from endtoend import balanced
 from ownserver import OwnServer, requests_of
 from tapmake import Sink, Tap, ended, eventually, get, needs, needs_root, nginx  # noqa: F401
 
+from replay.settings import Tls
 from replay.tap.notes import NotesFile
+from replay.tap.spoken import speak
 
 pytestmark = [needs_root, needs("nginx", "ip")]
 
@@ -173,6 +177,142 @@ def test_a_certificate_that_is_not_trusted_costs_requests_and_nothing_else(nginx
         shadow.close()
     assert code == 0 and not shadow.heads and "its certificate is not trusted" in err
     assert balanced(json.loads(out))["ledger"]["dropped"] == 5
+
+
+class Renewed:
+    """A tap of nginx with a shadow behind TLS, and their certificates in one folder, to which the configuration gives names."""
+
+    def __init__(self, stack, nginx, folder, mode=0o644, **options):  # noqa: F811
+        self.nginx, self.folder, self.asked = nginx, folder, 0
+        self.config = folder / "tap.yaml"
+        for name in ("old", "new"):
+            self.certify(name)
+        shutil.copyfile(folder / "old.pem", folder / "ca.pem")
+        (folder / "ca.pem").chmod(mode)
+        self.context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        self.serve("old")
+        self.shadow = Shadow(("127.0.0.1", 0), self.context)
+        stack.callback(self.shadow.close)
+        self.write(**options)
+        to = ("--to", f"https://127.0.0.1:{self.shadow.port}", "--sni", "shadow.example", "--drain", "1s")
+        self.tap = stack.enter_context(ended(Tap("lo", "--port", nginx.port, *to, "--config", self.config)))
+        self.comes_back()  # the relay has tried it
+        self.early = self.asked - len(self.shadow.heads)
+
+    def certify(self, name):
+        words = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "2", "-subj", f"/CN={name}"]
+        files = ["-keyout", self.folder / f"{name}.key", "-out", self.folder / f"{name}.pem"]
+        subprocess.run([*words, *files, "-addext", "subjectAltName=DNS:shadow.example"], check=True, capture_output=True)
+
+    def serve(self, name):
+        """Connections from now on get this certificate."""
+        self.context.load_cert_chain(self.folder / f"{name}.pem", self.folder / f"{name}.key")
+
+    def write(self, **options):
+        self.config.write_text("".join(f"{name.replace('_', '-')}: {value}\n" for name, value in ({"percent": 100} | options).items()))
+
+    def reload(self, **options):
+        """What the log says of it."""
+        self.write(**options)
+        return self.said()
+
+    def said(self):
+        while True:
+            line = self.tap.wait_for("daemon: ")
+            if "reloaded (" in line or "configuration is refused" in line:
+                return line
+
+    def hangup(self):
+        self.tap.process.send_signal(signal.SIGHUP)
+        return self.said()
+
+    def ask(self):
+        self.asked += 1
+        get(f"{self.nginx.url}/{self.asked}")
+
+    def answered(self, count=5):
+        """These are mirrored, each of them."""
+        before = len(self.shadow.heads)
+        for _ in range(count):
+            self.ask()
+        eventually(lambda: len(self.shadow.heads) == before + count)
+
+    def not_trusted(self):
+        """These are not, and the log says why."""
+        before = len(self.shadow.heads)
+        for _ in range(5):
+            self.ask()
+        self.tap.wait_for("its certificate is not trusted")
+        assert len(self.shadow.heads) == before
+
+    def comes_back(self):
+        def sent():
+            before = len(self.shadow.heads)
+            self.ask()
+            time.sleep(0.2)
+            return len(self.shadow.heads) > before
+
+        eventually(sent)
+
+
+@needs("openssl")
+def test_verification_that_a_reload_switches_on_is_done(nginx, folder):  # noqa: F811
+    with contextlib.ExitStack() as stack:
+        one = Renewed(stack, nginx, folder, insecure="true")
+        one.answered()
+        assert "reloaded" in one.reload(insecure="false")
+        one.not_trusted()
+        assert "reloaded" in one.reload(cacert=folder / "old.pem")
+        one.comes_back()
+        assert "reloaded" in one.reload(cacert=folder / "new.pem")
+        one.not_trusted()
+        balanced(one.tap.report())
+
+
+@needs("openssl")
+def test_certificates_that_are_renewed_under_their_names(nginx, folder):  # noqa: F811
+    """SIGHUP takes them up; a share that changes loses nothing over it, nor does a file that does not hold what it should."""
+    with contextlib.ExitStack() as stack:
+        one = Renewed(stack, nginx, folder, cacert=folder / "ca.pem")
+        one.answered()
+        spoken = speak(Tls(cacert=str(folder / "ca.pem")), None)
+        shutil.copyfile(folder / "old.pem", folder / "ca.pem")
+        assert speak(spoken.tls, spoken) is spoken, "files that are the same cost no connection"
+        assert "reloaded" in one.hangup()
+        one.answered()
+        (folder / "ca.pem").write_text("-----BEGIN CERTIFICATE-----\n")
+        line = one.hangup()
+        assert "refused" in line and "--cacert" in line
+        one.answered()
+        (folder / "ca.pem").unlink()
+        assert "refused" in one.hangup()
+        one.answered()
+        one.serve("new")
+        shutil.copyfile(folder / "new.pem", folder / "ca.pem")
+        assert "reloaded" in one.hangup()
+        one.answered()
+        one.serve("old")
+        shutil.copyfile(folder / "old.pem", folder / "ca.pem")
+        assert "reloaded" in one.hangup()
+        one.answered()
+        assert balanced(one.tap.report())["ledger"]["dropped"] == one.early
+
+
+@needs("openssl")
+def test_a_certificate_that_only_root_may_read(nginx, folder):  # noqa: F811
+    """It was read in time. A reload that leaves it as it is goes on with that; one that would have to read it is refused."""
+    with contextlib.ExitStack() as stack:
+        one = Renewed(stack, nginx, folder, mode=0o600, cacert=folder / "ca.pem")
+        one.answered()
+        assert "reloaded" in one.reload(max_rate=1000, cacert=folder / "ca.pem")
+        one.answered()
+        shutil.copyfile(folder / "new.pem", folder / "ca.pem")
+        line = one.hangup()
+        assert "refused" in line and "ca.pem: the user that this runs as may not read it" in line
+        one.answered()
+        assert "reloaded" in one.reload(cacert=folder / "old.pem")
+        one.answered()
+        balanced(one.tap.report())
 
 
 def test_a_target_on_a_unix_socket_that_comes_later(nginx, folder):  # noqa: F811

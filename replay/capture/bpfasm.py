@@ -64,6 +64,7 @@ class Rules:
     it go out there.  elsewhere: servers that are not local are taken, instead of those that are.
     not_clients: whose requests do not pass.  mark: SO_MARK of packets that never pass; 0: none.
     own: networks, and own_ports: (first, last), of connections that never pass where they go to one of own_to (address, port).
+    not_served: (networks, port) of a server of this program itself: neither requests to it nor its replies pass.
     ethernet: packets begin with an Ethernet header, else with IP; None: each as its interface has them.
     loopback_once: what leaves on a loopback interface is left out, for it comes in again.  connects: only the first packets of connections.
     sample: (below, seed): only connections whose hash is below, so many of 2**32; None: all.  replies: of what the server says so many bytes are kept where
@@ -84,6 +85,7 @@ class Rules:
     own: Sequence[Network] = ()
     own_ports: tuple[int, int] | None = None
     own_to: Sequence[tuple[bytes, int]] = ()
+    not_served: tuple[Sequence[Network], int] | None = None
     ethernet: bool | None = True
     loopback_once: bool = True
     connects: bool = False
@@ -354,6 +356,7 @@ def _family(a: _Assembler, rules: Rules, accept: str, reject: str, version: int,
         a.when(_JSET, 16, reject)
         a.put(_LDX_MEM, _IP)
     _not_own(a, rules, version, source, target, reject)
+    _not_served(a, rules, version, source, target, reject)
     if rules.sample is None and rules.replies == 0:
         _direction(a, rules, version, target, source, (2, 0), accept, accept, reject)
         return
@@ -509,6 +512,21 @@ def _not_own(a: _Assembler, rules: Rules, version: int, source: int, target: int
         a.put(_LDX_MEM, _L4)
         a.here(other)
     a.put(_LDX_MEM, _IP)
+
+
+def _not_served(a: _Assembler, rules: Rules, version: int, source: int, target: int, reject: str) -> None:
+    """What is said to a server of this program, and by it; X is at the IP header. Others may have its port, at other addresses."""
+    if rules.not_served is None or not _ranges(rules.not_served[0], version):
+        return
+    networks, served = rules.not_served
+    for port, address in ((2, target), (0, source)):
+        other = a.label()
+        a.put(_LDX_MEM, _L4)
+        a.put(_LDX_H, port)
+        a.put(_LDX_MEM, _IP)
+        a.when(_JEQ, served, None, other)
+        _networks(a, networks, version, address, reject)
+        a.here(other)
 
 
 def _networks(a: _Assembler, networks: Sequence[Network], version: int, at: int, inside: str) -> None:

@@ -8,7 +8,7 @@ import sys
 import click
 
 from replay import doctor as checking
-from replay.cli import options
+from replay.cli import options, sending
 from replay.settings import target
 from replay.tap import checks
 
@@ -19,7 +19,7 @@ _MARKS = {"ok": "ok", "warn": "WARN", "bad": "BAD"}
 @click.option("--to", "to", multiple=True, metavar="URL", help="Also look whether this shadow service is there (a connection, no request).")
 @click.option("-i", "--interface", multiple=True, metavar="IFACE", help="Look at what a tap of this would see: a name, a pattern, default or any (repeatable).")
 @click.option("--port", type=options.PORT, multiple=True, help="Of the servers that are meant to be tapped (repeatable).")
-@click.option("--ring", type=options.SIZE, default="64MiB", show_default=True, help="The ring that a tap is meant to have.")
+@click.option("--ring", type=sending.RING, default="64MiB", show_default=True, help="The ring that a tap is meant to have.")
 @click.option("-c", "--connections", type=options.COUNT, default="256", show_default=True, help="So many are meant to be opened.")
 @click.option("--max-memory", type=options.SIZE, default="128MiB", show_default=True, help="So much is meant to be used.")
 @click.option("--json", "as_json", is_flag=True, help="The findings as one JSON object on standard output.")

@@ -12,7 +12,7 @@ from replay.cli import options
 from replay.errors import UsageError
 from replay.settings import Target, Tls
 
-__all__ = ["apart", "between", "sending", "target_options", "told", "tls"]
+__all__ = ["RING", "apart", "between", "sending", "target_options", "told", "tls"]
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -28,6 +28,15 @@ def between(least: int, most: int) -> Callable[[str], int]:
 
     return read
 
+
+def _ring(text: str) -> int:
+    value = units.size(text)
+    if not 1 << 20 <= value <= 1 << 34:
+        raise ValueError(f"{text!r} is out of range: 1MiB to 16GiB")
+    return value
+
+
+RING = options.Unit("SIZE", _ring)
 
 _TARGET = [
     click.option(

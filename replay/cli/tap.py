@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import importlib
 import logging
 import os
@@ -76,13 +77,6 @@ def _log_format(ctx: click.Context, words: list[str]) -> str:
     return found if found in FORMATS else "text"
 
 
-def _megabytes(text: str) -> int:
-    value = units.size(text)
-    if not 1 << 20 <= value <= 1 << 34:
-        raise ValueError(f"{text!r} is out of range: 1MiB to 16GiB")
-    return value
-
-
 def _at_least(text: str, least: int) -> int:
     value = units.size(text)
     if value < least:
@@ -99,8 +93,9 @@ def _block(text: str) -> int:
 
 
 def _rate(text: str) -> float:
-    found = units.pace(text if text.endswith("/s") else f"{text}/s")
-    return float(found.value)
+    with contextlib.suppress(ValueError):
+        return float(units.pace(text if text.endswith("/s") else f"{text}/s").value)
+    raise ValueError(f"{text!r} is no rate; write requests a second, such as 500/s or 10k/s (leave it out for no bound)")
 
 
 def _cpu(text: str) -> float:
@@ -137,7 +132,6 @@ def _settle(replies: str) -> int:
     return found
 
 
-_RING = options.Unit("SIZE", _megabytes)
 _BLOCK = options.Unit("TIME", _block)
 _UP_TO_64 = options.Unit("N", between(1, 64))
 _RECORD_SIZE = options.Unit("SIZE", lambda text: _at_least(text, 1 << 20))
@@ -165,7 +159,7 @@ _FORMAT = options.Choice("FORMAT", FORMATS)
 )
 @options.change
 @click.option("--netns", metavar="NAME", help="Listen in this network namespace: a name of `ip netns`, a path, or the number of a process.")
-@click.option("--ring", type=_RING, default="64MiB", show_default=True, help="The kernel's ring of packets, of all interfaces together.")
+@click.option("--ring", type=sending.RING, default="64MiB", show_default=True, help="The kernel's ring of packets, of all interfaces together.")
 @click.option("--block-timeout", type=_BLOCK, default="5ms", show_default=True, help="The kernel hands over at least so often.")
 @click.option("--workers", type=_UP_TO_64, default="1", show_default=True, help="So many threads read, by connection.")
 @click.option(
@@ -237,7 +231,7 @@ for _parameter in tap.params:  # what a tap has otherwise than a run
     if _parameter.name == "max_body":
         _parameter.default = "1MiB"
     elif _parameter.name == "max_memory":
-        _parameter.default = lambda: f"{default_memory() >> 20}MiB"
+        _parameter.default = functools.cache(lambda: f"{default_memory() >> 20}MiB")  # a reload has the same, though the cgroup's limit may be another
     elif _parameter.name == "max_connections":
         _parameter.default = "65536"
     elif _parameter.name == "percent" and isinstance(_parameter, click.Option):
@@ -267,6 +261,9 @@ def _settings(ctx: click.Context, given: dict[str, Any]) -> TapSettings:
     targets = tuple(target(text) for text in given["to"]) if routing is None else routing.targets
     if given["results"] is not None:
         results.check_name(given["results"])
+    cores = os.cpu_count() or 1
+    if given["max_cpu"] is not None and given["max_cpu"] > cores:
+        _log.warning("--max-cpu %g: there are %d cores, so it bounds nothing; 50%% is half of one", given["max_cpu"], cores)
     if given["replies"] == "none" and given["record"]:
         raise UsageError("--record is for a later run, which needs the replies too; leave --replies none out")
     if not targets and not given["dry_run"]:
@@ -339,12 +336,12 @@ def _run(ctx: click.Context, tap: Tap, given: dict[str, Any], early: Early, *, q
         def apply(fresh: dict[str, Any]) -> None:
             tap.reload(_settings(ctx, fresh))
 
-        if again.files():
+        if again.files() or any(given[name] is not None for name in ("cacert", "cert", "key")):
             reloads = Reloads(lambda: again.again(apply), again.files)
         rotate = tap.rotate if given["record"] or given["results"] or given["access_log"] else None
         service = Service(tap, reloads=reloads, notifier=notifier, status=status_line, ledger=live_lines, flush=log.flush, rotate=rotate, tell=_tell)
         if given["metrics"] is not None:
-            _serve(stack, given["metrics"], _Counted(tap, service, log))
+            tap.leave_out(*_serve(stack, given["metrics"], _Counted(tap, service, log)))
         tap.start()
         service.run()
         found = tap.result()
@@ -370,13 +367,15 @@ def _metrics_there() -> None:
         raise UsageError(f"--metrics needs prometheus-client: {extras.how('metrics')}") from None
 
 
-def _serve(stack: contextlib.ExitStack, address: tuple[str, int], counted: Any) -> None:
+def _serve(stack: contextlib.ExitStack, address: tuple[str, int], counted: Any) -> tuple[str, int]:
+    """Where it listens."""
     from replay.daemon.live import LIVE_FAMILIES
     from replay.daemon.metrics import registry
     from replay.daemon.server import MetricsServer
 
     server = stack.enter_context(MetricsServer(address, counted, registry(counted, LIVE_FAMILIES)))
     _log.info("metrics at http://%s/metrics", server.address)
+    return server.where
 
 
 class _Counted:

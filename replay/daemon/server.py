@@ -98,14 +98,14 @@ class _Server(ThreadingMixIn, WSGIServer):
 
 
 class MetricsServer:
-    """Serves until `close`. Raises UsageError when it cannot listen there. Between making and closing, `address` says where it listens."""
+    """Serves until `close`. Raises UsageError when it cannot listen there. Between making and closing, `address` (or `where`, apart) says where it listens."""
 
     def __init__(self, address: tuple[str, int], counted: Counted, metrics: CollectorRegistry | None = None) -> None:
         self._counted = counted
         self._metrics = make_wsgi_app(registry(counted) if metrics is None else metrics)
         self._failed = ""
         self._server = _bound(address, self._answer)
-        host, port = self._server.server_name, self._server.server_port
+        self.where = host, port = self._server.server_name, self._server.server_port
         self.address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
         self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.5}, name="metrics", daemon=True)
         self._thread.start()

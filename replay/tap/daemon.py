@@ -7,6 +7,7 @@ passes through here.
 from __future__ import annotations
 
 import contextlib
+import ipaddress
 import logging
 import time
 from collections.abc import Callable
@@ -226,6 +227,12 @@ class Tap:
             _take(program, lane.tapped.attach)
         self._filtered, self._lets_in = True, not idle
         self._heard = not idle and self._needs_replies
+
+    def leave_out(self, host: str, port: int) -> None:
+        """A server of this process is there (0.0.0.0 or ::, all addresses): what it is asked is no production. Between prepare and start."""
+        assert self.place is not None, "prepare() comes first"
+        address = ipaddress.ip_address(host.partition("%")[0])
+        self.place.served = (address.packed if address.version == 6 else bytes(10) + b"\xff\xff" + address.packed, port)
 
     def start(self) -> None:
         """Starts the threads, and lets packets in."""
@@ -508,6 +515,10 @@ class Tap:
         cpu, before = time.process_time(), self._cpu
         self._cpu = (cpu, now)
         most = self.settings.max_cpu
+        if most <= 0 and self.shop.share < 1.0:  # a reload took the bound away
+            self.shop.share = 1.0
+            _log.info("--max-cpu is not asked for any more; all of the asked share is taken again")
+            self._adopt(new_ways=False)
         if most <= 0 or now - before[1] <= 0:
             return
         used = (cpu - before[0]) / (now - before[1])
@@ -593,7 +604,8 @@ class Tap:
             raise UsageError("--policy: from a policy to a percentage, and back, it takes a restart; the old one goes on")
         if policy and any(lane.ingest.retiring >= _RETIRING_MOST for lane in self._book.lanes):
             raise UsageError(f"--policy: requests that {_RETIRING_MOST} former policies chose are not whole yet; the old one goes on, try it again later")
-        new_ways = policy or _differ(settings, before, _SENDER_FIELDS)
+        spoken, speaks = targets.spoken, targets.speaks(settings)
+        new_ways = policy or _differ(settings, before, _SENDER_FIELDS) or speaks is not spoken
         # Those that stood a check already need no other one, where there was any.
         known = {address for one in addresses.values() for address in one}
         again = bool(place.up - place.checked) or _differ(settings, before, _CHECK_FIELDS) or _differ(settings.selection, before.selection, _CHECK_SELECTION)
@@ -605,7 +617,7 @@ class Tap:
                 shop.routes = routes_of(settings.selection)
             if new_ways:
                 targets.addresses = {target.url: addresses.get(target.url) or resolve(target) for target in settings.targets}
-                targets.prepare_relays()
+                targets.prepare_relays(speaks)
             place.look()
             if new_ways or again:
                 targets.refuse_production()
@@ -614,9 +626,11 @@ class Tap:
             for lane, program in zip(self._book.lanes, self._programs(), strict=True):  # before a lane has the new rules
                 _take(program, lane.tapped.would_take)
             touched = True
+            targets.speak(speaks)
             self._adopt(new_ways=new_ways)
         except ReplayError:
             targets.addresses, shop.routes, shop.guard, place.checked = addresses, routes, guard, checked
+            targets.speak(spoken)
             self._use(before)
             with contextlib.suppress(ReplayError):
                 place.look()

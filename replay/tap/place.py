@@ -34,6 +34,9 @@ _WIDER = (256, 32)
 #: With more addresses than that, what lies between them counts as our own too: ports and targets tell our connections as well.
 _OWN_MOST = 64
 
+_MAPPED = bytes(10) + b"\xff\xff"
+_LOOPBACK, _LOOPBACK_6 = (_MAPPED + bytes((127, 0, 0, 0)), 104), (bytes(15) + b"\1", 128)
+
 #: Nothing passes.
 REJECT_ALL: list[bpfasm.Instruction] = [(0x06, 0, 0, 0)]
 
@@ -66,6 +69,8 @@ class Place:
     could not see may lead to production.
     local: networks of this node's servers, in the tapped namespace.  locality: the same, and those that were until lately (an
     interface that goes down takes its routes along), for the engine; None when it does not matter.  own: addresses that our own connections may come from.
+    home_own: of them those at which a server of this process may be reached, as far as it is heard here.  served: where its metrics are, whose scrapes are
+    no production (an address of zeros: all of them); None: nowhere.
     known: numbers of all interfaces that there are.  wide: the filter lets more pass than is meant, because all of it would not fit.
     """
 
@@ -78,6 +83,8 @@ class Place:
     local: list[Network] = field(default_factory=list)
     inside: set[int] = field(default_factory=set)
     own: list[Network] = field(default_factory=list)
+    home_own: list[Network] = field(default_factory=list)
+    served: tuple[bytes, int] | None = None
     locality: _fastpath.Locality | None = None
     lately: dict[Network, float] = field(default_factory=dict)
     known: list[int] = field(default_factory=list)
@@ -112,9 +119,10 @@ class Place:
             self.locality = _fastpath.Locality(self.lately, elsewhere=elsewhere)
         else:
             self.locality.set(self.lately)
-        mapped = bytes(10) + b"\xff\xff"
         here = self.home.addresses() if self.settings.netns is not None else []
-        self.own = list(dict.fromkeys([(mapped + bytes((127, 0, 0, 0)), 104), *(network for _, network in [*addresses, *here])]))
+        self.own = list(dict.fromkeys([_LOOPBACK, *(network for _, network in [*addresses, *here])]))
+        # Each namespace has loopback addresses of its own.
+        self.home_own = self.own if self.settings.netns is None else [one for _, one in here if not within(one[0], (_LOOPBACK, _LOOPBACK_6))]
 
     @property
     def single(self) -> Interface | None:
@@ -145,6 +153,18 @@ class Place:
         """It is one of this host's own addresses."""
         return within(address, self.own)
 
+    def _not_served(self) -> tuple[list[Network], int] | None:
+        """Where our own server is, for the filter; whoever names its port has it tapped."""
+        if self.served is None or self.settings.selection.ports:
+            return None
+        address, port = self.served
+        known = self.home_own[:_OWN_MOST]
+        if address == _MAPPED + bytes(4):  # IPv4 alone
+            known = [one for one in known if one[0].startswith(_MAPPED)]
+        elif address != bytes(16):
+            known = [(address, 128)] if within(address, self.home_own) else []
+        return known, port
+
     def program(
         self, excluded: Sequence[Network], *, ethernet: bool = True, connects: bool = False, sample: tuple[int, int] | None = None,
         replies: int | None = 0, ends: Sequence[tuple[bytes, int]] = (),
@@ -171,6 +191,7 @@ class Place:
             own=() if connects else self.own if len(self.own) <= _OWN_MOST else bpfasm.widened(self.own, _OWN_MOST // 2),
             own_ports=None if connects or not ends else OWN_PORTS,
             own_to=ends,
+            not_served=None if connects else self._not_served(),
             ethernet=None if ethernet and bare else ethernet,
             loopback_once=True,
             connects=connects,

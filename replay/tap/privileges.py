@@ -6,6 +6,7 @@ import ctypes
 import importlib
 import os
 import pwd
+import re
 
 from replay import _fastpath
 from replay.errors import UsageError
@@ -16,6 +17,8 @@ _PR_SET_NO_NEW_PRIVS, _PR_CAP_AMBIENT, _PR_CAPBSET_DROP = 38, 47, 24
 _CLEAR_ALL = 4
 _NAMES = {6: "SETGID", 7: "SETUID", 12: "NET_ADMIN", 13: "NET_RAW", 21: "SYS_ADMIN", 38: "PERFMON", 39: "BPF"}
 _VERSION_3 = 0x20080522
+#: One more is -1, by which setresuid leaves what is.
+_LAST_ID = 2**32 - 2
 
 
 class _Header(ctypes.Structure):
@@ -52,10 +55,10 @@ def _ids(user: str) -> tuple[int, int]:
     """Raises UsageError for a user that there is not."""
     try:
         who = pwd.getpwnam(user)
-    except KeyError:
-        if not user.isdigit():
-            raise UsageError(f"--user {user}: there is no such user here") from None
-        return int(user), int(user)
+    except (KeyError, ValueError):
+        if re.fullmatch(r"[0-9]{1,10}", user, re.ASCII) and int(user) <= _LAST_ID:
+            return int(user), int(user)
+        raise UsageError(f"--user {user}: there is no such user here; name one of /etc/passwd, or give a number from 0 to {_LAST_ID}") from None
     return who.pw_uid, who.pw_gid
 
 
@@ -78,9 +81,13 @@ def drop(user: str) -> str:
             os.setgroups([])
             os.setresgid(gid, gid, gid)
             os.setresuid(uid, uid, uid)
+            if os.getresuid() != (uid,) * 3 or os.getresgid() != (gid,) * 3:
+                raise UsageError(f"--user {user}: it did not become {uid}:{gid}, but is {os.geteuid()}:{os.getegid()} still; name another, or root to stay")
             said.append(f"runs as {user} ({uid}:{gid}), was root")
         except PermissionError:
             said.append("stays root: no CAP_SETUID and CAP_SETGID to become another user")
+        except OSError as error:
+            raise UsageError(f"--user {user}: {error.strerror}; does this user namespace have {uid}:{gid}? Name another, or root to stay") from None
     for n in range(64):
         libc.prctl(_PR_CAPBSET_DROP, n, 0, 0, 0)  # needs SETPCAP; without it no_new_privs does the same for what we could execute
     libc.prctl(_PR_CAP_AMBIENT, _CLEAR_ALL, 0, 0, 0)

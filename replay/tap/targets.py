@@ -21,6 +21,7 @@ from replay.settings import Target
 from replay.tap import probe
 from replay.tap.place import OWN_PORTS, Place, within
 from replay.tap.settings import TapSettings
+from replay.tap.spoken import Spoken, speak
 
 __all__ = ["Targets"]
 
@@ -48,7 +49,9 @@ class Targets:
         self._next = 0.0
         self._ends: list[Address] = []
         self._left: dict[Address, float] = {}  # ends that are none any more, and since when
-        self.prepare_relays()
+        self.spoken: Spoken | None = None  # how TLS is, to all of them
+        self.spoken = self.speaks(settings)
+        self.prepare_relays(self.spoken)
 
     def every(self) -> list[Address]:
         return [address for one in self.addresses.values() for address in one]
@@ -125,13 +128,28 @@ class Targets:
 
     # -- relays --------------------------------------------------------------------------------------------------------------
 
-    def prepare_relays(self) -> None:
-        """One for each target that needs it; their files are read here, while we may. Raises UsageError."""
+    def speaks(self, settings: TapSettings) -> Spoken | None:
+        """How TLS would be spoken by these, their files as they are now; as it is where nothing is different. Raises UsageError."""
+        asked = not settings.dry_run and any(target.scheme == "https" for target in settings.targets)
+        return speak(settings.tls, self.spoken) if asked else self.spoken
+
+    def speak(self, spoken: Spoken | None) -> None:
+        """New connections of each relay are opened so; those that stand are its senders', which are to be replaced."""
+        if spoken is self.spoken:
+            return
+        self.spoken = spoken
+        for url, relay in self._relays.items():
+            if spoken is not None and relay.target.scheme == "https":
+                relay.speak(spoken.tls, spoken.context)
+                self._told.pop(url, None)
+
+    def prepare_relays(self, spoken: Spoken | None) -> None:
+        """One for each target that needs it."""
         s = self.settings
         for target in () if s.dry_run else s.targets:
             if target.scheme != "http" and target.url not in self._relays:
                 timeout_s = max(s.connect_timeout_ns / 1e9, 0.05)
-                self._relays[target.url] = Relay(target, s.tls, self.addresses[target.url], timeout_s, ports=OWN_PORTS)
+                self._relays[target.url] = Relay(target, s.tls, self.addresses[target.url], timeout_s, ports=OWN_PORTS, made=spoken.context if spoken else None)
 
     def reached(self, target: Target) -> list[Address]:
         """Where a sender connects to; a relay begins when it is asked for. Call it when the rights were dropped: it has a thread."""
