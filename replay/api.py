@@ -14,7 +14,7 @@ from typing import Any, TypedDict, Unpack
 from replay import accesslog, credentials, units
 from replay import report as reporting
 from replay.batch import Batch, Request
-from replay.capture.source import as_error
+from replay.capture.source import as_error, read_once
 from replay.engine import Listing, Replay
 from replay.errors import ReplayError, UsageError
 from replay.histogram import Histogram
@@ -122,7 +122,7 @@ def read(*captures: Path, as_sent: bool = False, incomplete: bool = False, **opt
 
 
 class Capture:
-    """Requests of captures. Iterate over it for `Request` objects, or over `batches()` for columns; each time it is read anew."""
+    """Requests of captures. Iterate over it for `Request` objects, or over `batches()` for columns; each time it is read anew (a pipe: once)."""
 
     def __init__(self, captures: tuple[str, ...], selection: Selection, *, as_sent: bool, incomplete: bool) -> None:
         self._arguments = (captures, selection, as_sent, incomplete)
@@ -143,6 +143,8 @@ class Capture:
         >>> sum(int(batch["body_len"].sum()) for batch in replay.read(DEMO).batches())
         2655
         """
+        if self._listing is not None and (once := read_once(self._listing.paths)) is not None:
+            raise ReplayError(f"{once} was read, and cannot be again; write it to a file first, or keep what the first reading gave")
         self._listing = listing = self._open()
         try:
             for requests in listing.batches():

@@ -379,8 +379,8 @@ class Replay:
         s = self.settings
         self.started_at = time.time()
         self.paths, self.errors = source.expand(s.captures)
-        if s.loop != 1 and "-" in self.paths:
-            raise UsageError("--loop needs captures that can be read again; standard input (-) cannot, write it to a file first")
+        if s.loop != 1 and (once := source.read_once(self.paths)) is not None:
+            raise UsageError(f"--loop needs captures that can be read again; {once} cannot, write it to a file first")
         if len(s.targets) > _TARGETS_MOST:
             raise UsageError(f"{len(s.targets):,} targets: at most {_TARGETS_MOST:,} in one run")
         self._addresses = [resolve(target) for target in s.targets]

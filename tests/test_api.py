@@ -173,6 +173,17 @@ def test_keeping_all_batches_ends_with_a_word(tmp_path):
     assert sum(len(batch) for batch in list(replay.read(capture).batches())) == 9000
 
 
+def test_a_pipe_is_read_once(tmp_path):
+    fifo = tmp_path / "fifo"
+    os.mkfifo(fifo)
+    capture = replay.read(fifo)
+    with subprocess.Popen(["cp", DEMO, fifo]):
+        assert len(list(capture)) == 226
+    with pytest.raises(ReplayError, match="a pipe"):
+        next(iter(capture))
+    assert capture.counts["found"] == 226
+
+
 def test_a_reading_that_is_left_early_ends():
     for request in replay.read(DEMO):
         assert request.number == 0

@@ -102,6 +102,17 @@ def test_wrong_usage_ends_with_2_and_says_what_to_write(words, said):
     assert out == ""
 
 
+def test_a_pipe_cannot_be_gone_through_twice(tmp_path):
+    fifo = tmp_path / "fifo"
+    os.mkfifo(fifo)
+    for path in (fifo, "/dev/stdin", "/dev/fd/0", "-"):
+        code, out, error = replay("run", path, "--loop", "2", "--limit", "300", "--pace", "max", stdin=DEMO.read_bytes())
+        assert (code, out) == (2, "") and "--loop needs captures that can be read again" in error, (path, error)
+    with DEMO.open("rb") as file:  # what is no pipe begins anew
+        done = subprocess.run([sys.executable, "-m", "replay", "run", "/dev/stdin", "--loop", "2", "--json"], stdin=file, capture_output=True, timeout=60)
+    assert done.returncode == 0 and json.loads(done.stdout)["passes"] == 2
+
+
 def test_an_unknown_name_of_a_target_ends_with_5():
     code, _, error = replay("run", "--to", "http://no-such-host.invalid", DEMO)
     assert code == 5 and "no-such-host.invalid" in error
