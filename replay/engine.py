@@ -368,6 +368,7 @@ class Replay:
     _judge_thread: threading.Thread | None = None
     _lines: Any = None
     _finishing: bool = False
+    _begun: list[tuple[int, int]] | None = None  # of each sender when the run was ended early: requests taken up, and how far into the captures the last one was due
     _swept: bool = False
     started_at: float = 0.0
     ended_at: float = 0.0
@@ -543,6 +544,7 @@ class Replay:
 
     def stop(self) -> None:
         """Ends everything within some 0.1 s; the numbers still add up."""
+        self._cut()
         self.stopped = True
         self._stop_reading.set()
         self._stop.set()
@@ -583,11 +585,20 @@ class Replay:
     def finish(self) -> None:
         """Begins nothing more, as at the end of `--duration`: what is under way is drained, the rest is dropped as stopped."""
         if not self._finishing:
+            self._cut()
             self._finishing = True
             self._stop_reading.set()
             for way in self._ways:
                 way.late = bool(way.sender.counters()["waiting"])
                 way.sender.finish()
+
+    def _cut(self) -> None:
+        """Keeps how far the senders were: what is left then is taken up to be dropped."""
+        if self._begun is None and any(thread.is_alive() for thread in self._threads):
+            self._begun = self._position()
+
+    def _position(self) -> list[tuple[int, int]]:
+        return [(counts["taken"], counts["position_ns"]) for counts in (way.sender.counters() for way in self._ways)]
 
     def settle(self) -> None:
         """When nothing runs any more: accounts for what a stop left over, and lets the judge read to the end. Then outcomes and lines are complete."""
@@ -677,12 +688,12 @@ class Replay:
         ingest = found["ingest"]
         if ingest is None:
             raise ReplayError("nothing was read, though no thread failed: please report this")
-        return found | self._told()
+        return found | self._told() | {"begun": self._begun}
 
     def so_far(self) -> Counts:
         """As `result`, while it runs: the numbers need not add up yet."""
         found = self.snapshot()
-        return found | self._told()
+        return found | self._told() | {"begun": self._begun or self._position()}
 
     def _told(self) -> Counts:
         return {

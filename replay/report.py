@@ -269,7 +269,9 @@ def _target(addresses: list[tuple[bytes, int]], sender: dict[str, Any], unqueued
 
 
 def _rate(settings: Settings, found: dict[str, Any], ledger: dict[str, Any]) -> dict[str, Any]:
-    """asked and achieved in requests a second (all targets together), and what held it up."""
+    """asked and achieved in requests a second (all targets together), and what held it up.
+
+    Of a run that was ended early, or still goes on, asked is of what was begun until then, as achieved is: the captures' average says nothing of their beginning."""
     firsts = [s["first_sent_ns"] for s in found["senders"] if s["first_sent_ns"]]
     lasts = [s["last_sent_ns"] for s in found["senders"] if s["last_sent_ns"]]
     took = max(lasts) - min(firsts) if firsts else 0
@@ -278,21 +280,24 @@ def _rate(settings: Settings, found: dict[str, Any], ledger: dict[str, Any]) -> 
     if settings.selection.routing is not None:
         copies = (ledger["selected"] + ledger["fanout"]) / max(ledger["selected"], 1)
     asked: float | None = None
-    ingest = found["ingest"]
+    ingest, begun = found["ingest"], found.get("begun")
     if settings.pace.kind == "rate":
         asked = settings.pace.value * copies
+    elif settings.pace.kind == "original" and begun is not None:
+        taken, reached = sum(count for count, _ in begun), max((at for _, at in begun), default=0)
+        asked = (taken - 1) * 1e9 / reached * settings.pace.value if taken > 1 and reached > 0 else None
     elif settings.pace.kind == "original" and ingest["selected"] > 1 and ingest["end_offset_ns"] > 0:
         asked = ingest["selected"] * copies * 1e9 / ingest["end_offset_ns"] * settings.pace.value
     return {
         "asked": asked,
         "achieved": achieved,
         "limited_by": None if settings.dry_run else found.get("limited_by"),
-        "planned_s": _planned_s(settings, ingest),
+        "planned_s": _planned_s(settings, ingest) if begun is None else None,
     }
 
 
 def _planned_s(settings: Settings, ingest: dict[str, Any]) -> float | None:
-    """Seconds that all of it takes at the asked pace; None as fast as it goes."""
+    """Seconds that all of it takes at the asked pace; None as fast as it goes. Only where all was read."""
     if settings.pace.kind == "max":
         return None
     if settings.pace.kind == "rate":
