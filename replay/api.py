@@ -378,7 +378,7 @@ _RUN: dict[str, tuple[str, Callable[[Any], Any]]] = {  # option -> (field of Set
     "pace": ("pace", lambda value: units.pace(str(value))),
     "loop": ("loop", _within(1, 1 << 40)),
     "duration": ("duration_ns", _duration),
-    "start_at": ("start_at_ns", lambda value: units.moment(str(value))),
+    "start_at": ("start_at_ns", lambda value: units.ahead(str(value))),
     "connections": ("connections", _within(1, 1 << 20)),
     "pipeline": ("pipeline", _within(1, 64)),
     "connect_timeout": ("connect_timeout_ns", _duration),
