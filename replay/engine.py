@@ -368,7 +368,8 @@ class Replay:
     _judge_thread: threading.Thread | None = None
     _lines: Any = None
     _finishing: bool = False
-    _begun: list[tuple[int, int]] | None = None  # of each sender when the run was ended early: requests taken up, and how far into the captures the last one was due
+    # Of each sender, when the run was ended early: requests taken up, and how far into the captures the last one was.
+    _begun: list[tuple[int, int]] | None = None
     _swept: bool = False
     started_at: float = 0.0
     ended_at: float = 0.0

@@ -159,6 +159,42 @@ def test_nothing_is_planned_where_nothing_could_be_read(tmp_path):
     assert code == 4 and "no such file" in error and "planned:" not in error
 
 
+PLANNED = [  # one pass: 225 requests in 9.36 s, 11 of them writes
+    ({}, "225 requests, 11 of them writes, 9.36 s"),
+    ({"loop": 3}, "675 requests, 33 of them writes, 28.1 s"),
+    ({"loop": 3, "limit": 10}, "10 requests, 1 of them writes, 807 ms"),
+    ({"loop": 3, "limit": 450}, "450 requests, 22 of them writes, 18.7 s"),
+    ({"loop": 3, "limit": 300}, "300 requests, about 14 of them writes, about 12.5 s"),
+    ({"loop": 3, "limit": 300, "pace": "100/s"}, "300 requests, about 14 of them writes, 3 s"),
+    ({"limit": 1000}, "225 requests, 11 of them writes, 9.36 s"),
+    ({"duration": "2s"}, "225 requests, 11 of them writes, 2 s (--duration; 9.36 s without)"),
+    ({"duration": "2s", "pace": "max"}, "225 requests, 11 of them writes, as fast as answers come, 2 s at most (--duration)"),
+]
+
+
+@pytest.mark.parametrize("options, said", PLANNED, ids=[" ".join(f"{name} {value}" for name, value in options.items()) or "one pass" for options, _ in PLANNED])
+def test_what_is_planned(options, said):
+    from replay import api, engine
+    from replay.cli import planned
+
+    settings, _, _ = api._settings((str(DEMO),), "http://127.0.0.1:9", dict(options))
+    plan = engine.plan([str(DEMO)], settings.selection, [], engine._fastpath.Stop())
+    assert planned.introduction(settings, plan)[1] == f"planned: {said}"
+
+
+@pytest.mark.parametrize(
+    "words, said",
+    [
+        ((), "9.36 s"), (("--duration", "2s"), "2 s (--duration; 9.36 s without)"), (("--duration", "20s"), "9.36 s"), (("--pace", "max"), "as long as it takes (pace max)"),
+        (("--pace", "max", "--duration", "2s"), "at most 2 s (--duration)"), (("--loop", "3", "--limit", "450", "--pace", "50/s", "--duration", "2s"), "2 s (--duration; 9 s without)"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
+)  # fmt: skip
+def test_how_long_a_run_would_take(words, said):
+    code, out, _ = replay("run", DEMO, *words)
+    assert code == 0 and re.search(r"^would take +(.*)$", out, re.MULTILINE)[1] == said
+
+
 @pytest.mark.parametrize("verb", ["show", "run", "inspect"])
 def test_an_empty_file_beside_others_is_a_warning(verb, tmp_path):
     """A ring of files that a recorder did not come round leaves such ones."""
