@@ -22,7 +22,7 @@ from replay.judge import gates, gating
 from replay.judge.limits import Limits
 from replay.outputs import apart
 from replay.results import ResultsWriter, opened
-from replay.settings import Selection, Settings, Tls, header, host, methods, network, suffix, target
+from replay.settings import Selection, Settings, Tls, header, host, methods, network, suffix, target, tls
 
 __all__ = ["Capture", "ReadOptions", "Report", "RunOptions", "read", "run"]
 
@@ -187,7 +187,8 @@ def run(*captures: Path, to: str | Iterable[str] = (), progress: Callable[[dict[
     (225, True)
     """
     settings, given, notes = _settings(_paths(captures), to, dict(options))
-    judged = gating.parsed(_words(given.pop("fail_if", ())), _words(given.pop("stop_if", ())), bool(given.pop("allow_empty", False)))
+    empty = _taken(given, {"allow_empty": ("allow_empty", _flag)})
+    judged = gating.parsed(_words(given.pop("fail_if", ())), _words(given.pop("stop_if", ())), **empty)
     file, log_file = (None if (path := given.pop(name, None)) is None else os.fspath(path) for name in ("results", "access_log"))
     if given:
         raise _unknown(given, RunOptions, "to", "progress")
@@ -387,6 +388,7 @@ _RUN: dict[str, tuple[str, Callable[[Any], Any]]] = {  # option -> (field of Set
     "driver": ("driver", _one_of("auto", "epoll", "io_uring")),
     "allow_production": ("allow_production", _flag),
 }
+_FLAGS: dict[str, tuple[str, Callable[[Any], Any]]] = {name: (name, _flag) for name in ("dry_run", "insecure")}
 
 
 def _taken(given: dict[str, Any], table: dict[str, tuple[str, Callable[[Any], Any]]]) -> dict[str, Any]:
@@ -420,10 +422,11 @@ def _settings(captures: tuple[str, ...], to: str | Iterable[str], given: dict[st
     how = {name: given.pop(name, default) for name, default in (("mesh", None), ("resolve", ()), ("namespace", "default"), ("mirror_headers", "none"))}
     selection, rest, warnings = _routed(policy, how, to, given)
     targets = tuple(target(text) for text in _words(to)) if selection.routing is None else selection.routing.targets
-    dry_run = bool(rest.pop("dry_run", False)) or not targets
+    flags = _taken(rest, _FLAGS)
+    dry_run = flags.get("dry_run", False) or not targets
     cacert, cert, key, sni = (None if (file := rest.pop(name, None)) is None else os.fspath(file) for name in ("cacert", "cert", "key", "sni"))
-    tls = Tls(cacert, cert, key, sni, bool(rest.pop("insecure", False)))
-    return Settings(captures=captures, selection=selection, targets=targets, dry_run=dry_run, tls=tls, **_taken(rest, _RUN)), rest, warnings
+    spoken = tls(Tls(cacert, cert, key, sni, flags.get("insecure", False)), targets, "")
+    return Settings(captures=captures, selection=selection, targets=targets, dry_run=dry_run, tls=spoken, **_taken(rest, _RUN)), rest, warnings
 
 
 def _routed(policy: tuple[str, ...], how: dict[str, Any], to: str | Iterable[str], given: dict[str, Any]) -> tuple[Selection, dict[str, Any], tuple[str, ...]]:

@@ -155,6 +155,19 @@ def test_wrong_options_are_errors_at_once(options, word):
         replay.read(DEMO, **options)
 
 
+WRONG_RUN = [
+    ({"insecure": "false"}, "insecure: 'false' is neither True nor False"), ({"dry_run": "no"}, "dry_run: 'no' is neither"), ({"allow_empty": 0}, "allow_empty: 0 is neither"),
+    ({"insecure": True}, "insecure are for https targets, and there is none"), ({"sni": "shadow"}, "cacert, cert, key, sni and insecure are for https targets"),
+    ({"to": "https://127.0.0.1:9", "key": "k.pem"}, "key: without cert"), ({"to": "https://127.0.0.1:9", "insecure": True, "cacert": "a.pem"}, "insecure and cacert"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("options, word", WRONG_RUN, ids=[" ".join(one) for one, _ in WRONG_RUN])
+def test_wrong_options_of_a_run_are_errors_at_once(options, word):
+    with pytest.raises(UsageError, match=re.escape(word)):
+        replay.run(DEMO, **{"to": "http://127.0.0.1:9", "duration": "1s"} | options)
+
+
 def test_captures_that_are_not_there(tmp_path):
     with pytest.raises(CaptureError, match="nowhere"):
         list(replay.read(tmp_path / "nowhere.pcap"))
