@@ -6,6 +6,7 @@ numbers are seconds.
 
 from __future__ import annotations
 
+import math
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -57,6 +58,7 @@ class ReadOptions(TypedDict, total=False):
     trace: str
     auth_file: Path
     credentials: str
+    max_hops: int
     max_head: int | str
     max_body: int | str
     max_memory: int | str
@@ -345,8 +347,18 @@ def _duration(value: Any) -> int:
     return found
 
 
+def _share(value: float) -> int:
+    """Parts per million of a computed percentage (`100 / 3`): the nearest, but nothing and all are said as such."""
+    if not math.isfinite(value):
+        raise ValueError(f"{value!r} is no percentage; write 5, 0.5 or 5%")
+    found = units.share(f"{value:.4f}")
+    if (found == 0) != (value == 0) or (found == units.MILLION) != (value == 100):
+        raise ValueError(f"{value!r} is finer than a millionth; the nearest would be {units.show_share(found)}")
+    return found
+
+
 _READ: dict[str, tuple[str, Callable[[Any], Any]]] = {  # option -> (field of Selection, how its value is read)
-    "percent": ("share", lambda value: units.share(f"{value:f}" if isinstance(value, float) else str(value))),
+    "percent": ("share", lambda value: _share(value) if isinstance(value, float) else units.share(str(value))),
     "sample_by": ("sample_by", str),
     "seed": ("seed", _within(0, (1 << 64) - 1)),
     "shard": ("shard", lambda value: units.shard(str(value))),
@@ -368,6 +380,7 @@ _READ: dict[str, tuple[str, Callable[[Any], Any]]] = {  # option -> (field of Se
     "add_header": ("add_headers", _pairs),
     "remove_header": ("remove_headers", lambda value: tuple(header(name).encode() for name in _many(value))),
     "trace": ("trace", _one_of("keep", "unsample", "drop")),
+    "max_hops": ("max_hops", _within(1, 99)),
     "max_head": ("max_head", lambda value: units.size(str(value))),
     "max_body": ("max_body", lambda value: units.size(str(value))),
     "max_memory": ("max_memory", lambda value: units.size(str(value))),
