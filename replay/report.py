@@ -434,6 +434,10 @@ def hint(report: dict[str, Any]) -> str | None:
         return (
             f"no connection to {' or '.join(never)} succeeded ({last_errors[0] if last_errors else 'no answer'}): check that the shadow service listens there"
         )
+    if report["interrupted"] and report["dry_run"]:
+        return "the dry run was stopped; its numbers are of what had been read"
+    if report["interrupted"] and not n["sent"]:
+        return "the run was stopped before anything was sent"
     if report["interrupted"]:
         return "the run was stopped; another run sends everything again, writes included, unless --since leaves it out"
     if not n["found"] and report["other_shards"]:

@@ -389,6 +389,24 @@ def test_without_a_target_it_is_a_dry_run_that_ends_in_the_command_to_send():
     assert len(out.splitlines()) <= 25
 
 
+def test_the_command_to_send_keeps_captures_that_look_like_options(tmp_path):
+    """Behind -- everything is a capture."""
+    for name in ("-x.pcap", "--dry-run"):
+        (tmp_path / name).write_bytes(DEMO.read_bytes())
+        done = subprocess.run([sys.executable, "-m", "replay", "run", "--dry-run", "--limit", "3", "--", name], capture_output=True, cwd=tmp_path, timeout=60)
+        words = shlex.split(done.stdout.decode().splitlines()[-1].removeprefix("to send: "))
+        assert words == ["replay", "run", "--to", "http://SHADOW:PORT", "--limit", "3", "--", name]
+
+
+def test_what_a_stop_leaves_to_do():
+    from replay import report
+
+    stopped = json.loads(replay("run", DEMO, "--json")[1]) | {"interrupted": True}
+    assert report.hint(stopped) == "the dry run was stopped; its numbers are of what had been read"
+    assert report.hint(stopped | {"dry_run": False}) == "the run was stopped before anything was sent"
+    assert "writes included" in report.hint(stopped | {"dry_run": False, "ledger": stopped["ledger"] | {"sent": 1}})
+
+
 def test_json_is_the_only_thing_on_standard_output_and_equals_the_report(tmp_path):
     code, out, _ = replay("run", "--json", "--report", tmp_path / "r.json", "--percent", "10", DEMO)
     report = json.loads(out)

@@ -136,10 +136,11 @@ def test_a_stop_before_the_start_ends_at_once(tmp_path):
     capture = endtoend.unique(tmp_path / "a.pcap", 3)
     with endtoend.Sink(tmp_path / "log") as sink:
         began = time.monotonic()
-        process = endtoend.started("run", "--json", capture, "--to", sink.url, "--start-at", "+60s")
+        process = endtoend.started("run", "--report", tmp_path / "r.json", capture, "--to", sink.url, "--start-at", "+60s")
         endtoend.wait_until(lambda: b"begins at" in process.stderr.readline() or None, "the plan")
         time.sleep(0.3)
         process.send_signal(signal.SIGINT)
         out, _ = process.communicate(timeout=20)
         assert process.returncode == 130 and time.monotonic() - began < 20
-        assert endtoend.balanced(json.loads(out))["ledger"]["sent"] == 0
+        assert endtoend.balanced(json.loads((tmp_path / "r.json").read_text()))["ledger"]["sent"] == 0
+        assert b"next: the run was stopped before anything was sent\n" in out  # and nothing of writes that would be sent again
