@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 
+import endtoend
 import pytest
 
 DEMO = pathlib.Path(__file__).resolve().parents[1] / "replay" / "data" / "demo.pcap"
@@ -90,6 +91,11 @@ def test_an_option_with_a_typo_is_answered_with_the_nearest_one(typed, meant):
         (["run", "--loop", "2", "-"], "--loop"),
         (["run", "--report", "/nowhere/at/all.json", DEMO], "no folder"),
         (["run", "--access-log", "/nowhere/at/all.log", DEMO], "No such file"),
+        (["run", "--report", "-", DEMO], "--report -: would be a file of that name; --json prints the report on standard output"),
+        (["run", "--html", "-", DEMO], "--html -: would be a file"),
+        (["report", "--report", "-", DEMO], "--report -"),
+        (["sink", "--body", "much"], "no size"),
+        (["sink", "--body", "65MiB"], "out of range"),
         (["show", "--jsn", DEMO], "--json"),
     ],
     ids=lambda value: " ".join(map(str, value))[:40].replace(str(DEMO), "") if isinstance(value, list) else "",
@@ -325,6 +331,15 @@ def test_show_for_people_is_a_line_a_request():
     assert code == 0 and len(lines) == 226
     assert sum("POST" in line for line in lines) > 3
     assert sum("[withheld: upgrade]" in line for line in lines) == 1
+
+
+def test_what_has_no_request_line_is_counted(tmp_path):
+    talk = endtoend.conversation([endtoend.request(b"/1"), b"\x01\x02 this is no request\r\n\r\n"], 0)
+    capture = endtoend.write(tmp_path / "a.pcap", talk)
+    code, out, error = replay("show", "--incomplete", capture)
+    assert code == 0 and len(out.splitlines()) == 1
+    assert "incomplete malformed 1 (1 of them without a request line, so without a line here)" in error
+    assert "of them" not in replay("show", capture)[2]
 
 
 def test_the_first_column_of_show_is_the_number_that_explain_takes():

@@ -364,6 +364,7 @@ FAULTS = [  # bytes, code, a piece of the message, offset, packet, count, fatal,
     ("zstd of text", make.zstded(b"not a capture"), "unknown_format", "inside the compression", 0, None, 1, True, 0),
     ("gzip of gzip", make.gzipped(make.gzipped(PLAIN["pcap"])), "nested", "compressed twice", 0, None, 1, True, 0),
     ("zstd of gzip", make.zstded(make.gzipped(PLAIN["pcap"])), "nested", "compressed twice", 0, None, 1, True, 0),
+    ("zstd cut in its first block", make.zstded(PLAIN["pcap"])[:40], "cut", "the compressed data ends before its first block is whole", 0, None, 1, True, 0),
     ("gzip of nothing", make.gzipped(b""), "empty", "is empty", 0, None, 1, True, 0),
     ("gzip header damaged", b"\x1f\x8b\xff" + bytes(20), "compression", "damaged", None, None, 1, True, 0),
 ]

@@ -602,7 +602,8 @@ FAULT_TEXT = (
     ("compression", None, lambda a, b, first: "the compressed data is damaged here; what comes out before it was used, make the file anew or copy it again"),
     ("trailing", False, lambda a, b, first: "bytes that are no compressed data follow the last member; they were ignored"),
     ("cut", None, lambda a, b, first: "the file ends inside a packet or block" + (f" ({a} bytes of it are there)" if a else "") + "; what precedes was used"),
-    ("cut", None, lambda a, b, first: f"the file ends inside its header ({a} of {'at least 28' if b else 24} bytes); nothing could be used, record it again"),
+    ("cut", None, lambda a, b, first: "the compressed data ends before its first block is whole; nothing could be used, make the file anew or copy it again" if b == 2 else
+        f"the file ends inside its header ({a} of {'at least 28' if b else 24} bytes); nothing could be used, record it again"),
     ("corrupt", None, lambda a, b, first: "another capture begins here: files that were joined (cat, zcat) are no capture; what precedes was used, give the files one by one" if b else
         f"a captured length of {a} bytes, at most {WALK_CAPLEN} are sane; what precedes was used, the rest of the file is lost"),
     ("corrupt", None, lambda a, b, first: f"a block length of {a}, at least 12 were expected; what precedes was used, the rest of the file is lost"),
