@@ -6,6 +6,7 @@ numbers are seconds.
 
 from __future__ import annotations
 
+import math
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -14,7 +15,7 @@ from typing import Any, TypedDict, Unpack
 from replay import accesslog, credentials, units
 from replay import report as reporting
 from replay.batch import Batch, Request
-from replay.capture.source import as_error
+from replay.capture.source import as_error, read_once
 from replay.engine import Listing, Replay
 from replay.errors import ReplayError, UsageError
 from replay.histogram import Histogram
@@ -22,7 +23,7 @@ from replay.judge import gates, gating
 from replay.judge.limits import Limits
 from replay.outputs import apart
 from replay.results import ResultsWriter, opened
-from replay.settings import Selection, Settings, Tls, header, host, methods, network, suffix, target
+from replay.settings import Selection, Settings, Tls, header, host, methods, network, suffix, target, tls
 
 __all__ = ["Capture", "ReadOptions", "Report", "RunOptions", "read", "run"]
 
@@ -57,6 +58,7 @@ class ReadOptions(TypedDict, total=False):
     trace: str
     auth_file: Path
     credentials: str
+    max_hops: int
     max_head: int | str
     max_body: int | str
     max_memory: int | str
@@ -122,7 +124,7 @@ def read(*captures: Path, as_sent: bool = False, incomplete: bool = False, **opt
 
 
 class Capture:
-    """Requests of captures. Iterate over it for `Request` objects, or over `batches()` for columns; each time it is read anew."""
+    """Requests of captures. Iterate over it for `Request` objects, or over `batches()` for columns; each time it is read anew (a pipe: once)."""
 
     def __init__(self, captures: tuple[str, ...], selection: Selection, *, as_sent: bool, incomplete: bool) -> None:
         self._arguments = (captures, selection, as_sent, incomplete)
@@ -143,6 +145,8 @@ class Capture:
         >>> sum(int(batch["body_len"].sum()) for batch in replay.read(DEMO).batches())
         2655
         """
+        if self._listing is not None and (once := read_once(self._listing.paths)) is not None:
+            raise ReplayError(f"{once} was read, and cannot be again; write it to a file first, or keep what the first reading gave")
         self._listing = listing = self._open()
         try:
             for requests in listing.batches():
@@ -185,7 +189,8 @@ def run(*captures: Path, to: str | Iterable[str] = (), progress: Callable[[dict[
     (225, True)
     """
     settings, given, notes = _settings(_paths(captures), to, dict(options))
-    judged = gating.parsed(_words(given.pop("fail_if", ())), _words(given.pop("stop_if", ())), bool(given.pop("allow_empty", False)))
+    empty = _taken(given, {"allow_empty": ("allow_empty", _flag)})
+    judged = gating.parsed(_words(given.pop("fail_if", ())), _words(given.pop("stop_if", ())), **empty)
     file, log_file = (None if (path := given.pop(name, None)) is None else os.fspath(path) for name in ("results", "access_log"))
     if given:
         raise _unknown(given, RunOptions, "to", "progress")
@@ -342,8 +347,18 @@ def _duration(value: Any) -> int:
     return found
 
 
+def _share(value: float) -> int:
+    """Parts per million of a computed percentage (`100 / 3`): the nearest, but nothing and all are said as such."""
+    if not math.isfinite(value):
+        raise ValueError(f"{value!r} is no percentage; write 5, 0.5 or 5%")
+    found = units.share(f"{value:.4f}")
+    if (found == 0) != (value == 0) or (found == units.MILLION) != (value == 100):
+        raise ValueError(f"{value!r} is finer than a millionth; the nearest would be {units.show_share(found)}")
+    return found
+
+
 _READ: dict[str, tuple[str, Callable[[Any], Any]]] = {  # option -> (field of Selection, how its value is read)
-    "percent": ("share", lambda value: units.share(f"{value:f}" if isinstance(value, float) else str(value))),
+    "percent": ("share", lambda value: _share(value) if isinstance(value, float) else units.share(str(value))),
     "sample_by": ("sample_by", str),
     "seed": ("seed", _within(0, (1 << 64) - 1)),
     "shard": ("shard", lambda value: units.shard(str(value))),
@@ -365,6 +380,7 @@ _READ: dict[str, tuple[str, Callable[[Any], Any]]] = {  # option -> (field of Se
     "add_header": ("add_headers", _pairs),
     "remove_header": ("remove_headers", lambda value: tuple(header(name).encode() for name in _many(value))),
     "trace": ("trace", _one_of("keep", "unsample", "drop")),
+    "max_hops": ("max_hops", _within(1, 99)),
     "max_head": ("max_head", lambda value: units.size(str(value))),
     "max_body": ("max_body", lambda value: units.size(str(value))),
     "max_memory": ("max_memory", lambda value: units.size(str(value))),
@@ -376,7 +392,7 @@ _RUN: dict[str, tuple[str, Callable[[Any], Any]]] = {  # option -> (field of Set
     "pace": ("pace", lambda value: units.pace(str(value))),
     "loop": ("loop", _within(1, 1 << 40)),
     "duration": ("duration_ns", _duration),
-    "start_at": ("start_at_ns", lambda value: units.moment(str(value))),
+    "start_at": ("start_at_ns", lambda value: units.ahead(str(value))),
     "connections": ("connections", _within(1, 1 << 20)),
     "pipeline": ("pipeline", _within(1, 64)),
     "connect_timeout": ("connect_timeout_ns", _duration),
@@ -385,6 +401,7 @@ _RUN: dict[str, tuple[str, Callable[[Any], Any]]] = {  # option -> (field of Set
     "driver": ("driver", _one_of("auto", "epoll", "io_uring")),
     "allow_production": ("allow_production", _flag),
 }
+_FLAGS: dict[str, tuple[str, Callable[[Any], Any]]] = {name: (name, _flag) for name in ("dry_run", "insecure")}
 
 
 def _taken(given: dict[str, Any], table: dict[str, tuple[str, Callable[[Any], Any]]]) -> dict[str, Any]:
@@ -418,10 +435,11 @@ def _settings(captures: tuple[str, ...], to: str | Iterable[str], given: dict[st
     how = {name: given.pop(name, default) for name, default in (("mesh", None), ("resolve", ()), ("namespace", "default"), ("mirror_headers", "none"))}
     selection, rest, warnings = _routed(policy, how, to, given)
     targets = tuple(target(text) for text in _words(to)) if selection.routing is None else selection.routing.targets
-    dry_run = bool(rest.pop("dry_run", False)) or not targets
+    flags = _taken(rest, _FLAGS)
+    dry_run = flags.get("dry_run", False) or not targets
     cacert, cert, key, sni = (None if (file := rest.pop(name, None)) is None else os.fspath(file) for name in ("cacert", "cert", "key", "sni"))
-    tls = Tls(cacert, cert, key, sni, bool(rest.pop("insecure", False)))
-    return Settings(captures=captures, selection=selection, targets=targets, dry_run=dry_run, tls=tls, **_taken(rest, _RUN)), rest, warnings
+    spoken = tls(Tls(cacert, cert, key, sni, flags.get("insecure", False)), targets, "")
+    return Settings(captures=captures, selection=selection, targets=targets, dry_run=dry_run, tls=spoken, **_taken(rest, _RUN)), rest, warnings
 
 
 def _routed(policy: tuple[str, ...], how: dict[str, Any], to: str | Iterable[str], given: dict[str, Any]) -> tuple[Selection, dict[str, Any], tuple[str, ...]]:

@@ -369,6 +369,8 @@ class Replay:
     _judge_thread: threading.Thread | None = None
     _lines: Any = None
     _finishing: bool = False
+    # Of each sender, when the run was ended early: requests taken up, and how far into the captures the last one was.
+    _begun: list[tuple[int, int]] | None = None
     _swept: bool = False
     started_at: float = 0.0
     ended_at: float = 0.0
@@ -380,8 +382,8 @@ class Replay:
         s = self.settings
         self.started_at = time.time()
         self.paths, self.errors = source.expand(s.captures)
-        if s.loop != 1 and "-" in self.paths:
-            raise UsageError("--loop needs captures that can be read again; standard input (-) cannot, write it to a file first")
+        if s.loop != 1 and (once := source.read_once(self.paths)) is not None:
+            raise UsageError(f"--loop needs captures that can be read again; {once} cannot, write it to a file first")
         if len(s.targets) > _TARGETS_MOST:
             raise UsageError(f"{len(s.targets):,} targets: at most {_TARGETS_MOST:,} in one run")
         self._addresses = [resolve(target) for target in s.targets]
@@ -545,6 +547,7 @@ class Replay:
 
     def stop(self) -> None:
         """Ends everything within some 0.1 s; the numbers still add up."""
+        self._cut()
         self.stopped = True
         self._stop_reading.set()
         self._stop.set()
@@ -585,11 +588,20 @@ class Replay:
     def finish(self) -> None:
         """Begins nothing more, as at the end of `--duration`: what is under way is drained, the rest is dropped as stopped."""
         if not self._finishing:
+            self._cut()
             self._finishing = True
             self._stop_reading.set()
             for way in self._ways:
                 way.late = bool(way.sender.counters()["waiting"])
                 way.sender.finish()
+
+    def _cut(self) -> None:
+        """Keeps how far the senders were: what is left then is taken up to be dropped."""
+        if self._begun is None and any(thread.is_alive() for thread in self._threads):
+            self._begun = self._position()
+
+    def _position(self) -> list[tuple[int, int]]:
+        return [(counts["taken"], counts["position_ns"]) for counts in (way.sender.counters() for way in self._ways)]
 
     def settle(self) -> None:
         """When nothing runs any more: accounts for what a stop left over, and lets the judge read to the end. Then outcomes and lines are complete."""
@@ -679,12 +691,12 @@ class Replay:
         ingest = found["ingest"]
         if ingest is None:
             raise ReplayError("nothing was read, though no thread failed: please report this")
-        return found | self._told()
+        return found | self._told() | {"begun": self._begun}
 
     def so_far(self) -> Counts:
         """As `result`, while it runs: the numbers need not add up yet."""
         found = self.snapshot()
-        return found | self._told()
+        return found | self._told() | {"begun": self._begun or self._position()}
 
     def _told(self) -> Counts:
         return {

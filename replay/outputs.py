@@ -17,6 +17,9 @@ def apart(outputs: Iterable[Named], captures: Sequence[str] = (), read: Iterable
     """outputs, read: (option, path); None and `-` are no file. captures: as a person named them. Raises UsageError with both options."""
     written: dict[object, str] = {}
     for option, path in outputs:
+        if path == "-" and option in ("--report", "--html"):
+            where = "--json prints the report on standard output" if option == "--report" else "/dev/stdout is standard output"
+            raise UsageError(f"{option} -: would be a file of that name; {where}")
         one = _identity(path)
         if one is None:
             continue

@@ -269,7 +269,9 @@ def _target(addresses: list[tuple[bytes, int]], sender: dict[str, Any], unqueued
 
 
 def _rate(settings: Settings, found: dict[str, Any], ledger: dict[str, Any]) -> dict[str, Any]:
-    """asked and achieved in requests a second (all targets together), and what held it up."""
+    """asked and achieved in requests a second (all targets together), and what held it up.
+
+    Of a run that was ended early, or still goes on, asked is of what was begun until then, as achieved is: the average of all says nothing of a part."""
     firsts = [s["first_sent_ns"] for s in found["senders"] if s["first_sent_ns"]]
     lasts = [s["last_sent_ns"] for s in found["senders"] if s["last_sent_ns"]]
     took = max(lasts) - min(firsts) if firsts else 0
@@ -278,21 +280,25 @@ def _rate(settings: Settings, found: dict[str, Any], ledger: dict[str, Any]) -> 
     if settings.selection.routing is not None:
         copies = (ledger["selected"] + ledger["fanout"]) / max(ledger["selected"], 1)
     asked: float | None = None
-    ingest = found["ingest"]
+    ingest, begun = found["ingest"], found.get("begun")
     if settings.pace.kind == "rate":
         asked = settings.pace.value * copies
+    elif settings.pace.kind == "original" and begun is not None:
+        taken, reached = sum(count for count, _ in begun), max((at for _, at in begun), default=0)
+        asked = (taken - 1) * 1e9 / reached * settings.pace.value if taken > 1 and reached > 0 else None
     elif settings.pace.kind == "original" and ingest["selected"] > 1 and ingest["end_offset_ns"] > 0:
         asked = ingest["selected"] * copies * 1e9 / ingest["end_offset_ns"] * settings.pace.value
     return {
         "asked": asked,
         "achieved": achieved,
         "limited_by": None if settings.dry_run else found.get("limited_by"),
-        "planned_s": _planned_s(settings, ingest),
+        "planned_s": _planned_s(settings, ingest) if begun is None else None,
+        "duration_s": None if settings.duration_ns is None else settings.duration_ns / 1e9,
     }
 
 
 def _planned_s(settings: Settings, ingest: dict[str, Any]) -> float | None:
-    """Seconds that all of it takes at the asked pace; None as fast as it goes."""
+    """Seconds that all of it takes at the asked pace; None as fast as it goes. Only where all was read."""
     if settings.pace.kind == "max":
         return None
     if settings.pace.kind == "rate":
@@ -351,8 +357,7 @@ def summary(report: dict[str, Any]) -> list[str]:
             if report[name]["p50"] is not None:
                 lines.append(_line(label, None, _quantiles(report[name]) + what))
     if report["dry_run"] and n["selected"] and not _tapped(report):  # a tap goes on for as long as it is let
-        planned = report["rate"]["planned_s"]
-        lines.append(_line("would take", None, "as long as it takes (pace max)" if planned is None else show_duration(planned * 1e9)))
+        lines += [_line("would take", None, takes)] if (takes := _would_take(report)) else []
     for at, row in enumerate(worst(report, max(0, min(3, 22 - len(lines))))):
         lines.append(_line("worst endpoints" if at == 0 else "", None, row))
     advice = hint(report)
@@ -362,6 +367,24 @@ def summary(report: dict[str, Any]) -> list[str]:
     if advice:
         lines.append(f"next: {advice}")
     return lines
+
+
+def duration_text(planned_ns: float, most_ns: float | None, about: str = "") -> str:
+    """How long a run takes. most_ns: its `--duration`."""
+    if most_ns is not None and most_ns < planned_ns:
+        return f"{show_duration(most_ns)} (--duration; {about}{show_duration(planned_ns)} without)"
+    return f"{about}{show_duration(planned_ns)}"
+
+
+def _would_take(report: dict[str, Any]) -> str | None:
+    """Of a dry run; None where it was ended before that was known."""
+    planned, most = report["rate"]["planned_s"], report["rate"].get("duration_s")
+    if planned is not None:
+        return duration_text(planned * 1e9, None if most is None else most * 1e9)
+    ended = report["interrupted"] or report.get("stopped_by") or report["ledger"]["by_reason"]["dropped"].get("stopped")
+    if most is not None:
+        return f"at most {show_duration(most * 1e9)} (--duration)"
+    return None if ended else "as long as it takes (pace max)"
 
 
 def exit_code(report: dict[str, Any], *, unread: bool = False) -> int:
@@ -411,6 +434,10 @@ def hint(report: dict[str, Any]) -> str | None:
         return (
             f"no connection to {' or '.join(never)} succeeded ({last_errors[0] if last_errors else 'no answer'}): check that the shadow service listens there"
         )
+    if report["interrupted"] and report["dry_run"]:
+        return "the dry run was stopped; its numbers are of what had been read"
+    if report["interrupted"] and not n["sent"]:
+        return "the run was stopped before anything was sent"
     if report["interrupted"]:
         return "the run was stopped; another run sends everything again, writes included, unless --since leaves it out"
     if not n["found"] and report["other_shards"]:

@@ -11,7 +11,7 @@ from typing import Any
 from replay.errors import UsageError
 from replay.units import MILLION, Pace
 
-__all__ = ["Routing", "SAFE_METHODS", "Selection", "Settings", "Target", "Tls", "host", "methods", "network", "suffix", "target"]
+__all__ = ["Routing", "SAFE_METHODS", "Selection", "Settings", "Target", "Tls", "host", "methods", "network", "suffix", "target", "tls"]
 
 #: RFC 9110 9.2.1, without TRACE, which no client of a service sends.
 SAFE_METHODS = ("GET", "HEAD", "OPTIONS")
@@ -36,6 +36,18 @@ class Tls:
     key: str | None = None
     sni: str | None = None
     insecure: bool = False
+
+
+def tls(found: Tls, targets: tuple[Target, ...], dashes: str = "--") -> Tls:
+    """The same, when it goes together and with the targets. dashes: how options are written. Raises UsageError."""
+    if found != Tls() and targets and not any(one.scheme == "https" for one in targets):
+        names = [dashes + name for name in ("cacert", "cert", "key", "sni", "insecure")]
+        raise UsageError(f"{', '.join(names[:-1])} and {names[-1]} are for https targets, and there is none")
+    if found.key is not None and found.cert is None:
+        raise UsageError(f"{dashes}key: without {dashes}cert there is nothing that it belongs to")
+    if found.insecure and found.cacert is not None:
+        raise UsageError(f"{dashes}insecure and {dashes}cacert: the first trusts everybody; leave one out")
+    return found
 
 
 @dataclass(frozen=True, slots=True)

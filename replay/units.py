@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import datetime
 import re
+import time
 from dataclasses import dataclass
 from decimal import Decimal
 
 __all__ = [
     "Pace",
+    "ahead",
     "count",
     "duration",
     "moment",
@@ -142,6 +144,17 @@ def moment(text: str) -> int:
         parsed = parsed.replace(tzinfo=datetime.UTC)
     since = parsed - datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC)
     return (since.days * 86400 + since.seconds) * 10**9 + since.microseconds * 1000
+
+
+def ahead(text: str) -> int:
+    """A moment that is still to come, or `+10s` from now, as ns since 1970; at most a week ahead."""
+    now = time.time_ns()
+    found = now + duration(text.strip()[1:]) if text.strip().startswith("+") else moment(text)
+    if found < now:
+        raise ValueError(f"{text!r} has passed")
+    if found - now > 7 * 86400 * 10**9:
+        raise ValueError(f"{text!r} is more than a week ahead")
+    return found
 
 
 def shard(text: str) -> tuple[int, int]:

@@ -134,6 +134,8 @@ WRONG = [
     ({"trace": "x"}, "keep"), ({"split_by_network": "yes"}, "neither True nor False"), ({"limit": 0}, "out of range"), ({"since": 5, "until": 4}, "leaves nothing"),
     ({"path": "("}, "regular expression"), ({"shard": "3/2"}, "shard"), ({"set_header": ["X-A"]}, "set_header: 'X-A' has no colon; write {'Name': 'value'}"),
     ({"add_header": [5]}, "add_header: 5 is no header"), ({"set_header": {"X-A": 1}}, "set_header: ('X-A', 1) is no header"), ({"set_header": 5}, "set_header"),
+    ({"percent": 1e-7}, "finer than a millionth; the nearest would be 0 %"), ({"percent": 99.99999}, "finer than a millionth"), ({"percent": float("nan")}, "no percentage"),
+    ({"percent": -1.0}, "no percentage"), ({"percent": 100.1}, "more than 100"), ({"max_hops": 0}, "max_hops: 0 is out of range"),
     ({"remove_header": "Cookie:"}, "remove_header: 'Cookie:' is no name of a header (RFC 9110 5.1); write Cookie"),
 ]  # fmt: skip
 
@@ -155,6 +157,32 @@ def test_wrong_options_are_errors_at_once(options, word):
         replay.read(DEMO, **options)
 
 
+@pytest.mark.parametrize("percent, ppm", [(100 / 3, 333_333), (0.1 + 0.2, 3_000), (0.0, 0), (100.0, 1_000_000), (1e-4, 1), (99.9999, 999_999), (5, 50_000), ("0.5%", 5_000)])
+def test_a_percentage_is_exact_to_a_millionth(percent, ppm):
+    assert replay.api._selection({"percent": percent})[0].share == ppm
+
+
+def test_hops_from_python(tmp_path):
+    talk = endtoend.conversation([endtoend.request(b"/1"), endtoend.request(b"/2", extra=b"x-shadow-replay: 1\r\n")], 0)
+    capture = endtoend.write(tmp_path / "a.pcap", talk)
+    with replay.sink() as url:
+        ledgers = [replay.run(capture, to=url, pace="max", max_hops=hops)["ledger"] for hops in (1, 2)]
+    assert [(one["answered"], one["by_reason"]["withheld"]) for one in ledgers] == [(1, {"loop": 1}), (2, {})]
+
+
+WRONG_RUN = [
+    ({"insecure": "false"}, "insecure: 'false' is neither True nor False"), ({"dry_run": "no"}, "dry_run: 'no' is neither"), ({"allow_empty": 0}, "allow_empty: 0 is neither"),
+    ({"insecure": True}, "insecure are for https targets, and there is none"), ({"sni": "shadow"}, "cacert, cert, key, sni and insecure are for https targets"),
+    ({"to": "https://127.0.0.1:9", "key": "k.pem"}, "key: without cert"), ({"to": "https://127.0.0.1:9", "insecure": True, "cacert": "a.pem"}, "insecure and cacert"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("options, word", WRONG_RUN, ids=[" ".join(one) for one, _ in WRONG_RUN])
+def test_wrong_options_of_a_run_are_errors_at_once(options, word):
+    with pytest.raises(UsageError, match=re.escape(word)):
+        replay.run(DEMO, **{"to": "http://127.0.0.1:9", "duration": "1s"} | options)
+
+
 def test_captures_that_are_not_there(tmp_path):
     with pytest.raises(CaptureError, match="nowhere"):
         list(replay.read(tmp_path / "nowhere.pcap"))
@@ -171,6 +199,17 @@ def test_keeping_all_batches_ends_with_a_word(tmp_path):
     with pytest.raises(ReplayError, match="max_memory"):
         list(replay.read(capture, max_memory="4MiB").batches())
     assert sum(len(batch) for batch in list(replay.read(capture).batches())) == 9000
+
+
+def test_a_pipe_is_read_once(tmp_path):
+    fifo = tmp_path / "fifo"
+    os.mkfifo(fifo)
+    capture = replay.read(fifo)
+    with subprocess.Popen(["cp", DEMO, fifo]):
+        assert len(list(capture)) == 226
+    with pytest.raises(ReplayError, match="a pipe"):
+        next(iter(capture))
+    assert capture.counts["found"] == 226
 
 
 def test_a_reading_that_is_left_early_ends():

@@ -11,6 +11,7 @@ import socket
 import subprocess
 import sys
 
+import endtoend
 import pytest
 
 from replay.errors import UsageError
@@ -93,6 +94,11 @@ def test_an_option_with_a_typo_is_answered_with_the_nearest_one(typed, meant):
         (["run", "--loop", "2", "-"], "--loop"),
         (["run", "--report", "/nowhere/at/all.json", DEMO], "no folder"),
         (["run", "--access-log", "/nowhere/at/all.log", DEMO], "No such file"),
+        (["run", "--report", "-", DEMO], "--report -: would be a file of that name; --json prints the report on standard output"),
+        (["run", "--html", "-", DEMO], "--html -: would be a file"),
+        (["report", "--report", "-", DEMO], "--report -"),
+        (["sink", "--body", "much"], "no size"),
+        (["sink", "--body", "65MiB"], "out of range"),
         (["show", "--jsn", DEMO], "--json"),
     ],
     ids=lambda value: " ".join(map(str, value))[:40].replace(str(DEMO), "") if isinstance(value, list) else "",
@@ -103,6 +109,17 @@ def test_wrong_usage_ends_with_2_and_says_what_to_write(words, said):
     assert said in error
     assert "secret" not in error
     assert out == ""
+
+
+def test_a_pipe_cannot_be_gone_through_twice(tmp_path):
+    fifo = tmp_path / "fifo"
+    os.mkfifo(fifo)
+    for path in (fifo, "/dev/stdin", "/dev/fd/0", "-"):
+        code, out, error = replay("run", path, "--loop", "2", "--limit", "300", "--pace", "max", stdin=DEMO.read_bytes())
+        assert (code, out) == (2, "") and "--loop needs captures that can be read again" in error, (path, error)
+    with DEMO.open("rb") as file:  # what is no pipe begins anew
+        done = subprocess.run([sys.executable, "-m", "replay", "run", "/dev/stdin", "--loop", "2", "--json"], stdin=file, capture_output=True, timeout=60)
+    assert done.returncode == 0 and json.loads(done.stdout)["passes"] == 2
 
 
 def test_an_unknown_name_of_a_target_ends_with_5():
@@ -149,6 +166,42 @@ def test_a_bad_capture_ends_with_4_and_says_what_was_found(verb, name, content, 
 def test_nothing_is_planned_where_nothing_could_be_read(tmp_path):
     code, _, error = replay("run", "--to", "http://127.0.0.1:9", tmp_path / "missing.pcap")
     assert code == 4 and "no such file" in error and "planned:" not in error
+
+
+PLANNED = [  # one pass: 225 requests in 9.36 s, 11 of them writes
+    ({}, "225 requests, 11 of them writes, 9.36 s"),
+    ({"loop": 3}, "675 requests, 33 of them writes, 28.1 s"),
+    ({"loop": 3, "limit": 10}, "10 requests, 1 of them writes, 807 ms"),
+    ({"loop": 3, "limit": 450}, "450 requests, 22 of them writes, 18.7 s"),
+    ({"loop": 3, "limit": 300}, "300 requests, about 14 of them writes, about 12.5 s"),
+    ({"loop": 3, "limit": 300, "pace": "100/s"}, "300 requests, about 14 of them writes, 3 s"),
+    ({"limit": 1000}, "225 requests, 11 of them writes, 9.36 s"),
+    ({"duration": "2s"}, "225 requests, 11 of them writes, 2 s (--duration; 9.36 s without)"),
+    ({"duration": "2s", "pace": "max"}, "225 requests, 11 of them writes, as fast as answers come, 2 s at most (--duration)"),
+]
+
+
+@pytest.mark.parametrize("options, said", PLANNED, ids=[" ".join(f"{name} {value}" for name, value in options.items()) or "one pass" for options, _ in PLANNED])
+def test_what_is_planned(options, said):
+    from replay import api, engine
+    from replay.cli import planned
+
+    settings, _, _ = api._settings((str(DEMO),), "http://127.0.0.1:9", dict(options))
+    plan = engine.plan([str(DEMO)], settings.selection, [], engine._fastpath.Stop())
+    assert planned.introduction(settings, plan)[1] == f"planned: {said}"
+
+
+@pytest.mark.parametrize(
+    "words, said",
+    [
+        ((), "9.36 s"), (("--duration", "2s"), "2 s (--duration; 9.36 s without)"), (("--duration", "20s"), "9.36 s"), (("--pace", "max"), "as long as it takes (pace max)"),
+        (("--pace", "max", "--duration", "2s"), "at most 2 s (--duration)"), (("--loop", "3", "--limit", "450", "--pace", "50/s", "--duration", "2s"), "2 s (--duration; 9 s without)"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
+)  # fmt: skip
+def test_how_long_a_run_would_take(words, said):
+    code, out, _ = replay("run", DEMO, *words)
+    assert code == 0 and re.search(r"^would take +(.*)$", out, re.MULTILINE)[1] == said
 
 
 @pytest.mark.parametrize("verb", ["show", "run", "inspect"])
@@ -283,6 +336,15 @@ def test_show_for_people_is_a_line_a_request():
     assert sum("[withheld: upgrade]" in line for line in lines) == 1
 
 
+def test_what_has_no_request_line_is_counted(tmp_path):
+    talk = endtoend.conversation([endtoend.request(b"/1"), b"\x01\x02 this is no request\r\n\r\n"], 0)
+    capture = endtoend.write(tmp_path / "a.pcap", talk)
+    code, out, error = replay("show", "--incomplete", capture)
+    assert code == 0 and len(out.splitlines()) == 1
+    assert "incomplete malformed 1 (1 of them without a request line, so without a line here)" in error
+    assert "of them" not in replay("show", capture)[2]
+
+
 def test_the_first_column_of_show_is_the_number_that_explain_takes():
     words = ("--path", "^/orders", "--incomplete", DEMO)
     rows = [json.loads(line) for line in replay("show", "--json", *words)[1].splitlines()]
@@ -343,6 +405,24 @@ def test_without_a_target_it_is_a_dry_run_that_ends_in_the_command_to_send():
     assert last.startswith("to send: ")
     assert shlex.split(last.removeprefix("to send: ")) == ["replay", "run", "-p", "50", "-H", "X-Run: a b", str(DEMO), "--to", "http://SHADOW:PORT"]
     assert len(out.splitlines()) <= 25
+
+
+def test_the_command_to_send_keeps_captures_that_look_like_options(tmp_path):
+    """Behind -- everything is a capture."""
+    for name in ("-x.pcap", "--dry-run"):
+        (tmp_path / name).write_bytes(DEMO.read_bytes())
+        done = subprocess.run([sys.executable, "-m", "replay", "run", "--dry-run", "--limit", "3", "--", name], capture_output=True, cwd=tmp_path, timeout=60)
+        words = shlex.split(done.stdout.decode().splitlines()[-1].removeprefix("to send: "))
+        assert words == ["replay", "run", "--to", "http://SHADOW:PORT", "--limit", "3", "--", name]
+
+
+def test_what_a_stop_leaves_to_do():
+    from replay import report
+
+    stopped = json.loads(replay("run", DEMO, "--json")[1]) | {"interrupted": True}
+    assert report.hint(stopped) == "the dry run was stopped; its numbers are of what had been read"
+    assert report.hint(stopped | {"dry_run": False}) == "the run was stopped before anything was sent"
+    assert "writes included" in report.hint(stopped | {"dry_run": False, "ledger": stopped["ledger"] | {"sent": 1}})
 
 
 def test_json_is_the_only_thing_on_standard_output_and_equals_the_report(tmp_path):

@@ -364,6 +364,7 @@ FAULTS = [  # bytes, code, a piece of the message, offset, packet, count, fatal,
     ("zstd of text", make.zstded(b"not a capture"), "unknown_format", "inside the compression", 0, None, 1, True, 0),
     ("gzip of gzip", make.gzipped(make.gzipped(PLAIN["pcap"])), "nested", "compressed twice", 0, None, 1, True, 0),
     ("zstd of gzip", make.zstded(make.gzipped(PLAIN["pcap"])), "nested", "compressed twice", 0, None, 1, True, 0),
+    ("zstd cut in its first block", make.zstded(PLAIN["pcap"])[:40], "cut", "the compressed data ends before its first block is whole", 0, None, 1, True, 0),
     ("gzip of nothing", make.gzipped(b""), "empty", "is empty", 0, None, 1, True, 0),
     ("gzip header damaged", b"\x1f\x8b\xff" + bytes(20), "compression", "damaged", None, None, 1, True, 0),
 ]
@@ -381,6 +382,33 @@ def test_faults_say_what_where_and_what_was_used(tmp_path, data, code, piece, of
     assert counters["packets"]["read"] == used
     error = str(as_error(fault))
     assert str(path) in error and fault["message"] in error
+
+
+JOINED = {f"pcap, {name}": make.pcap(PACKETS, **how) for name, how in (
+    ("little", {}), ("big", {"big_endian": True}), ("ns", {"nanoseconds": True}), ("ns, big", {"nanoseconds": True, "big_endian": True}), ("modified", {"modified": True})
+)}  # fmt: skip
+
+
+@pytest.mark.parametrize("packing", ["plain", "gzip"])
+@pytest.mark.parametrize("second", [*JOINED, "pcapng"])
+@pytest.mark.parametrize("first", [*JOINED, "pcapng"])
+def test_captures_that_are_joined_are_told(first, second, packing, tmp_path):
+    """cat a.pcap b.pcap, zcat a.pcap.gz b.pcap.gz: the first is used. Sections of pcapng may follow each other."""
+    every = JOINED | {"pcapng": make.pcapng(PACKETS)}
+    data = [every[first], every[second]]
+    rows, counters, faults = found(saved(tmp_path, b"".join(data) if packing == "plain" else b"".join(map(make.gzipped, data))))
+    if first == second == "pcapng":
+        assert (counters["packets"]["read"], faults) == (2 * len(PACKETS), [])
+        return
+    assert counters["packets"]["read"] == len(PACKETS) and len(rows) == len(PATHS)
+    (fault,) = faults
+    assert (fault["code"], fault["fatal"], fault["offset"], fault["packet"]) == ("corrupt", False, len(every[first]), len(PACKETS) + 1)
+    assert "another capture begins here" in fault["message"] and "give the files one by one" in fault["message"]
+
+
+def test_a_record_without_a_byte_is_no_capture(tmp_path):
+    empty = struct.pack("<IIII", 0xA1B2C3D4, 0x0004_0003, 0, 0) + struct.pack("<IIII", 1, 1, 0, 0)
+    assert found(saved(tmp_path, HEADER + empty + b"".join(map(make.pcap_record, PACKETS))))[1]["packets"]["read"] == len(PACKETS) + 2
 
 
 def test_what_is_no_file(tmp_path):

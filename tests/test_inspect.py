@@ -89,6 +89,23 @@ def test_the_card_counts_what_show_lists(case):
     assert endtoend.command("inspect", *captures).stdout
 
 
+@pytest.mark.parametrize("words", [["--methods", "POST"], ["-p", "10"], ["--methods", "GET", "-p", "50"], []], ids=" ".join)
+@pytest.mark.parametrize("case", ["demo", "packet-loss"])
+def test_shares_are_of_what_was_selected(case, words):
+    captures = endtoend.folder(case) if case != "demo" else [endtoend.DEMO]
+    card, rows = inspect(*words, *captures), [row for row in endtoend.show("--incomplete", *words, *captures) if not words or row.get("complete", True)]
+    assert card["listed"] == len(rows) > 0 and sum(card["rate"]["counts"]) <= len(rows)
+    assert card["hosts"] == collections.Counter(row["host"] for row in rows if row["host"]) and sum(card["endpoints"].values()) == len(rows)
+    assert card["shares"]["answered"] == sum(card["status"].values()) / len(rows)
+    assert card["requests"] == inspect(*captures)["requests"] and card["lost_estimated"] == inspect(*captures)["lost_estimated"]
+    if words:  # what is not whole is of every method, and no sample: it says nothing of the selected ones' mix
+        assert card["mix"]["distortion"]["points"] == 0
+    text = said(*words, *captures)
+    assert ("sampled out" in text) == ("-p" in words) == bool(card["sampled_out"]) and ("filtered" in text) == ("--methods" in words)
+    if words == ["--methods", "POST"] and case == "demo":
+        assert "customer:8080 83.3 %" in text and "POST /orders 83.3 %" in text
+
+
 def test_shares_and_tunnels():
     assert inspect(*endtoend.folder("tls"))["shares"]["tls"] == 1
     assert inspect(*endtoend.folder("http2"))["shares"]["http2"] > 0

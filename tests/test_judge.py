@@ -535,6 +535,12 @@ def test_endpoints_say_what_each_of_several_targets_did(tmp_path):
     assert whole["targets"][bad.url]["changed"] == 2 * got[bad.url] and whole["targets"][bad.url]["response_max_us"] == row["targets"][bad.url]["response_max_us"]
 
 
+def test_the_worst_endpoint_says_how_many_were_answered():
+    row = {"endpoint": "GET /a", "requests": 5, "answered": 1, "unanswered": 0, "dropped": 4, "known": 1, "changed": 1, "slower": 0, "compared": 0, "status_change": {"200>503": 1}}
+    assert hints.worst({"endpoints": [row]}) == ["GET /a  100 % changed (200>503 1) of 5, 1 answered"]
+    assert hints.worst({"endpoints": [row | {"answered": 5, "dropped": 0, "known": 5}]}) == ["GET /a  20 % changed (200>503 1) of 5"]
+
+
 # ---- damaged reports ----------------------------------------------------------------------------------------------------------------
 
 GONE = object()

@@ -209,6 +209,32 @@ def test_a_duration(tmp_path):
     assert 0.4 <= took < 3
 
 
+@pytest.mark.parametrize("end", ["duration", "stop-if", "interrupt"])
+def test_the_rate_of_a_run_that_was_ended_early(end, tmp_path):
+    """Asked is what was due until then: ten a second for a while, then hundreds. Nothing was late, so a gate on the rate passes."""
+    times = [i * 10**8 for i in range(20)] + [2 * 10**9 + i * 10**6 for i in range(2000)]
+    talks = [endtoend.conversation([endtoend.request(b"/%d" % i)], i % 20000, start_ns=10**18 + at) for i, at in enumerate(times)]
+    capture = endtoend.write(tmp_path / "dense.pcap", *talks)
+    gate = ("--fail-if", "rate.achieved < 0.9 * rate.asked")
+    with endtoend.Sink(tmp_path / "log") as sink:
+        words = ("run", capture, "--to", sink.url, "--loop", "3", "--json", *gate)
+        if end == "duration":
+            done = endtoend.command(*words, "--duration", "1s")
+        elif end == "stop-if":
+            done = endtoend.command(*words, "--stop-if", "ledger.answered > 7 and rate.achieved > 0.9 * rate.asked", code=1)
+        else:
+            run = endtoend.started(*words)
+            endtoend.until_logged(sink.log, 8)
+            run.send_signal(signal.SIGINT)
+            done = subprocess.CompletedProcess(words, None, run.communicate(timeout=endtoend.PATIENCE_S)[0])
+            assert run.returncode == 130
+    report = json.loads(done.stdout)
+    rate = report["rate"]
+    assert 7 < report["ledger"]["sent"] < 20 and report["ledger"]["by_reason"]["dropped"]["stopped"] > 0
+    assert rate["asked"] == pytest.approx(10, rel=0.01) and rate["achieved"] == pytest.approx(10, rel=0.1)
+    assert rate["planned_s"] is None and not report["gates"][0]["failed"]
+
+
 def test_only_safe_methods(tmp_path):
     rows, lines, report = replayed(tmp_path, [endtoend.DEMO], "--methods", "safe")
     every = endtoend.show(endtoend.DEMO)

@@ -96,6 +96,31 @@ def test_wrong_values(capture, option, value, word):
     assert word in endtoend.command("run", capture, option, value, code=2).stderr.decode()
 
 
+def test_a_start_from_python_is_read_like_that_of_the_command_line(capture):
+    import replay
+    from replay.engine import Replay
+    from replay.errors import UsageError
+    from replay.settings import Settings, target
+
+    with replay.sink() as url:
+        for value, word in (("2001-01-01T00:00:00Z", "has passed"), (1, "has passed"), (0, "has passed"), (time.time() - 5, "has passed"), ("+9d", "more than a week")):
+            with pytest.raises(UsageError, match=f"start_at: .*{word}"):
+                replay.run(capture, to=url, start_at=value)
+        for number in (False, True):
+            began = time.monotonic()
+            ledger = replay.run(capture, to=url, start_at=time.time() + 1 if number else "+1s", pace="max")["ledger"]
+            assert ledger["answered"] == ledger["selected"] > 0
+            assert time.monotonic() - began > 0.9
+        one = Replay(Settings((str(capture),), targets=(target(url),), start_at_ns=1))  # before the clock of the machine began: all is due at once
+        one.prepare()
+        one.start()
+        deadline = time.monotonic() + 20
+        while one.running and time.monotonic() < deadline:
+            one.wait(0.05)
+        one.stop()
+        assert sum(sender["answered"] for sender in one.result()["senders"]) == ledger["answered"]
+
+
 def test_a_shard_without_a_connection_is_no_error(tmp_path):
     capture = endtoend.unique(tmp_path / "a.pcap", 3)
     codes = []
@@ -111,10 +136,11 @@ def test_a_stop_before_the_start_ends_at_once(tmp_path):
     capture = endtoend.unique(tmp_path / "a.pcap", 3)
     with endtoend.Sink(tmp_path / "log") as sink:
         began = time.monotonic()
-        process = endtoend.started("run", "--json", capture, "--to", sink.url, "--start-at", "+60s")
+        process = endtoend.started("run", "--report", tmp_path / "r.json", capture, "--to", sink.url, "--start-at", "+60s")
         endtoend.wait_until(lambda: b"begins at" in process.stderr.readline() or None, "the plan")
         time.sleep(0.3)
         process.send_signal(signal.SIGINT)
         out, _ = process.communicate(timeout=20)
         assert process.returncode == 130 and time.monotonic() - began < 20
-        assert endtoend.balanced(json.loads(out))["ledger"]["sent"] == 0
+        assert endtoend.balanced(json.loads((tmp_path / "r.json").read_text()))["ledger"]["sent"] == 0
+        assert b"next: the run was stopped before anything was sent\n" in out  # and nothing of writes that would be sent again

@@ -777,7 +777,7 @@ def ask(where, data):
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 @pytest.mark.parametrize("listen", ["127.0.0.1:0", "[::1]:0", "localhost:0", ":0"])
 def test_command_counts(number, listen):
-    with command("--listen", listen, "--json", "--body", "3", "--status", "201") as process:
+    with command("--listen", listen, "--json", "--body", "0.003k", "--status", "201") as process:
         assert process.where[0] == {"[::1]:0": "::1", ":0": "0.0.0.0"}.get(listen, process.where[0])
         reply = b"HTTP/1.1 201 Created\r\nContent-Length: 3\r\n\r\nxxx"
         assert ask(process.where, GET * 2 + b"nonsense\r\n") == reply * 2 + BAD

@@ -7,13 +7,13 @@ import glob
 import os
 import stat
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from replay.capture.records import looks_like_records
 from replay.errors import CaptureError
 
-__all__ = ["as_error", "expand", "looks_like_capture"]
+__all__ = ["as_error", "expand", "looks_like_capture", "read_once"]
 
 EXPECTED = "expected pcap or pcapng, plain or compressed with gzip or zstd, Envoy tap files, or .gor"
 
@@ -44,6 +44,22 @@ def expand(words: Sequence[str]) -> tuple[list[str], list[CaptureError]]:
 def as_error(fault: Mapping[str, Any]) -> CaptureError:
     """A fault of `_fastpath.Capture.faults` as the error that a person reads."""
     return CaptureError(fault["path"], fault["message"], offset=fault["offset"], packet=fault["packet"])
+
+
+def read_once(paths: Iterable[str]) -> str | None:
+    """The first of the paths that cannot be read a second time, in words: standard input, a pipe (`<(…)`, a FIFO, /dev/stdin of a pipe), a socket, a device.
+
+    None when there is none; what is not there, or cannot be looked at, is no such."""
+    for path in paths:
+        if path == "-":
+            return "standard input (-)"
+        try:
+            mode = os.stat(path).st_mode
+        except (OSError, ValueError):
+            continue
+        if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+            return f"{path} ({'a pipe' if stat.S_ISFIFO(mode) else 'no file'})"
+    return None
 
 
 def looks_like_capture(path: str) -> bool:

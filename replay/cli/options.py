@@ -75,21 +75,9 @@ COUNT = Unit("N", _positive(units.count))
 COUNT_OR_0 = Unit("N", units.count)
 SEED = Unit("N", units.seed)
 HEAD_SIZE = Unit("SIZE", _positive(units.size, 256, 16 << 20))
-def _ahead(text: str) -> int:
-    """A moment that is still to come, `+10s` from now; ns since 1970."""
-    import time
-
-    now = time.time_ns()
-    moment = now + units.duration(text.strip()[1:]) if text.strip().startswith("+") else units.moment(text)
-    if moment < now:
-        raise ValueError(f"{text!r} has passed")
-    if moment - now > 7 * 86400 * 10**9:
-        raise ValueError(f"{text!r} is more than a week ahead")
-    return moment
-
-
+BODY_SIZE = Unit("SIZE", _positive(units.size, 0, 64 << 20))
 MOMENT = Unit("TIME", units.moment)
-AHEAD = Unit("TIME", _ahead)
+AHEAD = Unit("TIME", units.ahead)
 SHARD = Unit("I/N", units.shard)
 PACE = Unit("PACE", units.pace)
 CIDR = Unit("CIDR", network)

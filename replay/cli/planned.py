@@ -33,14 +33,14 @@ def introduction(settings: Settings, plan: Plan) -> list[str]:
         return [*lines, "the captures cannot be read ahead: how long it takes and how many writes there are is not known"]
     if plan.whole and not counts["packets"]["read"] and not counts["found"]:
         return lines  # nothing could be read, which is about to be told
+    copies, passes = _copies(settings, counts), _passes(settings, plan)
     about = "" if plan.whole else "about "
-    factor = 1.0 if plan.whole or not plan.share_read else 1 / plan.share_read
-    copies = _copies(settings, counts) * settings.loop
-    selected, writes = int(int(counts["selected"] * factor) * copies), int(int(counts["writes"] * factor) * copies)
-    lines.append(f"planned: {about}{selected:,} requests, {about}{writes:,} of them writes, {_planned(settings, plan)}")
+    roughly = about if passes == int(passes) else "about "
+    selected, writes = int(_selected(settings, plan) * copies), int(int(counts["writes"] * _factor(plan)) * passes * copies)
+    lines.append(f"planned: {about}{selected:,} requests, {roughly}{writes:,} of them writes, {_planned(settings, plan)}")
     if counts["gaps_cut"] and settings.pace.kind == "original":
-        passes = {key: counts[key] * settings.loop for key in ("gaps_cut", "gaps_cut_ns")}
-        lines.append(f"silences: {_silences(settings, passes)}")
+        cut = {key: int(counts[key] * passes) for key in ("gaps_cut", "gaps_cut_ns")}
+        lines.append(f"silences: {_silences(settings, cut)}")
     if plan.guard:
         lines.append("refused: the target is a server of this capture, nothing is sent (--allow-production, where that is meant)")
     return lines
@@ -49,6 +49,24 @@ def introduction(settings: Settings, plan: Plan) -> list[str]:
 def _few(words: tuple[str, ...]) -> list[str]:
     """Of a policy in words at most 20 lines."""
     return [*words] if len(words) <= 20 else [*words[:19], f"     … {len(words) - 19:,} more lines (replay policy FILE)"]
+
+
+def _factor(plan: Plan) -> float:
+    """What the numbers of a plan are multiplied by to be those of one pass."""
+    return 1.0 if plan.whole or not plan.share_read else 1 / plan.share_read
+
+
+def _selected(settings: Settings, plan: Plan) -> int:
+    """Requests of all passes, up to `--limit`. There are counts."""
+    assert plan.counts is not None
+    every = int(plan.counts["selected"] * _factor(plan)) * settings.loop
+    return every if settings.selection.limit is None else min(every, settings.selection.limit)
+
+
+def _passes(settings: Settings, plan: Plan) -> float:
+    """How often the captures are gone through: `--loop`, or until `--limit`, which may end in a pass."""
+    each = int(plan.counts["selected"] * _factor(plan)) if plan.counts is not None else 0
+    return _selected(settings, plan) / each if each else settings.loop
 
 
 def _copies(settings: Settings, counts: dict[str, Any]) -> float:
@@ -67,7 +85,7 @@ def duration(settings: Settings, plan: Plan) -> int | None:
     """How long it takes by the plan, in capture time at `original`; None when that is not known."""
     if plan.span_ns is None or settings.pace.kind != "original":
         return None
-    return plan.span_ns * settings.loop
+    return int(plan.span_ns * _passes(settings, plan))
 
 
 def asked(settings: Settings, plan: Plan) -> float | None:
@@ -83,14 +101,15 @@ def asked(settings: Settings, plan: Plan) -> float | None:
 def _planned(settings: Settings, plan: Plan) -> str:
     about = "" if plan.whole else "about "
     if settings.pace.kind == "max":
-        return "as fast as answers come"
+        most = "" if settings.duration_ns is None else f", {units.show_duration(settings.duration_ns)} at most (--duration)"
+        return f"as fast as answers come{most}"
     if settings.pace.kind == "rate" and plan.counts is not None:
-        ns = plan.counts["selected"] / (1.0 if plan.whole or not plan.share_read else plan.share_read) * settings.loop / settings.pace.value * 1e9
+        ns = _selected(settings, plan) / settings.pace.value * 1e9
     else:
-        ns = (plan.span_ns or 0) * settings.loop / settings.pace.value
-    if settings.duration_ns is not None and settings.duration_ns < ns:
-        return f"{units.show_duration(settings.duration_ns)} (--duration; {about}{units.show_duration(ns)} without)"
-    return f"{about}{units.show_duration(ns)}"
+        passes = _passes(settings, plan)
+        about = about if passes == int(passes) else "about "
+        ns = (plan.span_ns or 0) * passes / settings.pace.value
+    return report.duration_text(ns, settings.duration_ns, about)
 
 
 def notes(settings: Settings, found: dict[str, Any]) -> list[str]:

@@ -98,14 +98,21 @@ def run(ctx: click.Context, /, captures: tuple[str, ...], to: tuple[str, ...], q
         _writable("--report", given["report_file"])
         _writable("--html", given["html_file"])
         words = sys.argv[1:]
-        sends = [word for word in words if word not in ("--dry-run", "--no-dry-run")]
-        sends += [] if targets else ["--to", "http://SHADOW:PORT"]
-        sends += ["--no-dry-run"] if given["dry_run"] and "--dry-run" not in words else []  # it stands in a configuration
+        more = [] if targets else ["--to", "http://SHADOW:PORT"]
+        more += ["--no-dry-run"] if given["dry_run"] and "--dry-run" not in words else []  # it stands in a configuration
+        sends = _sending(words, more)
         code = perform(
             settings, words=words, sends=sends, log=log, lines=lines, gates=gates, report_file=given["report_file"], as_json=given["as_json"], quiet=quiet,
             metrics=given["metrics"], html_file=given["html_file"],
         )
     ctx.exit(code)
+
+
+def _sending(words: list[str], more: list[str]) -> list[str]:
+    """The words of a dry run as those that send, with `more`: at their end, or in front of all options where `--` says that captures follow."""
+    end = words.index("--") if "--" in words else len(words)
+    options = [word for word in words[:end] if word not in ("--dry-run", "--no-dry-run")]
+    return [*options, *more] if end == len(words) else [*options[:1], *more, *options[1:], *words[end:]]
 
 
 def perform(

@@ -7,9 +7,8 @@ from typing import Any, TypeVar
 
 import click
 
-from replay import units
+from replay import settings, units
 from replay.cli import options
-from replay.errors import UsageError
 from replay.settings import Target, Tls
 
 __all__ = ["RING", "apart", "between", "sending", "target_options", "told", "tls"]
@@ -103,11 +102,4 @@ def apart(ctx: click.Context, given: dict[str, Any], captures: tuple[str, ...] =
 
 def tls(given: dict[str, Any], targets: tuple[Target, ...]) -> Tls:
     """Of the values of the options. Raises UsageError."""
-    found = Tls(given["cacert"], given["cert"], given["key"], given["sni"], given["insecure"])
-    if found != Tls() and targets and not any(one.scheme == "https" for one in targets):
-        raise UsageError("--cacert, --cert, --key, --sni and --insecure are for https targets, and there is none")
-    if found.key is not None and found.cert is None:
-        raise UsageError("--key: without --cert there is nothing that it belongs to")
-    if found.insecure and found.cacert is not None:
-        raise UsageError("--insecure and --cacert: the first trusts everybody; leave one out")
-    return found
+    return settings.tls(Tls(given["cacert"], given["cert"], given["key"], given["sni"], given["insecure"]), targets)

@@ -49,7 +49,7 @@ def show(ctx: click.Context, /, captures: tuple[str, ...], as_json: bool, incomp
 
     before = signal.signal(signal.SIGINT, interrupt)
     try:
-        _print(listing, selection, as_json)
+        listed = _print(listing, selection, as_json)
     except BrokenPipeError:  # whoever read this has seen enough
         gone = True
         close_stdout()
@@ -61,14 +61,16 @@ def show(ctx: click.Context, /, captures: tuple[str, ...], as_json: bool, incomp
         signal.signal(signal.SIGINT, before)
     if gone:
         return
-    bad = _tell(listing, quiet, verbose)
+    bad = _tell(listing, quiet, verbose, listed if incomplete else None)
     if interrupted:
         ctx.exit(130)
     if bad or listing.errors:
         ctx.exit(4)
 
 
-def _print(listing: Listing, selection: Selection, as_json: bool) -> None:
+def _print(listing: Listing, selection: Selection, as_json: bool) -> int:
+    """The number of lines of requests that are not whole."""
+    listed = 0
     out = sys.stdout.buffer
     held: list[bytes] = []
     size = 0
@@ -76,6 +78,7 @@ def _print(listing: Listing, selection: Selection, as_json: bool) -> None:
     interactive = sys.stdout.isatty()
     for row in listing:
         line = encode(row)
+        listed += row["incomplete"] is not None
         held.append(line)
         size += len(line)
         if size > _WRITE or interactive:
@@ -86,6 +89,7 @@ def _print(listing: Listing, selection: Selection, as_json: bool) -> None:
             size = 0
     out.write(b"".join(held))
     out.flush()
+    return listed
 
 
 def _json_line(selection: Selection) -> Any:
@@ -183,8 +187,8 @@ def _text_line(row: dict[str, Any]) -> bytes:
     return (" ".join(words) + "\n").encode("utf-8", "replace")
 
 
-def _tell(listing: Listing, quiet: bool, verbose: bool) -> bool:
-    """Faults and totals on standard error. True when a capture could not be used."""
+def _tell(listing: Listing, quiet: bool, verbose: bool, listed: int | None) -> bool:
+    """Faults and totals on standard error. True when a capture could not be used. listed: lines of requests that are not whole, with --incomplete."""
     bad = False
     for fault in listing.faults:
         bad = bad or fault["fatal"]
@@ -198,6 +202,8 @@ def _tell(listing: Listing, quiet: bool, verbose: bool) -> bool:
 
     names = ("filtered", "withheld", "sampled_out", "incomplete")
     line = f"found {counts['found']:,}" + "".join(reasons(name.replace("_", " "), counts[name]) for name in names)
+    if listed is not None and (bare := sum(counts["incomplete"].values()) - listed) > 0:
+        line += f" ({bare:,} of them without a request line, so without a line here)"
     if counts["lost_estimated"]:
         line += f"; lost without a trace about {counts['lost_estimated']:,}"
     print(line, file=sys.stderr)

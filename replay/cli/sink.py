@@ -74,7 +74,7 @@ def _fail(message: str) -> None:
 @click.option("--listen", default="127.0.0.1:8080", show_default=True, metavar="ADDRESS:PORT", help="Port 0: any that is free.")
 @click.option("--status", default=200, show_default=True, type=click.IntRange(200, 599), help="Of each reply.")
 @click.option("--delay", type=options.DURATION, default="0ms", show_default=True, help="Reply so long after the request, such as 5ms.")
-@click.option("--body", default=0, show_default=True, type=click.IntRange(0, 1 << 26), metavar="BYTES", help="Length of each reply's body.")
+@click.option("--body", default="0", show_default=True, type=options.BODY_SIZE, help="Length of each reply's body, at most 64MiB.")
 @click.option("--misbehave", type=click.Choice(["close", "reset", "stall", "never", "slow"]),
               help="Close or reset instead of a reply, accept and never read, never answer, or answer a byte each 100 ms.")  # fmt: skip
 @click.option("--every", default=1, show_default=True, type=click.IntRange(1), metavar="N", help="Misbehave at each Nth request (stall: connection) only.")

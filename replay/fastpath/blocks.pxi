@@ -572,7 +572,7 @@ cdef class Capture(PacketSource):
         elif f.inflate_failed:
             pass
         elif cut or (left and (f.format != FORMAT_UNKNOWN or walk_prefix(f.window + f.at, left))):
-            walk_note(f, FAULT_CUT_HEADER, f.base + f.at, left, f.format == FORMAT_PCAPNG)
+            walk_note(f, FAULT_CUT_HEADER, f.base + f.at, left, 2 if cut and not left else f.format == FORMAT_PCAPNG)
         elif left:
             walk_unknown(f)
         else:

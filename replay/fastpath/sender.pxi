@@ -186,7 +186,7 @@ cdef class Sender:
                 s.marks.base_ns = s.base_ns
             if self.start_at_ns:
                 s.pacer.started = True
-                s.pacer.start_ns = self.start_at_ns - s.base_ns
+                s.pacer.start_ns = self.start_at_ns - s.base_ns if self.start_at_ns > s.base_ns else 0    # before this clock began: at once
                 atomic_set(&s.ledger.start_ns, self.start_at_ns)
             slack = prctl(PR_GET_TIMERSLACK)
             prctl(PR_SET_TIMERSLACK, <unsigned long>1)           # of this thread: due times are kept to some microseconds

@@ -235,6 +235,17 @@ cdef bint walk_is_magic(uint32_t magic) noexcept nogil:
     return magic == 0xA1B2C3D4U or magic == 0xD4C3B2A1U or magic == 0xA1B23C4DU or magic == 0x4D3CB2A1U or magic == 0xA1B2CD34U or magic == 0x34CDB2A1U
 
 
+cdef bint walk_another(const uint8_t* p) noexcept nogil:
+    """True when 12 bytes where a record or block should begin are the beginning of a capture: files that were joined (`cat`).
+
+    A pcap header reads as a record without a byte (its time zone is 0), so its version counts too; a section header as one that is far too long."""
+    cdef uint32_t magic = blocks_load32(p, 0)
+    cdef bint swapped = magic == 0xD4C3B2A1U or magic == 0x4D3CB2A1U or magic == 0x34CDB2A1U
+    if magic == 0x0A0D0D0A:
+        return blocks_load32(p + 8, 0) == 0x1A2B3C4D or blocks_load32(p + 8, 0) == 0x4D3C2B1A
+    return walk_is_magic(magic) and blocks_load16(p + 4, swapped) == 2 and blocks_load16(p + 6, swapped) == 4
+
+
 cdef bint walk_prefix(const uint8_t* p, int64_t n) noexcept nogil:
     """True when n bytes, fewer than a header, are the beginning of a capture."""
     cdef const uint8_t* known = b"\xd4\xc3\xb2\xa1\xa1\xb2\xc3\xd4\x4d\x3c\xb2\xa1\xa1\xb2\x3c\x4d\x34\xcd\xb2\xa1\xa1\xb2\xcd\x34\x0a\x0d\x0d\x0a\x28\xb5\x2f\xfd\x1f\x8b\x08\x00"
@@ -334,10 +345,15 @@ cdef int walk_pcap(BlockFile* f, Packet* out, int most, int64_t limit) noexcept 
             other = caplen
             caplen = wirelen
             wirelen = other
-        if caplen > WALK_CAPLEN:
-            f.number = number
-            walk_fail(f, FAULT_CAPLEN, at, caplen, 0)
-            break
+        if caplen == 0 or caplen > WALK_CAPLEN:
+            if walk_another(p):
+                f.number = number
+                walk_fail(f, FAULT_CAPLEN, at, caplen, 1)
+                break
+            if caplen:
+                f.number = number
+                walk_fail(f, FAULT_CAPLEN, at, caplen, 0)
+                break
         if end - at - record < caplen:
             break
         if f.mapped >= 0 and caplen:
@@ -470,6 +486,9 @@ cdef int walk_pcapng(BlockFile* f, Packet* out, int most, int64_t limit) noexcep
                 walk_fail(f, FAULT_SECTION, f.at, id, 0)
                 break
             f.swapped = id == 0x4D3C2B1A
+        elif kind > 0xFFFF and walk_another(p):       # no block of ours has such a type
+            walk_fail(f, FAULT_CAPLEN, f.at, 0, 1)
+            break
         total = blocks_load32(p + 4, f.swapped)
         if total < 12:
             walk_fail(f, FAULT_BLOCK_SHORT, f.at, total, 0)
@@ -583,8 +602,10 @@ FAULT_TEXT = (
     ("compression", None, lambda a, b, first: "the compressed data is damaged here; what comes out before it was used, make the file anew or copy it again"),
     ("trailing", False, lambda a, b, first: "bytes that are no compressed data follow the last member; they were ignored"),
     ("cut", None, lambda a, b, first: "the file ends inside a packet or block" + (f" ({a} bytes of it are there)" if a else "") + "; what precedes was used"),
-    ("cut", None, lambda a, b, first: f"the file ends inside its header ({a} of {'at least 28' if b else 24} bytes); nothing could be used, record it again"),
-    ("corrupt", None, lambda a, b, first: f"a captured length of {a} bytes, at most {WALK_CAPLEN} are sane; what precedes was used, the rest of the file is lost"),
+    ("cut", None, lambda a, b, first: "the compressed data ends before its first block is whole; nothing could be used, make the file anew or copy it again" if b == 2 else
+        f"the file ends inside its header ({a} of {'at least 28' if b else 24} bytes); nothing could be used, record it again"),
+    ("corrupt", None, lambda a, b, first: "another capture begins here: files that were joined (cat, zcat) are no capture; what precedes was used, give the files one by one" if b else
+        f"a captured length of {a} bytes, at most {WALK_CAPLEN} are sane; what precedes was used, the rest of the file is lost"),
     ("corrupt", None, lambda a, b, first: f"a block length of {a}, at least 12 were expected; what precedes was used, the rest of the file is lost"),
     ("corrupt", None, lambda a, b, first: f"a block says {a} as its length at its beginning and {b} at its end; what precedes was used, the rest of the file is lost"),
     ("corrupt", None, lambda a, b, first: f"a section header without the byte order magic 1a2b3c4d (found {a:08x}); what precedes was used, the rest of the file is lost"),

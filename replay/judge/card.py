@@ -23,7 +23,10 @@ _BLOCKS = " ▁▂▃▄▅▆▇█"
 
 
 class Card:
-    """Fed with rows of a listing (incomplete ones too) and then with its counters. name: gives the endpoint of a method and a target."""
+    """Fed with rows of a listing (incomplete ones too) and then with its counters. name: gives the endpoint of a method and a target.
+
+    What is selected is selected among whole requests; those that are not whole (`parts`) are listed whatever they are, and belong to the picture only where
+    nothing was left out."""
 
     def __init__(self, name: Callable[[bytes, bytes], bytes]) -> None:
         self._name = name
@@ -32,18 +35,23 @@ class Card:
         self.hosts: Counter[bytes] = Counter()
         self.endpoints: Counter[bytes] = Counter()
         self.status: Counter[int] = Counter()
+        self.parts: tuple[Counter[bytes], Counter[bytes], Counter[int]] = (Counter(), Counter(), Counter())  # hosts, endpoints, status of those not whole
         self.times: Counter[int] = Counter()
         self.bytes = 0
         self.bodies_cut = 0
         self.bodies = 0
         self.rows = 0
+        self.whole = 0
 
     def add(self, row: dict[str, Any]) -> None:
         """One request, whole or not."""
         self.rows += 1
         method, size = row["method"], _size(row)
         self.heads.add(method, size)
-        if row["incomplete"] is None:
+        whole = row["incomplete"] is None
+        hosts, endpoints, status = (self.hosts, self.endpoints, self.status) if whole else self.parts
+        if whole:
+            self.whole += 1
             self.found.add(method, size)
             self.times[row["ts_ns"] // STEP_NS] += 1
             if len(self.times) > _MOST_KEYS * 50:
@@ -52,16 +60,17 @@ class Card:
         if size != SIZES[0][0]:
             self.bodies += 1
             self.bodies_cut += row["incomplete"] == "cut_by_snaplen"
-        if row["host"] is not None or row["incomplete"] is None:
-            _count(self.hosts, row["host"] if row["host"] is not None else b"(none)")
-        _count(self.endpoints, self._name(method, row["target"]))
+        if row["host"] is not None or whole:
+            _count(hosts, row["host"] if row["host"] is not None else b"(none)")
+        _count(endpoints, self._name(method, row["target"]))
         if row["status"]:
-            self.status[row["status"]] += 1
+            status[row["status"]] += 1
 
     def add_groups(self, groups: Iterable[tuple[bytes, bytes, bytes | None, int | None, int, int, int]], steps: Mapping[int, int]) -> None:
         """Many whole requests at once, as `_fastpath.tally` counts them with the ends of `SIZES` and `STEP_NS`."""
         for method, endpoint, host, status, at, count, size_bytes in groups:
             self.rows += count
+            self.whole += count
             size = SIZES[at][0]
             self.heads.add(method, size, count)
             self.found.add(method, size, count)
@@ -77,9 +86,13 @@ class Card:
 
     def as_dict(self, counts: dict[str, Any]) -> dict[str, Any]:
         """The object that `replay inspect --json` prints. counts: of the ingest."""
-        estimate = loss.estimate(counts, self.rows, self.bytes)
         incomplete = sum(counts["incomplete"].values())
         messages = counts["found"] + incomplete
+        estimate = loss.estimate(counts, messages, round(self.bytes * messages / max(self.rows, 1)))
+        hosts, endpoints, status, heads, listed = self.hosts, self.endpoints, self.status, self.found, self.whole
+        if not counts["filtered"] and not counts["sampled_out"]:
+            hosts, endpoints, status = hosts + self.parts[0], endpoints + self.parts[1], status + self.parts[2]
+            heads, listed = self.heads, self.rows
         connections = counts["connections"]
         packets = counts["packets"]
         card: dict[str, Any] = {
@@ -104,17 +117,19 @@ class Card:
                 "incomplete": _share(incomplete, messages),
                 "withheld": _share(sum(counts["withheld"].values()), counts["found"]),
                 "repeated": _share(counts["repeated"], counts["segments"]),
-                "answered": _share(sum(self.status.values()), self.rows),
+                "answered": _share(sum(status.values()), listed),
             },
             "withheld": counts["withheld"],
             "filtered": counts["filtered"],
+            "sampled_out": counts["sampled_out"],
+            "listed": listed,
             "other": counts["other"],
             "gaps": {"count": counts["gaps"], "bytes": counts["gap_bytes"], "largest": counts["gap_largest"]},
             "overlap_conflicts": counts["overlap_conflict"],
-            "mix": loss.distortion(self.found, self.heads),
-            "hosts": _top(self.hosts),
-            "endpoints": _top(self.endpoints, 20),
-            "status": {str(code): count for code, count in sorted(self.status.items())},
+            "mix": loss.distortion(self.found, heads),
+            "hosts": _top(hosts),
+            "endpoints": _top(endpoints, 20),
+            "status": {str(code): count for code, count in sorted(status.items())},
             "rate": self._rate(),
         }
         card["hints"] = hints(card)
@@ -228,7 +243,6 @@ def text(card: dict[str, Any]) -> list[str]:
     """The card in lines."""
     packets, shares, n = card["packets"], card["shares"], card["requests"]
     first, last = card["first_ns"], card["last_ns"]
-    known = max(n, 1) + sum(card["incomplete"].values())
     lines = []
 
     def line(name: str, words: str) -> None:
@@ -254,14 +268,16 @@ def text(card: dict[str, Any]) -> list[str]:
         line("withheld", _counts(card["withheld"]))
     if card["filtered"]:
         line("filtered", _counts(card["filtered"]))
+    if card["sampled_out"]:
+        line("sampled out", _counts(card["sampled_out"]))
     if card["rate"]["counts"]:
         rate = card["rate"]
         line("rate", f"{chart(rate['counts'])} {show_rate(rate['mean'])} on average, {show_count(rate['peak'])} in the busiest second")
     for key, what in (("method", "methods"), ("size", "bodies")):
         rows = [f"{name} {_percent(one['found'])}" + (f" ({_percent(one['estimated'])})" if abs(one["found"] - one["estimated"]) >= 0.005 else "") for name, one in card["mix"][key].items()]
         line(what, ", ".join(rows[:8]))
-    line("hosts", _shares(card["hosts"], known))
-    line("endpoints", _shares(card["endpoints"], known, 6))
+    line("hosts", _shares(card["hosts"], card["listed"]))
+    line("endpoints", _shares(card["endpoints"], card["listed"], 6))
     line("status", _shares(card["status"], sum(card["status"].values())) + f" (of {_percent(shares['answered'])} a reply is known)" if card["status"] else "")
     if card["mix"]["distortion"]["points"] >= 0.5:
         lines.append(f"{'':<12} in brackets: an estimate of production's share, where loss distorts it")

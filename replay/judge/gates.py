@@ -92,7 +92,7 @@ _SCHEMA: dict[str, Any] = {
     "status_known": _COUNT,
     "status_same": _COUNT,
     **dict.fromkeys(("latency_us", "service_us", "lag_us", "production_us", "response_us"), _QUANTILES),
-    "rate": {"asked": "rate", "achieved": "rate", "planned_s": "s"},
+    "rate": {"asked": "rate", "achieved": "rate", "planned_s": "s", "duration_s": "s"},
     "connections": _COUNT,
     "other": _OTHER,
     "gaps": {"count": _COUNT, "bytes": _COUNT},

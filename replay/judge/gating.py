@@ -64,7 +64,7 @@ class Gates:
         return [outcome.as_dict() for outcome in found]
 
 
-def parsed(fail_if: tuple[str, ...], stop_if: tuple[str, ...], allow_empty: bool) -> Gates:
+def parsed(fail_if: tuple[str, ...], stop_if: tuple[str, ...], allow_empty: bool = False) -> Gates:
     """Raises UsageError that names the option."""
 
     def each(option: str, texts: tuple[str, ...]) -> list[gates.Gate]:

@@ -35,7 +35,8 @@ def worst(report: dict[str, Any], most: int = _MOST) -> list[str]:
         if row["slower"] and row["compared"] and row["slower"] / row["compared"] >= _LEAST_SHARE:
             words.append(f"{_percent(row['slower'], row['compared'])} slower (p50 {_us(row['production_us']['p50'])} > {_us(row['response_us']['p50'])})")
         if words and len(lines) < most:
-            lines.append(f"{row['endpoint']}  {', '.join(words)} of {show_count(row['requests'])}{_where(row)}")
+            answered = f", {show_count(row['answered'])} answered" if row["dropped"] else ""
+            lines.append(f"{row['endpoint']}  {', '.join(words)} of {show_count(row['requests'])}{answered}{_where(row)}")
     return lines
 
 

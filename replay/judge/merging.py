@@ -122,11 +122,13 @@ def _rate(reports: list[dict[str, Any]], whole: dict[str, Any]) -> dict[str, Any
 
     limits = list(dict.fromkeys(one["rate"]["limited_by"] for one in reports if one["rate"]["limited_by"]))
     planned = [one["rate"]["planned_s"] for one in reports if one["rate"].get("planned_s") is not None]
+    most = [one["rate"]["duration_s"] for one in reports if one["rate"].get("duration_s") is not None]
     return {
         "asked": of("asked"),
         "achieved": of("achieved"),
         "limited_by": ", ".join(limits) or None,
         "planned_s": (max(planned) if beside else sum(planned)) if planned else None,
+        "duration_s": (max(most) if beside else sum(most)) if len(most) == len(reports) else None,
     }
 
 

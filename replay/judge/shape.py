@@ -110,7 +110,7 @@ _REPORT: dict[str, Any] = {
     "gaps": {"count": "count", "bytes": "count"},
     "silences_cut": {"count": "count", "total_ns": "count"},
     **dict.fromkeys(("latency_us", "service_us", "lag_us", "production_us", "response_us"), _TIMES),
-    "rate": {"asked": "number?", "achieved": "number?", "limited_by": "text?", "planned_s": "number?"},
+    "rate": {"asked": "number?", "achieved": "number?", "limited_by": "text?", "planned_s": "number?", "duration_s?": "number?"},
     "targets": _Each(_TARGET),
     **dict.fromkeys(("dry_run", "interrupted", "guard", "never_connected"), "flag"),
     "captured": dict.fromkeys(("first_ns", "last_ns", "first_packet_ns", "last_packet_ns"), "time?"),
