@@ -10,7 +10,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 SOURCES := setup.py pyproject.toml MANIFEST.in $(shell find replay -name '*.py' -o -name '*.py[xi]' -o -name '*.px[di]' -o -name '*.h' -o -name '*.pcap' -o -name py.typed)
 PYTEST_ARGS ?=
-# Which may leave nothing to one of the two halves.
+# Which may leave nothing to one of the three parts.
 SOME := $(if $(PYTEST_ARGS),|| [ $$? -eq 5 ])
 SLOW := $(if $(CI),, and not slow)
 
@@ -26,8 +26,9 @@ example: $(VENV)/.built
 
 # Safe path: processes that the tests start see the installed package, never the checkout.
 test: lint stubtest sanitize
-	PYTHONSAFEPATH=1 $(BIN)/pytest -n auto --dist loadgroup -m "not alone$(SLOW)" $(PYTEST_ARGS) $(SOME)
-	PYTHONSAFEPATH=1 $(BIN)/pytest -m "alone$(SLOW)" $(PYTEST_ARGS) $(SOME)
+	PYTHONSAFEPATH=1 $(BIN)/pytest -n auto -m "not alone$(SLOW)" $(PYTEST_ARGS) $(SOME)
+	PYTHONSAFEPATH=1 $(BIN)/pytest -n 2 --dist loadfile -m "apart$(SLOW)" $(PYTEST_ARGS) $(SOME)
+	PYTHONSAFEPATH=1 $(BIN)/pytest -m "alone and not apart$(SLOW)" $(PYTEST_ARGS) $(SOME)
 
 $(VENV)/.made:
 	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "Python 3.11 or newer is needed, this is %d.%d; name another with make PYTHON=..." % sys.version_info[:2])'

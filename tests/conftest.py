@@ -18,11 +18,17 @@ MAY_SKIP = (
 # Tests that count on the machine's time: they run one after the other, with nothing beside them (`alone`). All others bear company.
 ALONE = frozenset("benchmarks replay_sink tap tap_bounds tap_daemon tap_kernel tap_load tap_mends tap_netns tap_refuses tap_soak".split())
 
+# Of these, those that wait most of the time, each in network namespaces of its own: a file beside the other (`apart`).
+APART = frozenset(("tap_netns", "tap_refuses"))
+
 
 def pytest_collection_modifyitems(items):
     for item in items:
-        if pathlib.Path(item.path).stem.removeprefix("test_") in ALONE:
+        name = pathlib.Path(item.path).stem.removeprefix("test_")
+        if name in ALONE:
             item.add_marker("alone")
+        if name in APART:
+            item.add_marker("apart")
 
 
 def forbid_skip(report):

@@ -312,10 +312,8 @@ def run(*command, **more):
     return done.stdout + done.stderr
 
 
-@pytest.fixture(scope="session")
-def sdist(tmp_path_factory):
+def make_sdist(folder):
     """An sdist built from the committed files, as a release is."""
-    folder = tmp_path_factory.mktemp("sdist")
     for path in committed():
         if path.is_file():
             target = folder / "source" / path.relative_to(ROOT)
@@ -326,9 +324,7 @@ def sdist(tmp_path_factory):
     return archive
 
 
-@pytest.mark.slow
-@pytest.mark.xdist_group("wheel")  # built once
-def test_sdist_holds_all_that_a_build_needs(sdist):
+def holds_all_that_a_build_needs(sdist):
     with tarfile.open(sdist) as archive:
         names = {name.split("/", 1)[1] for name in archive.getnames() if "/" in name}
     wanted = {
@@ -346,10 +342,8 @@ def clean():
     return {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "CFLAGS")}
 
 
-@pytest.fixture(scope="session")
-def wheel(sdist, tmp_path_factory):
+def make_wheel(sdist, folder):
     """(wheel, what pip said), built from the unpacked sdist."""
-    folder = tmp_path_factory.mktemp("wheel")
     with tarfile.open(sdist) as archive:
         archive.extractall(folder / "unpacked", filter="data")
     (source,) = (folder / "unpacked").iterdir()
@@ -358,22 +352,17 @@ def wheel(sdist, tmp_path_factory):
     return found, log
 
 
-@pytest.mark.slow
-@pytest.mark.xdist_group("wheel")  # built once
-def test_auditwheel_accepts_what_pip_wheel_makes(wheel, tmp_path):
+def auditwheel_accepts(wheel, tmp_path):
     """The wheel needs nothing of this machine but libc: auditwheel gives it a manylinux tag."""
     path = {"PATH": f"{pathlib.Path(sys.executable).parent}:{os.environ['PATH']}"}
-    repaired = subprocess.run([sys.executable, "-m", "auditwheel", "repair", "-w", tmp_path, wheel[0]], capture_output=True, text=True, env=os.environ | path)
+    repaired = subprocess.run([sys.executable, "-m", "auditwheel", "repair", "-w", tmp_path, wheel], capture_output=True, text=True, env=os.environ | path)
     assert repaired.returncode == 0, repaired.stderr
     (found,) = tmp_path.glob("*.whl")
     assert "manylinux" in found.name
 
 
-@pytest.mark.slow
-@pytest.mark.xdist_group("wheel")  # built once
-def test_wheel_from_the_sdist_installs_and_runs(wheel, tmp_path):
+def installs_and_runs(wheel, log, tmp_path):
     """Without a word from the compiler, and run far from any checkout."""
-    wheel, log = wheel
     noise = [line for line in log.splitlines() if re.search(r"(?i)\bwarning: |performance hint", line) and "-W" not in line.split("warning:")[0]]
     ours = [line for line in noise if "replay/" in line]
     assert not ours, "\n".join(ours)
@@ -387,3 +376,15 @@ def test_wheel_from_the_sdist_installs_and_runs(wheel, tmp_path):
         assert (installed / name).exists(), name
     assert not list(installed.rglob("*.pxi")) and not list(installed.rglob("*.c"))
     run(tmp_path / "venv" / "bin" / "replay", "demo", cwd=tmp_path, env=clean())
+
+
+@pytest.mark.slow
+def test_sdist_and_wheel(tmp_path):
+    """One test, so that both are built once, whichever processes share the tests out."""
+    for name in ("sdist", "wheel", "repaired", "installed"):
+        (tmp_path / name).mkdir()
+    sdist = make_sdist(tmp_path / "sdist")
+    holds_all_that_a_build_needs(sdist)
+    wheel, log = make_wheel(sdist, tmp_path / "wheel")
+    auditwheel_accepts(wheel, tmp_path / "repaired")
+    installs_and_runs(wheel, log, tmp_path / "installed")
