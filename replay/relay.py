@@ -248,8 +248,9 @@ class Relay:
             for key, mask in self._selector.select(timeout):
                 if key.fileobj is self._woken:
                     self._woken.recv(64)
-                elif key.fileobj is self._listener:
-                    self._accept()
+                elif key.data is None:  # the listener, unless a pair before it in this turn ended it
+                    if key.fileobj is self._listener:
+                        self._accept()
                 else:
                     pair, side = key.data
                     if pair in self._pairs:

@@ -226,3 +226,30 @@ def test_the_guard_holds_for_https(certificates, tmp_path):
     assert report["guard"] and not server.seen
     with pytest.raises(UsageError):
         relay.context(Tls(cacert="/nowhere"))
+
+
+def test_a_listener_that_a_connection_of_the_same_turn_ended():
+    """Its own event comes behind that one, and the thread goes on."""
+    one = relay.Relay(target("unix:/nowhere/at-all"), Tls(), [], 0.1)
+    one._listen()
+    real, key = one._selector, one._selector.get_key(one._listener)
+
+    class Turn:
+        """One turn in which the listener's event comes when the listener is gone; then the real one's."""
+
+        def select(self, timeout):
+            one._selector = real
+            real.unregister(one._listener)
+            one._listener.close()
+            one._listener = None
+            one._next_try = time.monotonic() + 0.2
+            return [(key, 1)]
+
+    one._selector.register(one._woken, 1, None)
+    one._selector = Turn()
+    one._thread.start()
+    time.sleep(0.5)
+    try:
+        assert one._thread.is_alive() and one.failed  # it tries again
+    finally:
+        one.stop()
