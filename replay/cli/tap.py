@@ -336,7 +336,7 @@ def _run(ctx: click.Context, tap: Tap, given: dict[str, Any], early: Early, *, q
         def apply(fresh: dict[str, Any]) -> None:
             tap.reload(_settings(ctx, fresh))
 
-        if again.files() or any(given[name] is not None for name in ("cacert", "cert", "key")):
+        if again.files():
             reloads = Reloads(lambda: again.again(apply), again.files)
         rotate = tap.rotate if given["record"] or given["results"] or given["access_log"] else None
         service = Service(tap, reloads=reloads, notifier=notifier, status=status_line, ledger=live_lines, flush=log.flush, rotate=rotate, tell=_tell)
